@@ -1,0 +1,70 @@
+"""Options that every subcommand shares, and what each does with them first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel="Common")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", rich_help_panel="Common")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only results and errors.", rich_help_panel="Common")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one line.", rich_help_panel="Common")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.", rich_help_panel="Common")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="PATH|-", help="Also write the result as JSON.", rich_help_panel="Common")
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option("--pretrained", metavar="TAG|FILE", help="open_clip tag, or a .safetensors / state-dict file."),
+]
+
+_debug = False
+
+
+def start(*, quiet: bool = False, debug: bool = False) -> None:
+    """First line of every command: apply the common switches."""
+    global _debug
+    from ovstrans import console
+
+    _debug = debug
+    console.set_quiet(quiet)
+
+
+def debugging() -> bool:
+    """Whether --debug was given."""
+    return _debug
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`; InputError where it is not there."""
+    import torch
+
+    from ovstrans.errors import InputError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and name.split(":")[0] != "cuda":
+        raise InputError(f"--device {name}: unknown; use auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: {error}") from error
+
+
+def emit_json(destination: str | None, value: Any, *, force: bool = False) -> None:
+    """Write `value` to a file, or to stdout for "-"; nothing where no destination is given."""
+    from ovstrans import console, files
+
+    if destination is None:
+        return
+    if destination == "-":
+        console.show(files.json_text(value))
+    else:
+        files.write_json(files.check_output(Path(destination), force=force), value)
