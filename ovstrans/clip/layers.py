@@ -1,0 +1,67 @@
+"""Which tensors of an image tower are what: prunable convolutions, scopes, matrices with a spectrum.
+
+Layers are named by their key in open_clip's image tower without `visual.`, never by position.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from ovstrans.errors import InputError
+
+BODY = ("layer1.", "layer2.", "layer3.", "layer4.")
+
+
+def find_tower(module: nn.Module) -> nn.Module:
+    """The image tower in a tower, an open_clip CLIP, a framework, or any of them wrapped by DDP."""
+    for attribute in ("module", "visual", "backbone"):
+        inner = getattr(module, attribute, None)
+        if isinstance(inner, nn.Module):
+            return find_tower(inner)
+    return module
+
+
+def trunk_convs(tower: nn.Module) -> dict[str, nn.Conv2d]:
+    """Every convolution, in order (RN50: 55); the attention pool has none."""
+    return {name: module for name, module in tower.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def scope_convs(tower: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d]:
+    """The convolutions that pruning may cut.
+
+    scope: `body` (layer1 to layer4, what OpenTrans transfers), `trunk` (all but the first, what it
+    ranks), or comma-separated patterns over layer names (`layer3.*,layer4.*`). Raises InputError for
+    a pattern that matches nothing.
+    """
+    convs = trunk_convs(tower)
+    if scope == "body":
+        return {name: conv for name, conv in convs.items() if name.startswith(BODY)}
+    if scope == "trunk":
+        return dict(list(convs.items())[1:])
+    chosen: set[str] = set()
+    for pattern in (part.strip() for part in scope.split(",")):
+        found = {name for name in convs if fnmatchcase(name, pattern)}
+        if not found:
+            raise InputError(
+                f"--scope {scope}: {pattern!r} matches no convolution; use body, trunk, or patterns over names "
+                f"such as {next(iter(convs))!r} and 'layer4.*'"
+            )
+        chosen |= found
+    return {name: conv for name, conv in convs.items() if name in chosen}
+
+
+def weight_matrices(tower: nn.Module) -> dict[str, Tensor]:
+    """Every weight with a spectrum: convolutions (4-d) and linear layers (2-d), the attention pool's too.
+
+    Fused attention weights [3E, E] are split into `NAME.q`, `NAME.k`, `NAME.v`.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            for part, weight in zip("qkv", module.in_proj_weight.detach().chunk(3), strict=True):
+                found[f"{name}.{part}"] = weight
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            found[name] = module.weight.detach()
+    return found

@@ -1,0 +1,122 @@
+"""Text embeddings of a vocabulary: the classifier of every open-vocabulary framework.
+
+Shapes: `R` rows (one per synonym), `K` classes, `E` embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovstrans import files
+from ovstrans.clip.load import Clip
+from ovstrans.clip.weights import VISUAL, weights_sha256
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.errors import InputError
+
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """embeddings: [R, E], unit rows.  owner: [R], the class each row speaks for.  vocabulary: its K classes."""
+
+    embeddings: Tensor
+    owner: Tensor
+    vocabulary: Vocabulary
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.vocabulary)
+
+    def to(self, device: torch.device | str) -> TextClassifier:
+        """The same on another device."""
+        return replace(self, embeddings=self.embeddings.to(device), owner=self.owner.to(device))
+
+
+def embed_vocabulary(clip: Clip, vocabulary: Vocabulary, *, cache: bool = True) -> TextClassifier:
+    """The text classifier of a vocabulary.
+
+    Every synonym fills every template; each prompt's embedding is normalised, the templates averaged
+    and the average normalised (Radford et al. 2021, sec. 3.1.4). The result is kept on disk, by text
+    tower, names and templates. Raises InputError where the CLIP came without its text tower.
+    """
+    if not clip.has_text:
+        raise InputError(
+            f"{clip.pretrained}: holds the image tower only, but class names need the text tower; "
+            "give the weights of the whole CLIP"
+        )
+    names = [name for synonyms in vocabulary.classes for name in synonyms]
+    owner = torch.tensor([number for number, synonyms in enumerate(vocabulary.classes) for _ in synonyms])
+    path = _cache_path(clip, names, vocabulary.templates) if cache else None
+    embeddings = _read_cache(path, len(names), clip.embed_dim)
+    if embeddings is None:
+        embeddings = embed_texts(clip, names, vocabulary.templates)
+        _write_cache(path, embeddings)
+    return TextClassifier(embeddings, owner, vocabulary)
+
+
+def embed_texts(clip: Clip, names: list[str], templates: tuple[str, ...] = ("{}",)) -> Tensor:
+    """Unit embeddings [len(names), E] on the CPU, averaged over templates."""
+    device = next(clip.model.parameters()).device
+    total = torch.zeros(len(names), clip.embed_dim)
+    with torch.inference_mode():
+        for template in templates:
+            prompts = [template.replace("{}", name) for name in names]
+            rows = [
+                clip.model.encode_text(clip.tokenizer(prompts[start : start + _CHUNK]).to(device), normalize=True)
+                for start in range(0, len(prompts), _CHUNK)
+            ]
+            total += torch.cat(rows).float().cpu()
+    return F.normalize(total, dim=-1).clone()
+
+
+def class_scores(similarity: Tensor, owner: Tensor, num_classes: int, dim: int = 1) -> Tensor:
+    """Scores of classes from scores of rows: the best synonym's. `similarity` has R along `dim`, the result K."""
+    if similarity.shape[dim] == num_classes:
+        return similarity  # one name per class, in order
+    shape = list(similarity.shape)
+    shape[dim] = num_classes
+    index = owner.view([-1 if axis == dim % similarity.dim() else 1 for axis in range(similarity.dim())])
+    lowest = similarity.new_full(shape, torch.finfo(similarity.dtype).min)
+    return lowest.scatter_reduce(dim, index.expand_as(similarity), similarity, reduce="amax")
+
+
+def cache_folder() -> Path:
+    """Where ovstrans keeps what can be made again: $OVSTRANS_CACHE, or the user's cache folder."""
+    if "OVSTRANS_CACHE" in os.environ:
+        return Path(os.environ["OVSTRANS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovstrans"
+
+
+def _cache_path(clip: Clip, names: list[str], templates: tuple[str, ...]) -> Path:
+    text = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
+    words = json.dumps([clip.name, weights_sha256(text), names, list(templates)])
+    return cache_folder() / "text" / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _read_cache(path: Path | None, rows: int, dim: int) -> Tensor | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        embeddings = files.read_tensors(path)[0].get("embeddings")
+    except InputError:
+        return None  # a damaged cache is made again
+    return embeddings if embeddings is not None and tuple(embeddings.shape) == (rows, dim) else None
+
+
+def _write_cache(path: Path | None, embeddings: Tensor) -> None:
+    if path is None:
+        return
+    try:
+        files.write_tensors(path, {"embeddings": embeddings}, {"format": "ovstrans.text/1"})
+    except InputError:
+        return  # no cache folder to write in: the next run computes them again

@@ -1,0 +1,55 @@
+"""Names of layers and scopes."""
+
+import pytest
+import torch
+from torch import nn
+
+from ovstrans.clip.layers import find_tower, scope_convs, trunk_convs, weight_matrices
+from ovstrans.clip.load import create_tower
+from ovstrans.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def rn50():
+    with torch.device("meta"):
+        return create_tower("RN50")
+
+
+def test_rn50_has_the_papers_counts(rn50):
+    """OpenTrans: 55 convolutions with 23,474,016 weights; 52 of them in the body with 23,445,504."""
+    convs, body, trunk = trunk_convs(rn50), scope_convs(rn50, "body"), scope_convs(rn50, "trunk")
+    assert len(convs) == 55
+    assert sum(conv.weight.numel() for conv in convs.values()) == 23_474_016
+    assert len(body) == 52
+    assert sum(conv.weight.numel() for conv in body.values()) == 23_445_504
+    assert len(trunk) == 54
+    assert sum(conv.weight.numel() for conv in trunk.values()) == 23_473_152
+    assert list(convs)[:4] == ["conv1", "conv2", "conv3", "layer1.0.conv1"]
+    assert "layer1.0.downsample.0" in body
+
+
+def test_patterns(rn50):
+    assert set(scope_convs(rn50, "layer4.*.conv2, conv3")) == {"conv3", "layer4.0.conv2", "layer4.1.conv2", "layer4.2.conv2"}
+    with pytest.raises(InputError, match="'layer9.*' matches no convolution"):
+        scope_convs(rn50, "layer4.*,layer9.*")
+
+
+def test_matrices_include_the_attention_pool(rn50):
+    matrices = weight_matrices(rn50)
+    assert len(matrices) == 59
+    assert list(matrices)[-4:] == ["attnpool.k_proj", "attnpool.q_proj", "attnpool.v_proj", "attnpool.c_proj"]
+
+
+def test_fused_attention_is_split():
+    block = nn.Module()
+    block.attn = nn.MultiheadAttention(8, 2)
+    matrices = weight_matrices(block)
+    assert set(matrices) == {"attn.q", "attn.k", "attn.v", "attn.out_proj"}
+    assert torch.equal(matrices["attn.k"], block.attn.in_proj_weight[8:16])
+
+
+def test_tower_is_found_inside_wrappers(rn50):
+    clip, framework, wrapped = nn.Module(), nn.Module(), nn.Module()
+    clip.visual, framework.backbone = rn50, rn50
+    wrapped.module = framework
+    assert find_tower(rn50) is find_tower(clip) is find_tower(framework) is find_tower(wrapped) is rn50

@@ -1,0 +1,79 @@
+"""Reading weights and naming them."""
+
+import hashlib
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ovstrans.clip.weights import read_state_dict, require_finite, weights_sha256
+from ovstrans.errors import InputError
+
+
+def test_hash_follows_the_documented_bytes():
+    state = {"b.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3), "a.count": torch.tensor(7)}
+    digest = hashlib.sha256()
+    digest.update(b"a.countint64" + json.dumps([]).encode() + np.array(7, dtype="<i8").tobytes())
+    digest.update(b"b.weightfloat32" + json.dumps([2, 3]).encode() + np.arange(6, dtype="<f4").tobytes())
+    assert weights_sha256(state) == digest.hexdigest()
+
+
+def test_hash_sees_names_types_shapes_and_values():
+    base = {"w": torch.ones(4, 2)}
+    others = [{"v": torch.ones(4, 2)}, {"w": torch.ones(2, 4)}, {"w": torch.ones(4, 2).half()}, {"w": torch.zeros(4, 2)}]
+    assert len({weights_sha256(state) for state in [base, *others]}) == 5
+    assert weights_sha256({"w": torch.ones(2, 4).T}) == weights_sha256(base)  # memory layout does not matter
+
+
+def test_reads_safetensors_and_torch_files(tmp_path):
+    state = {"conv1.weight": torch.randn(2, 3)}
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pt")
+    torch.save({"state_dict": {"module.conv1.weight": state["conv1.weight"]}, "epoch": 3}, tmp_path / "c.pt")
+    for name in ("a.safetensors", "b.pt", "c.pt"):
+        assert torch.equal(read_state_dict(tmp_path / name)["conv1.weight"], state["conv1.weight"])
+
+
+def test_refuses_torchscript_with_the_way_out(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "clip.pt")
+    with pytest.raises(InputError, match=r"TorchScript.*code.*safetensors"):
+        read_state_dict(tmp_path / "clip.pt")
+
+
+class _Runs:
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+def test_refuses_pickles_that_run_code(tmp_path, capsys):
+    torch.save({"w": _Runs()}, tmp_path / "evil.pth")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(_Runs()))
+    for name in ("evil.pth", "evil.pkl"):
+        with pytest.raises(InputError, match=name):
+            read_state_dict(tmp_path / name)
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x00" * 64])
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_refuses_what_is_no_weights_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        read_state_dict(tmp_path / name)
+
+
+def test_truncated_safetensors(tmp_path):
+    save_file({"w": torch.randn(100)}, tmp_path / "w.safetensors")
+    whole = (tmp_path / "w.safetensors").read_bytes()
+    (tmp_path / "w.safetensors").write_bytes(whole[:-40])
+    with pytest.raises(InputError, match="not an intact safetensors"):
+        read_state_dict(tmp_path / "w.safetensors")
+
+
+def test_nan_is_named():
+    with pytest.raises(InputError, match="layer1.w holds 2 values"):
+        require_finite({"ok": torch.ones(2), "layer1.w": torch.tensor([1.0, float("nan"), float("inf")])}, "file")
