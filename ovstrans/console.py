@@ -102,7 +102,12 @@ def progress(title: str, total: int, *, done: int = 0, unit: str = "it") -> Iter
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with RichProgress(*columns, console=err, transient=True) as bar:
         counter._bar = bar
         counter._task = bar.add_task(title, total=total, completed=done, note="")

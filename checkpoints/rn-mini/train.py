@@ -93,10 +93,14 @@ def zero_shot(clip: Any, limit: int = 1000) -> dict[str, float]:
     pairs = [(color, shape) for shape in SHAPES for color in COLORS]
     both = embed_texts(clip, [f"{color} {shape}" for color, shape in pairs], TEMPLATES)
     shape_right = [SHAPES[i] == t.shape for i, t in zip((single @ shapes.T).argmax(1).tolist(), things, strict=True)]
-    pair_right = [pairs[i] == (t.color, t.shape) for i, t in zip((single @ both.T).argmax(1).tolist(), things, strict=True)]
+    pair_right = [
+        pairs[i] == (t.color, t.shape) for i, t in zip((single @ both.T).argmax(1).tolist(), things, strict=True)
+    ]
     alone, scenes = images_of("ground", max(100, limit // 4))
     stuff = embed_texts(clip, list(STUFF), ("{}", "a photo of {}"))
-    stuff_right = [STUFF[i] == s.facts[0].stuff for i, s in zip((alone @ stuff.T).argmax(1).tolist(), scenes, strict=True)]
+    stuff_right = [
+        STUFF[i] == s.facts[0].stuff for i, s in zip((alone @ stuff.T).argmax(1).tolist(), scenes, strict=True)
+    ]
     clip.model.train()
     return {
         "shapes": float(np.mean(shape_right)),
@@ -191,15 +195,17 @@ def main() -> None:
                 kept.lerp_(new, 1 - keep) if kept.is_floating_point() else kept.copy_(new)
         if (step + 1) % 50 == 0:
             elapsed = spent + time.monotonic() - began
-            log({
-                "step": step + 1,
-                "to_text": round(float(to_text), 4),
-                "to_image": round(float(to_image), 4),
-                "scale": round(float(model.logit_scale.exp()), 2),
-                "texts": len(texts.texts),
-                "seconds": round(elapsed),
-                "images_per_second": round((step + 1 - start) * options.batch / (time.monotonic() - began), 1),
-            })
+            log(
+                {
+                    "step": step + 1,
+                    "to_text": round(float(to_text), 4),
+                    "to_image": round(float(to_image), 4),
+                    "scale": round(float(model.logit_scale.exp()), 2),
+                    "texts": len(texts.texts),
+                    "seconds": round(elapsed),
+                    "images_per_second": round((step + 1 - start) * options.batch / (time.monotonic() - began), 1),
+                }
+            )
         if (step + 1) % 500 == 0 or step + 1 == options.steps:
             save(step + 1)
             clip.model = average
@@ -219,7 +225,7 @@ def main() -> None:
             "lr": options.lr,
             "seed": options.seed,
             "seconds": round(spent + time.monotonic() - began),
-            "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+            "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "zero_shot": zero_shot(clip, 1000),
         },
     )

@@ -16,7 +16,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Only results and errors.",
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one line.", rich_help_panel="Common")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.", rich_help_panel="Common")]
 Json = Annotated[
-    str | None, typer.Option("--json", metavar="PATH|-", help="Also write the result as JSON.", rich_help_panel="Common")
+    str | None,
+    typer.Option("--json", metavar="PATH|-", help="Also write the result as JSON.", rich_help_panel="Common"),
 ]
 Pretrained = Annotated[
     str | None,

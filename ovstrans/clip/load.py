@@ -40,7 +40,7 @@ class Clip:
     [0, 1].  tokenizer: texts to tokens [N, L].  has_text: False where the file held no text tower.
     """
 
-    model: nn.Module
+    model: Any
     name: str
     pretrained: str
     weights_sha256: str
@@ -51,7 +51,7 @@ class Clip:
     has_text: bool = True
 
     @property
-    def visual(self) -> nn.Module:
+    def visual(self) -> Any:
         """The image tower."""
         return self.model.visual
 
@@ -72,9 +72,7 @@ class Clip:
         }
 
 
-def load_clip(
-    model: str = DEFAULT_MODEL, pretrained: str | None = None, *, device: torch.device | str = "cpu"
-) -> Clip:
+def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
     """A CLIP with a ModifiedResNet image tower, in eval mode and float32.
 
     pretrained: an open_clip tag (weights come from the hub or its cache), a file (`.safetensors` or a
@@ -231,7 +229,9 @@ def _load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> bool
     tower_only = "visual.conv1.weight" not in state
     if tower_only:
         if "conv1.weight" not in state:
-            raise MismatchError(f"{origin}: no image tower of a CLIP ResNet in it (neither visual.conv1.weight nor conv1.weight)")
+            raise MismatchError(
+                f"{origin}: no image tower of a CLIP ResNet in it (neither visual.conv1.weight nor conv1.weight)"
+            )
         state = {VISUAL + key: value for key, value in state.items()}
     wanted = module.state_dict()
     for key, value in state.items():
@@ -246,5 +246,8 @@ def _load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> bool
     if missing or unexpected:
         first, word = (missing[0], "is missing") if missing else (unexpected[0], "is not the model's")
         raise MismatchError(f"{origin}: {first} {word}: another architecture")
-    module.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items() if key in wanted}, strict=False)
+    module.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key in wanted},
+        strict=False,
+    )
     return not tower_only

@@ -81,8 +81,6 @@ def embed_texts(clip: Clip, names: list[str], templates: tuple[str, ...] = ("{}"
 
 def class_scores(similarity: Tensor, owner: Tensor, num_classes: int, dim: int = 1) -> Tensor:
     """Scores of classes from scores of rows: the best synonym's. `similarity` has R along `dim`, the result K."""
-    if similarity.shape[dim] == num_classes:
-        return similarity  # one name per class, in order
     shape = list(similarity.shape)
     shape[dim] = num_classes
     index = owner.view([-1 if axis == dim % similarity.dim() else 1 for axis in range(similarity.dim())])

@@ -54,12 +54,11 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         except pickle.UnpicklingError as error:
             raise InputError(
                 f"{path}: holds objects other than tensors, which could run code; save its state dict as "
-                f".safetensors where you trust it, and give that file ({str(error).splitlines()[0]})"
+                f".safetensors where you trust it, and give that file ({_first_line(error)})"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{path}: not a readable weights file ({str(error).splitlines()[0]}); "
-                "give .safetensors or a torch state dict"
+                f"{path}: not a readable weights file ({_first_line(error)}); give .safetensors or a torch state dict"
             ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
@@ -72,6 +71,10 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return {key: value for key, value in tensors.items() if key not in _NOT_WEIGHTS}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _refuse_torchscript(path: Path) -> None:

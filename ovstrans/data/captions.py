@@ -79,9 +79,7 @@ def choose_mentions(rng: Any, facts: Sequence[Thing | Ground], *, short: bool = 
         Mention(
             shape=things[number].shape,
             color=things[number].color if rng.random() < 0.5 else "",
-            pattern=things[number].pattern
-            if things[number].pattern != "plain" and rng.random() < 0.4
-            else "",
+            pattern=things[number].pattern if things[number].pattern != "plain" and rng.random() < 0.4 else "",
         )
         for number in order
     ]

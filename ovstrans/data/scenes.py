@@ -41,7 +41,7 @@ VOCABULARIES = ("scenes", "scenes-attr")
 
 @dataclass(frozen=True)
 class _Split:
-    """length: images by default.  things: how many, with their chances.  radius: of a thing, in image sides."""
+    """length: images by default.  things: chances of 0, 1, ... of them.  radius: of a thing, in image sides."""
 
     length: int
     things: tuple[float, ...]
@@ -239,9 +239,7 @@ def _paint_thing(
 ) -> int:
     """Paint one thing with its shadow; returns the pixels it covers in the image."""
     x, y, radius = spot
-    cover, top, left = coverage(
-        thing.shape, radius, rng.uniform(0, 2 * np.pi), (x, y), rng.uniform(0.88, 1.0)
-    )
+    cover, top, left = coverage(thing.shape, radius, rng.uniform(0, 2 * np.pi), (x, y), rng.uniform(0.88, 1.0))
     offset = max(1, round(radius * rng.uniform(0.05, 0.14)))
     box = _clip(canvas, cover, top + offset, left + offset)
     if box is not None:
@@ -250,11 +248,12 @@ def _paint_thing(
     if box is None:
         return 0
     window, part = box
+    high, wide = cover.shape
     tone = np.array(COLORS[thing.color], dtype=np.float32) + rng.normal(0, 9, 3).astype(np.float32)
     # The second tone is the same colour, darker or lighter, so that the colour's name stays true.
     other = tone * 0.5 if tone.mean() > 60 else tone * 0.5 + 95
-    marks = pattern(thing.pattern, rng, *cover.shape, scale=radius)[part][..., None]
-    shading = 1 + 0.16 * (smooth_noise(rng, *cover.shape, max(4.0, radius)) - 0.5)[part][..., None]
+    marks = pattern(thing.pattern, rng, high, wide, radius)[part][..., None]
+    shading = 1 + 0.16 * (smooth_noise(rng, high, wide, max(4.0, radius)) - 0.5)[part][..., None]
     alpha = cover[part][..., None]
     canvas[window] = canvas[window] * (1 - alpha) + (tone * (1 - marks) + other * marks) * shading * alpha
     solid = cover[part] >= 0.5
@@ -285,15 +284,14 @@ def _light(rng: Any, canvas: np.ndarray) -> np.ndarray:
 
 def _shift_domain(rng: Any, image: np.ndarray) -> np.ndarray:
     """Dusk: little light of a cold cast, haze, blur and coarse grain."""
-    blurred = Image.fromarray(image).filter(
-        ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1) * min(image.shape[:2]) / 96)
-    )
+    blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1) * min(image.shape[:2]) / 96))
     dusk = np.asarray(blurred, dtype=np.float32)
     gray = dusk.mean(axis=2, keepdims=True)
     dusk = gray + (dusk - gray) * np.float32(rng.uniform(0.45, 0.7))
     haze = np.float32(rng.uniform(0.05, 0.2))
     dusk = (
-        dusk * np.float32(rng.uniform(0.4, 0.65)) * np.float32((0.88, 0.96, 1.15)) * (1 - haze) + 150 * haze
+        dusk * np.float32(rng.uniform(0.4, 0.65)) * np.array((0.88, 0.96, 1.15), dtype=np.float32) * (1 - haze)
+        + 150 * haze
     )
-    grain = smooth_noise(rng, *image.shape[:2], 2.0)[..., None] - 0.5
+    grain = smooth_noise(rng, image.shape[0], image.shape[1], 2.0)[..., None] - 0.5
     return np.clip(dusk + 34 * grain, 0, 255).astype(np.uint8)

@@ -19,8 +19,8 @@ def _turn(radius: np.ndarray | float, angles: np.ndarray) -> Polygon:
     return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
-def _circle(radius: float = 1.0, x: float = 0.0, y: float = 0.0, points: int = 48) -> Polygon:
-    return _turn(radius, np.linspace(0, 2 * np.pi, points, endpoint=False)) + (x, y)
+def _circle(radius: float, x: float = 0.0) -> Polygon:
+    return _turn(radius, np.linspace(0, 2 * np.pi, 48, endpoint=False)) + np.array((x, 0.0))
 
 
 def _box(width: float, height: float) -> Polygon:
@@ -79,7 +79,7 @@ def _horseshoe() -> Polygon:
 def _fish() -> Polygon:
     t = np.linspace(0.35, 2 * np.pi - 0.35, 36)
     body = np.stack([0.72 * np.cos(t) - 0.24, 0.45 * np.sin(t)], axis=1)
-    return np.concatenate([body, [(0.92, -0.52), (0.72, 0.0), (0.92, 0.52)]])
+    return np.concatenate([body, np.array([(0.92, -0.52), (0.72, 0.0), (0.92, 0.52)])])
 
 
 _OUTLINES: dict[str, list[Polygon]] = {
@@ -92,14 +92,10 @@ _OUTLINES: dict[str, list[Polygon]] = {
     "cross": [_cross()],
     "ring": [_circle(0.95), _circle(0.55)],
     "arrow": [
-        np.array(
-            [(0, -1), (0.72, -0.2), (0.25, -0.2), (0.25, 0.95), (-0.25, 0.95), (-0.25, -0.2), (-0.72, -0.2)]
-        )
+        np.array([(0, -1), (0.72, -0.2), (0.25, -0.2), (0.25, 0.95), (-0.25, 0.95), (-0.25, -0.2), (-0.72, -0.2)])
     ],
     "flower": [_flower()],
-    "hourglass": [
-        np.array([(-0.65, -0.75), (0.65, -0.75), (0.1, 0), (0.65, 0.75), (-0.65, 0.75), (-0.1, 0)])
-    ],
+    "hourglass": [np.array([(-0.65, -0.75), (0.65, -0.75), (0.1, 0), (0.65, 0.75), (-0.65, 0.75), (-0.1, 0)])],
     "bolt": [np.array([(0.25, -1), (-0.6, 0.12), (-0.08, 0.12), (-0.3, 1), (0.6, -0.22), (0.06, -0.22)])],
     "drop": [_drop()],
     "horseshoe": [_horseshoe()],

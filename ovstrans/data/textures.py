@@ -15,9 +15,7 @@ Generator = np.random.Generator
 Texture = Callable[[Generator, int, int, float], np.ndarray]
 
 
-def smooth_noise(
-    rng: Generator, height: int, width: int, cell_y: float, cell_x: float | None = None
-) -> np.ndarray:
+def smooth_noise(rng: Generator, height: int, width: int, cell_y: float, cell_x: float | None = None) -> np.ndarray:
     """Smooth noise, about uniform in [0, 1], with features of `cell_y` x `cell_x` pixels; float32 [h, w]."""
     cell_x = cell_y if cell_x is None else cell_x
     rows, columns = max(2, round(height / cell_y) + 1), max(2, round(width / cell_x) + 1)
@@ -26,8 +24,12 @@ def smooth_noise(
 
 
 def _mix(low: tuple[int, int, int], high: tuple[int, int, int], amount: np.ndarray) -> np.ndarray:
-    first, last = np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
+    first, last = _color(low), _color(high)
     return first + (last - first) * np.clip(amount, 0, 1)[..., None]
+
+
+def _color(rgb: tuple[int, int, int]) -> np.ndarray:
+    return np.array(rgb, dtype=np.float32)
 
 
 def _axes(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +68,7 @@ def _brick(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
     tint = np.sin(course * 12.9 + np.floor(along / wide) * 78.2) * 0.5 + 0.5
     mortar = (np.mod(rows, tall) < 1.2 * unit) | (np.mod(along, wide) < 1.2 * unit)
     wall = _mix((128, 48, 34), (184, 84, 58), 0.7 * tint + 0.3 * smooth_noise(rng, height, width, 2 * unit))
-    return np.where(mortar[..., None], np.float32((196, 186, 174)), wall)
+    return np.where(mortar[..., None], _color((196, 186, 174)), wall)
 
 
 def _wood(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
@@ -75,11 +77,10 @@ def _wood(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
     shifted = columns + rng.uniform(0, plank)
     number = np.floor(shifted / plank)
     grain = np.sin(
-        (shifted + 7 * unit * smooth_noise(rng, height, width, 40 * unit, 8 * unit)) / unit * 1.5
-        + number * 2.4
+        (shifted + 7 * unit * smooth_noise(rng, height, width, 40 * unit, 8 * unit)) / unit * 1.5 + number * 2.4
     )
     planks = _mix((98, 62, 30), (176, 122, 70), 0.5 + 0.25 * grain + 0.2 * np.sin(number * 5.1))
-    return np.where((np.mod(shifted, plank) < 1.1 * unit)[..., None], np.float32((58, 36, 18)), planks)
+    return np.where((np.mod(shifted, plank) < 1.1 * unit)[..., None], _color((58, 36, 18)), planks)
 
 
 def _tiles(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
@@ -88,10 +89,8 @@ def _tiles(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
     rows, columns = rows + rng.uniform(0, side), columns + rng.uniform(0, side)
     dark = np.mod(np.floor(rows / side) + np.floor(columns / side), 2)
     joint = (np.mod(rows, side) < unit) | (np.mod(columns, side) < unit)
-    floor = _mix(
-        (112, 152, 158), (214, 226, 222), dark + 0.2 * (smooth_noise(rng, height, width, 9 * unit) - 0.5)
-    )
-    return np.where(joint[..., None], np.float32((70, 80, 84)), floor)
+    floor = _mix((112, 152, 158), (214, 226, 222), dark + 0.2 * (smooth_noise(rng, height, width, 9 * unit) - 0.5))
+    return np.where(joint[..., None], _color((70, 80, 84)), floor)
 
 
 def _stone(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
@@ -114,7 +113,7 @@ def _stone(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
             shade = np.where(closer, point[..., 2], shade)
             nearest = np.where(closer, distance, nearest)
     gap = np.sqrt(second) - np.sqrt(nearest) < 0.14
-    return np.where(gap[..., None], np.float32((52, 52, 56)), _mix((104, 104, 110), (176, 174, 170), shade))
+    return np.where(gap[..., None], _color((52, 52, 56)), _mix((104, 104, 110), (176, 174, 170), shade))
 
 
 def _sky(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
@@ -141,7 +140,7 @@ def _lava(rng: Generator, height: int, width: int, unit: float) -> np.ndarray:
     )
     crust = _mix((26, 18, 20), (60, 40, 38), smooth_noise(rng, height, width, 3 * unit))
     glow = np.clip(1 - veins / 0.11, 0, 1)[..., None]
-    return crust * (1 - glow) + np.float32((255, 120, 24)) * glow
+    return crust * (1 - glow) + _color((255, 120, 24)) * glow
 
 
 _TEXTURES: dict[str, Texture] = {
@@ -170,7 +169,7 @@ def ground(name: str, rng: Generator, height: int, width: int) -> np.ndarray:
 
 
 def pattern(name: str, rng: Generator, height: int, width: int, scale: float) -> np.ndarray:
-    """Where a patterned thing shows its second tone: float32 [h, w] in {0, 1}. scale: radius of the thing in pixels."""
+    """Where a patterned thing shows its second tone: float32 [h, w] in {0, 1}. scale: the thing's radius, pixels."""
     if name == "plain":
         return np.zeros((height, width), dtype=np.float32)
     angle, period = rng.uniform(0, np.pi), max(3.0, scale * rng.uniform(0.36, 0.5))

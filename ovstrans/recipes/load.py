@@ -27,7 +27,9 @@ Recipe = dict[str, Any]
 def recipe_names() -> list[str]:
     """The names of the recipes that ship with the package, sorted."""
     return sorted(
-        item.name[: -len(".toml")] for item in package_files("ovstrans.recipes").iterdir() if item.name.endswith(".toml")
+        item.name[: -len(".toml")]
+        for item in package_files("ovstrans.recipes").iterdir()
+        if item.name.endswith(".toml")
     )
 
 

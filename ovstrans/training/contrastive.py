@@ -28,7 +28,7 @@ Facts = Sequence[Thing | Ground]
 
 @dataclass
 class TextBatch:
-    """texts: T distinct captions.  own: [B, T], an image's own captions.  true: [B, T], captions true of an image."""
+    """texts: T distinct captions.  own: [B, T], an image's own.  true: [B, T], those true of an image."""
 
     texts: list[str]
     own: Tensor

@@ -29,7 +29,12 @@ def test_rn50_has_the_papers_counts(rn50):
 
 
 def test_patterns(rn50):
-    assert set(scope_convs(rn50, "layer4.*.conv2, conv3")) == {"conv3", "layer4.0.conv2", "layer4.1.conv2", "layer4.2.conv2"}
+    assert set(scope_convs(rn50, "layer4.*.conv2, conv3")) == {
+        "conv3",
+        "layer4.0.conv2",
+        "layer4.1.conv2",
+        "layer4.2.conv2",
+    }
     with pytest.raises(InputError, match="'layer9.*' matches no convolution"):
         scope_convs(rn50, "layer4.*,layer9.*")
 

@@ -17,7 +17,10 @@ def mini():
 
 
 def test_whole_clip_from_a_file(tmp_path, mini):
-    save_file({key: value.contiguous() for key, value in mini.model.state_dict().items()}, tmp_path / "clip.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in mini.model.state_dict().items()},
+        tmp_path / "clip.safetensors",
+    )
     clip = load_clip(pretrained=str(tmp_path / "clip.safetensors"))
     assert clip.weights_sha256 == mini.weights_sha256
     assert clip.has_text
@@ -27,14 +30,19 @@ def test_whole_clip_from_a_file(tmp_path, mini):
 
 
 def test_image_tower_alone(tmp_path, mini):
-    save_file({key: value.contiguous() for key, value in mini.visual.state_dict().items()}, tmp_path / "tower.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in mini.visual.state_dict().items()},
+        tmp_path / "tower.safetensors",
+    )
     clip = load_clip(pretrained=str(tmp_path / "tower.safetensors"))
     assert clip.weights_sha256 == mini.weights_sha256
     assert not clip.has_text
 
 
 def test_half_precision_weights_become_float32(tmp_path, mini):
-    state = {key: value.half() if value.is_floating_point() else value for key, value in mini.model.state_dict().items()}
+    state = {
+        key: value.half() if value.is_floating_point() else value for key, value in mini.model.state_dict().items()
+    }
     torch.save(state, tmp_path / "clip.pt")
     clip = load_clip(pretrained=str(tmp_path / "clip.pt"))
     assert clip.visual.conv1.weight.dtype == torch.float32
@@ -79,7 +87,11 @@ def test_another_architecture_names_the_first_mismatch(tmp_path, mini):
     wider = {**state, "layer2.0.conv1.weight": torch.zeros(64, 96, 1, 1)}
     missing = {key: value for key, value in state.items() if key != "layer3.1.conv2.weight"}
     extra = {**state, "layer3.9.conv1.weight": torch.zeros(1)}
-    for name, tensors in (("layer2.0.conv1.weight", wider), ("layer3.1.conv2.weight", missing), ("layer3.9.conv1.weight", extra)):
+    for name, tensors in (
+        ("layer2.0.conv1.weight", wider),
+        ("layer3.1.conv2.weight", missing),
+        ("layer3.9.conv1.weight", extra),
+    ):
         save_file(tensors, tmp_path / "w.safetensors")
         with pytest.raises(MismatchError, match=name):
             load_clip(pretrained=str(tmp_path / "w.safetensors"))
@@ -96,12 +108,16 @@ def test_nan_weights_are_refused(tmp_path, mini):
 def test_tower_on_meta_matches_the_model(mini):
     with torch.device("meta"):
         tower = create_tower()
-    assert {k: v.shape for k, v in tower.state_dict().items()} == {k: v.shape for k, v in mini.visual.state_dict().items()}
+    assert {k: v.shape for k, v in tower.state_dict().items()} == {
+        k: v.shape for k, v in mini.visual.state_dict().items()
+    }
     assert model_info(DEFAULT_MODEL)[:2] == (mini.embed_dim, mini.image_size)
 
 
 def test_random_weights_follow_the_seed():
-    assert random_clip(seed=1).weights_sha256 == random_clip(seed=1).weights_sha256 != random_clip(seed=2).weights_sha256
+    assert (
+        random_clip(seed=1).weights_sha256 == random_clip(seed=1).weights_sha256 != random_clip(seed=2).weights_sha256
+    )
 
 
 def test_bundled_weights_are_a_trained_open_clip_model():

@@ -52,10 +52,15 @@ def test_unknown_stride(tower):
 
 
 def test_dense_embedding_is_the_value_path(tower):
-    """One position alone: attention over equal tokens returns their value, so the pool gives the dense result."""
+    """Attention over equal tokens returns their value, so there the pool gives the dense result."""
     res5 = torch.rand(2, 768, 1, 1)
     with torch.no_grad():
         tower.attnpool.positional_embedding.zero_()
-        torch.testing.assert_close(dense_embedding(tower, res5)[..., 0, 0], tower.attnpool(res5.expand(-1, -1, 3, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            dense_embedding(tower, res5)[..., 0, 0],
+            tower.attnpool(res5.expand(-1, -1, 3, 3)),
+            rtol=1e-4,
+            atol=1e-5,
+        )
     assert dense_embedding(tower, torch.rand(1, 768, 4, 5)).shape == (1, 128, 4, 5)
     assert F.normalize(dense_embedding(tower, res5), dim=1).norm(dim=1).allclose(torch.ones(2, 1, 1))

@@ -24,7 +24,12 @@ def test_hash_follows_the_documented_bytes():
 
 def test_hash_sees_names_types_shapes_and_values():
     base = {"w": torch.ones(4, 2)}
-    others = [{"v": torch.ones(4, 2)}, {"w": torch.ones(2, 4)}, {"w": torch.ones(4, 2).half()}, {"w": torch.zeros(4, 2)}]
+    others = [
+        {"v": torch.ones(4, 2)},
+        {"w": torch.ones(2, 4)},
+        {"w": torch.ones(4, 2).half()},
+        {"w": torch.zeros(4, 2)},
+    ]
     assert len({weights_sha256(state) for state in [base, *others]}) == 5
     assert weights_sha256({"w": torch.ones(2, 4).T}) == weights_sha256(base)  # memory layout does not matter
 
