@@ -1,0 +1,78 @@
+"""The datasets there are, by name: `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ovstrans.data.description import ALL, DESCRIPTION, read_description
+from ovstrans.data.folder import FolderDataset, ImageFolder
+from ovstrans.data.sample import Dataset
+from ovstrans.errors import InputError
+
+GENERATED: Mapping[str, Mapping[str, Any]] = {
+    "scenes": {},
+    "scenes-attr": {"vocabulary_name": "scenes-attr"},
+    "scenes-shift": {"shift": True},
+}
+"""The variants of `scenes`, with their options."""
+
+DATASETS: Mapping[str, str] = {
+    "scenes": "generated: textured stuff under shapes, with base and novel classes",
+    "scenes-attr": "the same images with a class for every colour and shape",
+    "scenes-shift": "scenes under other light, blur and noise",
+    "folder:PATH": f"your own images and label maps, described by PATH/{DESCRIPTION}",
+}
+"""Every name that `open_dataset` knows, with a line about it."""
+
+
+def open_dataset(spec: str, *, split: str, size: int | None = None, labels: bool = True) -> Dataset:
+    """The dataset that `spec` names.
+
+    spec: `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`; a path that exists is taken whole, colons and all.
+    split: used where the spec names none (a folder without splits gives all its images).
+    size: side of generated images; those of a folder keep theirs.
+    labels: False accepts any folder of images, and reads no label maps of a described one.
+    Raises InputError for an unknown name or split, and for what the folder lacks.
+    """
+    name, _, rest = spec.partition(":")
+    if name == "folder":
+        return _open_folder(spec, rest, split, labels)
+    if name not in GENERATED:
+        close = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        if Path(spec).exists():
+            hint = f"did you mean 'folder:{spec}'? "
+        raise InputError(f"data {spec!r}: no such dataset; {hint}known are {', '.join(DATASETS)}")
+    from ovstrans.data.scenes import Scenes
+
+    options = dict(GENERATED[name])
+    if size is not None:
+        options["size"] = size
+    return Scenes(rest or split, **options)
+
+
+def _open_folder(spec: str, rest: str, default: str, labels: bool) -> Dataset:
+    path, split = _split_off(spec, rest)
+    described = path.suffix == ".toml" or (path / DESCRIPTION).exists()
+    if not described and not labels:
+        if split not in (None, ALL):
+            raise InputError(f"data {spec!r}: splits need a {DESCRIPTION} in {path}")
+        return ImageFolder(path)
+    description = read_description(path)
+    if split is None:
+        split = ALL if description.split_names() == [ALL] else default
+    return FolderDataset(description, split, labels=labels)
+
+
+def _split_off(spec: str, rest: str) -> tuple[Path, str | None]:
+    """The existing path in `PATH[:SPLIT]`, and the split if there is one."""
+    head, colon, tail = rest.rpartition(":")
+    for text, split in ((rest, None), (head if colon else "", tail)):
+        if text and Path(text).expanduser().exists():
+            return Path(text).expanduser(), split or None
+    if not rest:
+        raise InputError(f"data {spec!r}: names no folder; write folder:PATH or folder:PATH:SPLIT")
+    raise InputError(f"{head if colon else rest}: no such folder of images (data {spec!r})")

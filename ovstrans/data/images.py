@@ -1,0 +1,89 @@
+"""Reading pictures: photographs as RGB, label maps as the numbers they hold.
+
+Shapes: `H W` image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ovstrans.errors import InputError
+from ovstrans.files import existing_file
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+"""File suffixes taken for images where a user names none; compared without case."""
+
+_INDEX_MODES = ("P", "L", "1")
+_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_image(path: Path | str) -> Tensor:
+    """An image as uint8 [3, H, W] in RGB, turned upright by its EXIF orientation.
+
+    Grayscale, palette, CMYK and 16-bit images are converted; transparency is dropped. Raises
+    InputError where the file is missing, or is no whole image.
+    """
+    with _opened(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode in _WIDE_MODES:  # convert() would cut off at 255, not scale
+            scaled = (np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            upright = Image.fromarray(scaled)
+        pixels = np.array(upright.convert("RGB"))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def read_label(path: Path | str) -> np.ndarray:
+    """A label map's raw values [H, W], uint8 or int64.
+
+    A palette image gives its indices and a 16-bit one its full values. Raises InputError where the
+    file is missing or broken, or holds colours instead of one number a pixel.
+    """
+    with _opened(path) as picture:
+        if picture.mode not in _INDEX_MODES + _WIDE_MODES:
+            raise InputError(
+                f"{path}: a label map must hold one number a pixel (gray or palette), not {picture.mode}; "
+                "turn its colours into class numbers first"
+            )
+        values = np.array(picture)
+    return values.astype(np.uint8 if values.dtype in (np.uint8, np.bool_) else np.int64)
+
+
+def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """The image files under a folder, at any depth, sorted by path; hidden ones are left out.
+
+    Raises InputError where the folder is missing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith(endings)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Image.Image]:
+    """The open, wholly decoded picture; whatever pillow complains of becomes an InputError."""
+    path = existing_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF and the like
+            with Image.open(path) as picture:
+                picture.load()
+                yield picture
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image; remove it or copy it again") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: a broken image ({error}); remove it or copy it again") from error

@@ -1,0 +1,245 @@
+"""Vocabularies: the classes a dataset labels and a model names.
+
+A class is a tuple of synonyms, the first of which is its display name; its index is its place in the
+list. A vocabulary written by a user is a text file (one class a line, synonyms separated by commas,
+`#` starts a comment) or a TOML file:
+
+    name = "street"                         # optional; the file's name otherwise
+    classes = ["sky", "car, automobile", ["person", "pedestrian"]]
+    novel = ["car"]                         # optional: never labelled in training
+    things = ["car", "person"]              # optional: countable
+    templates = ["a photo of a {}."]        # optional: prompts
+    colors = [[70, 130, 180], ...]          # optional: one RGB colour a class
+
+Shapes: `K` classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovstrans.data.colors import distinct_colors
+from ovstrans.errors import InputError
+from ovstrans.files import existing_file
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+VOCABULARY_KEYS = ("name", "classes", "novel", "things", "templates", "colors")
+"""The keys of a vocabulary table, in a file of its own or in a dataset's."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes of a dataset or a model, in index order.
+
+    name: what reports call it.
+    classes: per class its synonyms, the display name first. May be empty (unlabelled images).
+    novel: indices of the classes that segmentation training never labels.
+    things: indices of the countable classes; the others are stuff.
+    templates: prompts with `{}` for the synonym.
+    colors: one RGB colour a class, 0..255; None generates distinct ones.
+
+    Raises InputError where an entry is empty, out of range or of the wrong length.
+    """
+
+    name: str
+    classes: tuple[tuple[str, ...], ...]
+    novel: frozenset[int] = frozenset()
+    things: frozenset[int] = frozenset()
+    templates: tuple[str, ...] = ("{}",)
+    colors: tuple[tuple[int, int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        for index, synonyms in enumerate(self.classes):
+            if isinstance(synonyms, str):
+                raise InputError(f"vocabulary {self.name}: class {index} is a string; a tuple of synonyms is needed")
+            if not synonyms or not all(synonym.strip() for synonym in synonyms):
+                raise InputError(f"vocabulary {self.name}: class {index} has an empty name")
+        for kind, indices in (("novel", self.novel), ("things", self.things)):
+            for index in sorted(indices):
+                if not 0 <= index < len(self.classes):
+                    raise InputError(f"vocabulary {self.name}: {kind} class {index}, of {len(self.classes)} classes")
+        if not self.templates:
+            raise InputError(f"vocabulary {self.name}: templates is empty; leave it out for the bare class name")
+        for template in self.templates:
+            if "{}" not in template:
+                raise InputError(f"vocabulary {self.name}: template {template!r} has no {{}} for the class name")
+        if self.colors is not None and len(self.colors) != len(self.classes):
+            raise InputError(
+                f"vocabulary {self.name}: {len(self.colors)} colors for {len(self.classes)} classes; match"
+            )
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The display names, in index order."""
+        return tuple(synonyms[0] for synonyms in self.classes)
+
+    @property
+    def base(self) -> frozenset[int]:
+        """Indices of the classes that are not novel."""
+        return frozenset(range(len(self.classes))) - self.novel
+
+    def palette(self) -> np.ndarray:
+        """RGB colours, uint8 [K, 3]; a generated colour depends on the index alone."""
+        if self.colors is not None:
+            return np.array(self.colors, dtype=np.uint8).reshape(-1, 3)
+        return distinct_colors(len(self.classes))
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain table that `json` can write; `from_json` reads it back."""
+        return {
+            "name": self.name,
+            "classes": [list(synonyms) for synonyms in self.classes],
+            "novel": sorted(self.novel),
+            "things": sorted(self.things),
+            "templates": list(self.templates),
+            "colors": None if self.colors is None else [list(color) for color in self.colors],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Vocabulary:
+        """The vocabulary that `to_json` described; InputError where the table is not one."""
+        try:
+            colors = value.get("colors")
+            return cls(
+                name=str(value["name"]),
+                classes=tuple(tuple(str(synonym) for synonym in synonyms) for synonyms in value["classes"]),
+                novel=frozenset(int(index) for index in value.get("novel", ())),
+                things=frozenset(int(index) for index in value.get("things", ())),
+                templates=tuple(str(template) for template in value.get("templates", ("{}",))),
+                colors=None if colors is None else tuple(_color(color) for color in colors),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not a vocabulary ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def from_names(cls, name: str, names: Iterable[str | Sequence[str]], **fields: Any) -> Vocabulary:
+        """A vocabulary from class names: each a string with comma-separated synonyms, or a list.
+
+        Raises InputError where there is none, one is empty, or two classes share a display name.
+        """
+        classes = tuple(_synonyms(name, entry) for entry in names)
+        if not classes:
+            raise InputError(f"{name}: no class; name at least one")
+        first = [synonyms[0] for synonyms in classes]
+        for display in first:
+            if first.count(display) > 1:
+                raise InputError(f"{name}: class {display!r} is named twice; class names must differ")
+        return cls(name=name, classes=classes, **fields)
+
+
+def load_vocabulary(path: Path | str) -> Vocabulary:
+    """A user's vocabulary file, `.toml` or text; see the module's text for both formats."""
+    path = existing_file(path)
+    if path.suffix == ".toml":
+        return parse_vocabulary(read_toml(path), where=str(path), name=path.stem)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file; give one class a line") from error
+    entries = [line.partition("#")[0].strip() for line in lines]
+    with _at(path):
+        vocabulary = Vocabulary.from_names(path.stem, [entry for entry in entries if entry])
+    return vocabulary
+
+
+def parse_vocabulary(table: Mapping[str, Any], *, where: str, name: str) -> Vocabulary:
+    """The vocabulary in a TOML table; `where` is named in errors, `name` stands in for a missing one."""
+    refuse_unknown(table, VOCABULARY_KEYS, where)
+    classes = table.get("classes")
+    if not isinstance(classes, list) or not classes:
+        raise InputError(f'{where}: classes is missing or empty; write classes = ["sky", "car, automobile"]')
+    with _at(where):
+        bare = Vocabulary.from_names(str(table.get("name", name)), classes)
+        index = {display: number for number, display in enumerate(bare.names)}
+        colors = table.get("colors")
+        if colors is not None and not isinstance(colors, list):
+            raise InputError(f"colors: a list of RGB colours is needed, not {colors!r}")
+        return Vocabulary(
+            name=bare.name,
+            classes=bare.classes,
+            novel=_indices(table.get("novel", []), index, "novel"),
+            things=_indices(table.get("things", []), index, "things"),
+            templates=tuple(_strings(table.get("templates", ["{}"]), "templates")),
+            colors=None if colors is None else tuple(_color(color) for color in colors),
+        )
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """A TOML file's table; InputError where it is missing or broken."""
+    path = existing_file(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML ({error})") from error
+
+
+def refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """InputError that names the first key of `table` that is not in `known`, and the nearest known one."""
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise InputError(f"{where}: unknown key {key!r}; {hint}known are {', '.join(known)}")
+
+
+class _at:
+    """Prefix the place to an InputError raised inside, unless the message has it already."""
+
+    def __init__(self, where: Path | str) -> None:
+        self.where = str(where)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError) and not str(error).startswith(self.where):
+            raise InputError(f"{self.where}: {error}") from error
+
+
+def _synonyms(where: str, entry: Any) -> tuple[str, ...]:
+    parts = entry.split(",") if isinstance(entry, str) else entry
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise InputError(f"{where}: class {entry!r} is neither a name nor a list of synonyms")
+    synonyms = tuple(part.strip() for part in parts)
+    if not synonyms or not all(synonyms):
+        raise InputError(f"{where}: class {entry!r} has an empty name")
+    return synonyms
+
+
+def _indices(entries: Any, index: Mapping[str, int], key: str) -> frozenset[int]:
+    for entry in _strings(entries, key):
+        if entry not in index:
+            close = difflib.get_close_matches(entry, index, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "; write it as in classes, first synonym"
+            raise InputError(f"{key}: {entry!r} is not among the classes{hint}")
+    return frozenset(index[entry] for entry in entries)
+
+
+def _strings(value: Any, key: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{key}: a list of strings is needed, not {value!r}")
+    return value
+
+
+def _color(value: Any) -> tuple[int, int, int]:
+    if (
+        not isinstance(value, (list, tuple))
+        or len(value) != 3
+        or not all(isinstance(part, int) and 0 <= part <= 255 for part in value)
+    ):
+        raise InputError(f"color {value!r}: three whole numbers from 0 to 255 are needed")
+    return (value[0], value[1], value[2])
