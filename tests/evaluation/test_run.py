@@ -1,0 +1,190 @@
+"""Evaluation: at the resolution of the truth, whatever the model saw."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ovstrans.data.sample import Sample
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.errors import InputError, MismatchError
+from ovstrans.evaluation import run
+from ovstrans.evaluation.metrics import Confusion, metrics
+from ovstrans.evaluation.run import classes_at, evaluate, predict
+
+CLASSES = 4
+
+
+class Blocks:
+    """Images whose red, in steps of 60, is their class; sizes change, a corner is ignored."""
+
+    name, split, ignore = "blocks", "val", 255
+
+    def __init__(self, length: int = 5, labels: bool = True, classes: int = CLASSES) -> None:
+        names = tuple((f"c{i}",) for i in range(classes))
+        self.vocabulary = Vocabulary(name="blocks", classes=names, novel=frozenset({classes - 1}))
+        self.length, self.labels = length, labels
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if index >= self.length:
+            raise IndexError(index)
+        height, width = (40, 60) if index < 3 else (64, 32)
+        generator = torch.Generator().manual_seed(index)
+        coarse = torch.randint(0, CLASSES, (height // 4, width // 4), generator=generator)
+        label = coarse.repeat_interleave(4, 0).repeat_interleave(4, 1).to(torch.uint8)
+        image = torch.stack([label * 60, torch.zeros_like(label), torch.full_like(label, 7)])
+        label = label.clone()
+        label[:5, :5] = 255
+        return Sample(image=image, label=label if self.labels else None, name=f"blocks-{index}")
+
+
+class Reader(nn.Module):
+    """Scores class c by how near red is to 60 c; `wrong` classes are read as their neighbour below."""
+
+    def __init__(self, classes: int = CLASSES, wrong: int = -1, stride: int = 1) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.classes, self.wrong, self.stride = classes, wrong, stride
+        self.seen: list[tuple[int, ...]] = []
+
+    def segment(self, images: Tensor, text: object = None) -> Tensor:
+        assert not self.training and not self.norm.training
+        assert images.dtype == torch.float32 and float(images.max()) <= 1
+        self.seen.append(tuple(images.shape))
+        level = images[:, :1] * 255 / 60
+        steps = torch.arange(self.classes, dtype=torch.float32).view(1, -1, 1, 1)
+        scores = -(level - steps).abs()
+        if self.wrong >= 0:
+            scores[:, self.wrong] -= 10
+        return scores
+
+
+def test_a_perfect_reader_scores_100_and_the_report_is_plain_json() -> None:
+    report = evaluate(Reader(), Blocks())
+    assert (report["dataset"], report["split"], report["images"], report["size"]) == ("blocks", "val", 5, None)
+    assert report["denominator"] == "present"
+    for key in ("mIoU", "fwIoU", "mACC", "pACC", "base", "novel", "hIoU"):
+        assert report[key] == pytest.approx(100)
+    assert [entry["name"] for entry in report["per_class"]] == ["c0", "c1", "c2", "c3"]
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_errors_count_where_they_belong() -> None:
+    report = evaluate(Reader(wrong=3), Blocks())
+    assert report["novel"] == 0 and report["hIoU"] == 0
+    ious = [entry["iou"] for entry in report["per_class"]]
+    assert ious[0] == ious[1] == pytest.approx(100)
+    pixels = [entry["pixels"] for entry in report["per_class"]]
+    assert ious[2] == pytest.approx(100 * pixels[2] / (pixels[2] + pixels[3]))
+    assert sum(pixels) == 3 * 40 * 60 + 2 * 64 * 32 - 5 * 25
+
+
+def test_the_model_sees_the_evaluation_size_and_the_truth_keeps_its_own() -> None:
+    model = Reader()
+    shapes = []
+    report = evaluate(
+        model, Blocks(), size=16, max_size=24, on_image=lambda i, s, p: shapes.append((i, tuple(p.shape)))
+    )
+    assert model.seen == [(3, 3, 16, 24), (2, 3, 24, 12)]
+    assert shapes == [(0, (40, 60)), (1, (40, 60)), (2, (40, 60)), (3, (64, 32)), (4, (64, 32))]
+    assert 0 < report["mIoU"] < 100
+
+
+def test_batches_hold_neighbours_of_one_size_and_change_no_result() -> None:
+    model = Reader(wrong=1)
+    together = evaluate(model, Blocks(), batch_size=2)
+    assert [shape[0] for shape in model.seen] == [2, 1, 2]
+    assert together == evaluate(model, Blocks(), batch_size=1)
+
+
+def test_limit_takes_the_first_images() -> None:
+    seen: list[str] = []
+    report = evaluate(Reader(), Blocks(), limit=2, on_image=lambda i, s, p: seen.append(s.name))
+    assert report["images"] == 2 and seen == ["blocks-0", "blocks-1"]
+
+
+def test_the_framework_is_left_in_the_mode_it_was_in() -> None:
+    model = Reader().train()
+    model.norm.eval()
+    evaluate(model, Blocks(1))
+    assert model.training and not model.norm.training
+    predict(model, Blocks()[0].image)
+    assert model.training and not model.norm.training
+
+
+def test_refusals_are_one_line() -> None:
+    with pytest.raises(InputError, match="blocks-0 has no label"):
+        evaluate(Reader(), Blocks(labels=False))
+    with pytest.raises(MismatchError, match="scores 3 classes, blocks has 4"):
+        evaluate(Reader(3), Blocks())
+    with pytest.raises(InputError, match="no image to evaluate"):
+        evaluate(Reader(), Blocks(0))
+
+
+def test_nan_scores_are_refused() -> None:
+    class Broken(Reader):
+        def segment(self, images: Tensor, text: object = None) -> Tensor:
+            return super().segment(images).index_fill(1, torch.tensor([2]), float("nan"))
+
+    with pytest.raises(InputError, match="NaN"):
+        evaluate(Broken(), Blocks())
+    with pytest.raises(InputError, match="NaN"):
+        predict(Broken(), Blocks()[0].image)
+
+
+def test_a_prediction_has_the_size_of_its_image() -> None:
+    sample = Blocks()[0]
+    model = Reader()
+    classes = predict(model, sample.image, size=20)
+    assert classes.shape == (40, 60) and model.seen == [(1, 3, 20, 30)]
+    assert torch.equal(predict(model, sample.image), (sample.image[0] // 60).long())
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 10**9])
+def test_scores_are_resized_in_chunks_of_classes(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(run, "_CHUNK_NUMBERS", chunk)
+    scores = torch.randn(23, 7, 9, generator=torch.Generator().manual_seed(0))
+    whole = nn.functional.interpolate(scores[None], size=(20, 31), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(classes_at(scores, (20, 31)), whole.argmax(0))
+
+
+def _evaluate_share(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)  # OpenMP's pool does not survive a fork
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    try:
+        report = evaluate(Reader(wrong=2), Blocks())
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, which spares the children a slow import")
+def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
+    processes = torch.multiprocessing.start_processes(
+        _evaluate_share, args=(2, str(tmp_path)), nprocs=2, start_method="fork"
+    )
+    assert processes is None  # joined, and none failed
+    alone = evaluate(Reader(wrong=2), Blocks())
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) == alone
+
+
+def test_the_report_is_what_metrics_say_of_the_counts() -> None:
+    dataset, confusion = Blocks(), Confusion(CLASSES)
+    model = Reader(wrong=0)
+
+    def add(index: int, sample: Sample, prediction: Tensor) -> None:
+        assert sample.label is not None
+        confusion.add(prediction, sample.label, ignore=255)
+
+    report = evaluate(model, dataset, denominator="union", on_image=add)
+    expected = metrics(confusion, dataset.vocabulary.names, novel={3}, denominator="union")
+    assert {key: report[key] for key in expected} == expected
