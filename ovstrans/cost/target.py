@@ -1,0 +1,172 @@
+"""What `bench` measures: a run, a checkpoint, a framework, a recipe, or the bare trunk of a CLIP.
+
+The first two come with weights and can be evaluated; the others are built on meta tensors, for
+counting, without weights, data or memory.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
+from ovstrans.clip.load import DEFAULT_MODEL, create_tower, model_info, model_names
+from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.trunk import stages
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.errors import InputError
+from ovstrans.frameworks import registry
+from ovstrans.frameworks.base import Framework
+from ovstrans.masks.mask import Mask
+from ovstrans.recipes.load import load_recipe, recipe_names
+
+RUN_CHECKPOINT = "checkpoint.safetensors"
+"""The checkpoint's name inside a run folder."""
+
+
+@dataclass
+class Target:
+    """name: as the user gave it.  kind: "run", "checkpoint", "framework", "recipe" or "model".
+    module: what is counted.  components: its parts.  mask: of the image tower, or None.
+    frozen: tower layers that a plan holds still.  model: open_clip name.  checkpoint: where it has weights."""
+
+    name: str
+    kind: str
+    module: nn.Module
+    components: dict[str, nn.Module]
+    model: str
+    mask: Mask | None = None
+    frozen: Sequence[str] = ()
+    checkpoint: Checkpoint | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The `target` entry of a report."""
+        mask = self.mask
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "model": self.model,
+            **self.about,
+            "mask": None if mask is None else {"method": mask.method, "sparsity": mask.sparsity},
+            "frozen": list(self.frozen),
+        }
+
+
+class Trunk(nn.Module):
+    """The trunk of an image tower alone: stem and stages, no attention pool."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        tower.attnpool = None  # type: ignore[assignment]
+        self.backbone = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to res5 [B, C, h, w]."""
+        return stages(self.backbone, images)["res5"]
+
+
+def resolve(
+    name: str,
+    *,
+    model: str | None = None,
+    mask: Mask | None = None,
+    frozen: Sequence[str] = (),
+    vocabulary: Vocabulary | None = None,
+    device: str = "meta",
+) -> Target:
+    """The target a name stands for: an existing path first, then framework, recipe, open_clip model.
+
+    model: the CLIP of a framework or recipe (default: the recipe's, or RN-mini).  mask, frozen: for
+    targets without weights; a checkpoint carries its own.  vocabulary: whose text rows a framework
+    without weights is counted with.  device: "meta", or "cpu" where the counter needs real tensors.
+    Raises InputError for a name that is none of these, or a path without a checkpoint.
+    """
+    path = Path(name)
+    if path.is_dir() or (path.is_file() and path.suffix != ".toml"):
+        return _from_checkpoint(name, path)
+    if path.suffix == ".safetensors" or (len(path.parts) > 1 and path.suffix != ".toml"):
+        raise InputError(f"{name}: no such file or folder")
+    recipe = load_recipe(name) if path.suffix == ".toml" or name in recipe_names() else None
+    if name in registry.names() or recipe is not None:
+        section: Mapping[str, Any] = (recipe or {}).get("model", {})
+        if recipe is not None and "framework" not in section:
+            raise InputError(f"{name}: this recipe names no framework ([model] framework = ...); nothing to count")
+        options = {key: value for key, value in section.items() if key not in ("framework", "clip", "pretrained")}
+        framework = str(section.get("framework", name))
+        clip = model or str(section.get("clip", DEFAULT_MODEL))
+        module = blank_framework(framework, clip, options=options, vocabulary=vocabulary, device=device)
+        target = Target(name, "framework" if recipe is None else "recipe", module, module.components(), clip)
+        target.about = {"framework": framework, "options": module.options}
+    elif name in model_names():
+        with torch.device(device):
+            trunk = Trunk(create_tower(name))
+        target = Target(name, "model", trunk, {"trunk": trunk.backbone}, name)
+    else:
+        known = [*registry.names(), *recipe_names(), *model_names()]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(
+            f"{name}: neither a run, a checkpoint, a framework, a recipe nor a CLIP model; {hint}"
+            f"frameworks are {', '.join(registry.names())}, models {', '.join(model_names()[:4])}, ..."
+        )
+    target.mask, target.frozen = mask, tuple(frozen)
+    return target
+
+
+def blank_framework(
+    name: str,
+    model: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    vocabulary: Vocabulary | None = None,
+    device: str = "meta",
+) -> Framework:
+    """A framework on an open_clip model without trained weights, for counting.
+
+    vocabulary: its synonyms are the rows of the classifier (default: a single class).
+    """
+    dim, _, mean, std = model_info(model)
+    vocabulary = vocabulary or Vocabulary("none", (("object",),))
+    owner = [number for number, synonyms in enumerate(vocabulary.classes) for _ in synonyms]
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        rows = torch.zeros(len(owner), dim)
+        text = TextClassifier(rows, torch.tensor(owner, dtype=torch.long), vocabulary)
+        return registry.build(name, tower=create_tower(model), mean=mean, std=std, text=text, options=options)
+
+
+def _from_checkpoint(name: str, path: Path) -> Target:
+    kind = "run" if path.is_dir() else "checkpoint"
+    if kind == "run":
+        path = path / RUN_CHECKPOINT
+        if not path.exists():
+            raise InputError(
+                f"{name}: no {RUN_CHECKPOINT} in this folder; finish the run (`ovstrans finetune --resume`)"
+            )
+    checkpoint = load_checkpoint(path)
+    framework = registry.restore(checkpoint)
+    return Target(
+        name,
+        kind,
+        framework,
+        framework.components(),
+        checkpoint.clip["model"],
+        mask=checkpoint.mask,
+        frozen=tuple(checkpoint.provenance.get("frozen", ())),
+        checkpoint=checkpoint,
+        about={
+            "path": str(path),
+            "framework": checkpoint.framework,
+            "options": checkpoint.options,
+            "pretrained": checkpoint.clip.get("pretrained"),
+            "weights_sha256": checkpoint.clip.get("weights_sha256"),
+            "vocabulary": checkpoint.vocabulary.name,
+            "provenance": checkpoint.provenance,
+        },
+    )

@@ -1,0 +1,160 @@
+"""The framework contract: a CLIP image encoder, a text classifier and a head that together segment.
+
+A new framework is one file with a subclass of `Framework` and one line in `registry.py`; pruning,
+analysis, training, evaluation, cost and export then work for it unchanged.
+
+Shapes: `B` batch, `H W` image, `h w` feature map, `K` classes, `R` text rows, `E` embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovstrans.clip.text import TextClassifier
+from ovstrans.errors import InputError, MismatchError
+
+SIZE_DIVISOR = 32
+"""Images are padded to a multiple of this, the stride of CLIP's trunk."""
+
+
+@dataclass
+class Batch:
+    """images: float32 [B, 3, H, W], RGB in [0, 1].  labels: int64 [B, H, W] of class indices, or None.
+    ignore: the label value of pixels that count for nothing."""
+
+    images: Tensor
+    labels: Tensor | None = None
+    ignore: int = 255
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, images=self.images.to(device, non_blocking=True), labels=labels)
+
+
+class Framework(nn.Module):
+    """Base of every framework.
+
+    A subclass names itself, lists its options with their defaults, builds its head in `__init__` after
+    calling this one, and gives `logits`, `losses` and `components`.
+
+    `backbone` is the CLIP image tower (a copy of the one given), the part that masks and freeze plans
+    are about. The text classifier and the normalisation are buffers that move with the module but stay
+    out of its state dict: a checkpoint records them once, under their own names.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    backbone: nn.Module
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    text_embeddings: Tensor
+    text_owner: Tensor
+
+    def __init__(
+        self,
+        *,
+        tower: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        text: TextClassifier,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """tower: open_clip image tower, copied.  mean, std: of RGB in [0, 1], the CLIP's own.
+        text: the training vocabulary; classes it calls novel get no training signal at all.
+        options: see `defaults`.  Raises InputError for an option that does not exist or fit,
+        MismatchError where tower and text embeddings are not of one CLIP."""
+        super().__init__()
+        self.options = resolve_options(self.name, self.defaults, options or {})
+        dim = getattr(tower, "output_dim", text.embeddings.shape[1])
+        if dim != text.embeddings.shape[1]:
+            raise MismatchError(
+                f"framework {self.name}: the image tower embeds in {dim} dimensions, the text embeddings of "
+                f"{text.vocabulary.name!r} have {text.embeddings.shape[1]}; both must come from one CLIP"
+            )
+        self.embed_dim = int(dim)
+        self.backbone = copy.deepcopy(tower).requires_grad_(True)
+        self._vocabulary = text.vocabulary
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("text_embeddings", text.embeddings.detach().clone().float(), persistent=False)
+        self.register_buffer("text_owner", text.owner.detach().clone(), persistent=False)
+
+    @property
+    def text(self) -> TextClassifier:
+        """The classifier of the training vocabulary, on the module's device."""
+        return TextClassifier(self.text_embeddings, self.text_owner, self._vocabulary)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses of a labelled batch; their sum is what training minimises."""
+        raise NotImplementedError
+
+    def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
+        """Class scores at the head's own resolution.
+
+        images: [B, 3, H, W] RGB in [0, 1], any size.  text: the vocabulary to score (None: the one it was
+        trained with).  Returns [B, K, h, w] over the padded image; `resize` brings it to pixels.
+        """
+        raise NotImplementedError
+
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that cost reports name, none inside another; the trunk is called `trunk`."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | Tensor:
+        """`losses` of a Batch (what DDP wraps), `logits` of images (what counters run)."""
+        return self.losses(batch) if isinstance(batch, Batch) else self.logits(batch)
+
+    def segment(
+        self, images: Tensor, text: TextClassifier | None = None, *, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Logits [B, K, H, W] at the images' size, or at `size` (a ground truth of another one)."""
+        shape = (int(images.shape[-2]), int(images.shape[-1]))
+        return self.resize(self.logits(images, text), shape, size)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalise by CLIP's mean and std, then zero-pad right and below to a multiple of 32."""
+        images = (images - self.pixel_mean) / self.pixel_std
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
+
+    @staticmethod
+    def resize(logits: Tensor, image_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
+        """Bilinear to the padded image, padding cut off; then to `size` where it is not the image's."""
+        height, width = image_size
+        padded = (height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR)
+        logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
+        logits = logits[..., :height, :width]
+        if size is not None and tuple(size) != (height, width):
+            logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+        return logits
+
+
+def resolve_options(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`defaults` with `options` laid over; InputError for an unknown option or a value of another kind."""
+    resolved = dict(defaults)
+    for key, value in options.items():
+        if key not in defaults:
+            close = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise InputError(f"framework {name}: no option {key!r}; {hint}options are {', '.join(defaults)}")
+        default = defaults[key]
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if isinstance(value, tuple):
+            value = list(value)
+        if type(value) is not type(default):
+            raise InputError(
+                f"framework {name}: option {key} = {value!r}; a {type(default).__name__} is needed, like {default!r}"
+            )
+        resolved[key] = value
+    return resolved

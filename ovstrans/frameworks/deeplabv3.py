@@ -1,0 +1,167 @@
+"""DeepLabV3 on a CLIP trunk, open-vocabulary: every pixel is embedded and compared with class names.
+
+Chen et al. 2017 (arXiv 1706.05587) for the head; OpenTrans sec. 4.1 for its open-vocabulary use.
+The stem and bottlenecks are exactly CLIP's, a trous at strides below 32.
+
+Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `K` classes, `E` embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.trunk import dense_embedding, set_output_stride, stages
+from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch, Framework
+from ovstrans.frameworks.classifier import (
+    TextScores,
+    cosine_scores,
+    geometric_ensemble,
+    pixel_cross_entropy,
+    seen_classes,
+    training_targets,
+)
+
+RATES: Mapping[int, tuple[int, int, int]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+"""Atrous rates by output stride: one field of view in image pixels (Chen et al. 2017, sec. 4.1)."""
+
+CLIP_PATHS = ("none", "sum", "ensemble")
+
+
+class ClipPath(nn.Module):
+    """CLIP's own dense embedding, from the value path of its attention pool; frozen.
+
+    Kept frozen so that it stays the map that image and text towers were trained to share.
+    """
+
+    def __init__(self, attnpool: nn.Module) -> None:
+        super().__init__()
+        pool = cast(Any, attnpool)
+        # Keys, queries and positions play no part in the value path: they are not carried along.
+        self.attnpool = nn.ModuleDict({"v_proj": pool.v_proj, "c_proj": pool.c_proj})
+        self.requires_grad_(False)
+
+    def forward(self, res5: Tensor, text: TextClassifier | None = None, scale: float = 1.0) -> Tensor:
+        """[B, C, h, w] to unit embeddings [B, E, h, w], or with `text` to its class scores [B, K, h, w]."""
+        dense = F.normalize(dense_embedding(self, res5).float(), dim=1)
+        return dense if text is None else cosine_scores(dense, text, scale)
+
+
+class DeepLabV3(Framework):
+    """ASPP over res5, then a unit embedding per pixel, scored against text embeddings.
+
+    Training: softmax cross entropy over the base classes and the non-object vector. Pixels with the
+    ignore label carry no loss, so the non-object is never a target; it only takes probability from
+    classes that do not fit, and is dropped at inference.
+
+    Options:
+      output_stride  32, 16 or 8
+      width          channels of ASPP and of the layer after it
+      dropout        after ASPP
+      clip_path      "none"; "sum": clip_weight times CLIP's dense unit embedding is added to the head's
+                     before normalisation, and the head starts at zero, so training starts from CLIP's
+                     zero-shot answer; "ensemble": at inference the head's and CLIP's probabilities are
+                     blended as in FC-CLIP, by alpha for trained class names and beta for others
+      clip_scale     inverse temperature of CLIP's own scores in the ensemble
+    """
+
+    name: ClassVar[str] = "deeplabv3"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "output_stride": 16,
+        "width": 256,
+        "dropout": 0.5,
+        "clip_path": "none",
+        "clip_weight": 1.0,
+        "clip_scale": 100.0,
+        "alpha": 0.4,
+        "beta": 0.8,
+    }
+
+    def __init__(
+        self,
+        *,
+        tower: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        text: TextClassifier,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(tower=tower, mean=mean, std=std, text=text, options=options)
+        if self.options["clip_path"] not in CLIP_PATHS:
+            raise InputError(
+                f"framework {self.name}: option clip_path = {self.options['clip_path']!r}; "
+                f"use {', '.join(map(repr, CLIP_PATHS))}"
+            )
+        if self.options["width"] < 1:
+            raise InputError(f"framework {self.name}: option width = {self.options['width']}; at least 1 is needed")
+        trunk = cast(Any, self.backbone)
+        set_output_stride(self.backbone, self.options["output_stride"])
+        channels, width = trunk.attnpool.v_proj.in_features, self.options["width"]
+        self.clip_path = None if self.options["clip_path"] == "none" else ClipPath(trunk.attnpool)
+        trunk.attnpool = None  # attention over positions has no use here
+        self.aspp = ASPP(channels, RATES[self.options["output_stride"]], width)
+        cast(Any, self.aspp.project)[3].p = self.options["dropout"]
+        self.embed = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, self.embed_dim, 1),
+        )
+        if self.options["clip_path"] == "sum":
+            last = cast(nn.Conv2d, self.embed[3])
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(cast(Tensor, last.bias))
+        self.classifier = TextScores(self.embed_dim)
+
+    def components(self) -> dict[str, nn.Module]:
+        """trunk, aspp, embed, classifier, and clip_path where the option is on."""
+        parts = {"trunk": self.backbone, "aspp": self.aspp, "embed": self.embed, "classifier": self.classifier}
+        return parts if self.clip_path is None else {**parts, "clip_path": self.clip_path}
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(pixel embeddings [B, E, h, w], res5 [B, C, h, w]) of images [B, 3, H, W] in [0, 1]."""
+        res5 = stages(self.backbone, self.prepare(images))["res5"]
+        embedding = self.embed(self.aspp(res5))
+        if self.clip_path is not None and self.options["clip_path"] == "sum":
+            embedding = embedding.float() + self.options["clip_weight"] * self.clip_path(res5)
+        return embedding, res5
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """{"cross_entropy"}. Raises InputError without labels, or where BatchNorm would see one value."""
+        if batch.labels is None:
+            raise InputError(f"framework {self.name}: training needs labels, the batch has none")
+        pooled = cast(Any, self.aspp.convs)[-1][2]
+        if pooled.training and batch.images.shape[0] < 2:
+            raise InputError(
+                f"framework {self.name}: a batch of 1 image cannot train, its pooled branch normalises over "
+                "the batch; use at least 2 images a step and process"
+            )
+        embedding, _ = self.features(batch.images)
+        targets, columns = training_targets(batch.labels, batch.ignore, self._vocabulary)
+        scores = self.classifier(embedding, self.text)
+        kept = torch.cat([columns, columns.new_tensor([scores.shape[1] - 1])])  # and the non-object
+        height, width = batch.labels.shape[-2:]
+        pixels = self.resize(scores.index_select(1, kept), (height, width))
+        return {"cross_entropy": pixel_cross_entropy(pixels, targets)}
+
+    def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
+        """[B, K, h, w]: scaled cosines, or log probabilities with clip_path "ensemble"."""
+        text = self.text if text is None else text.to(images.device)
+        embedding, res5 = self.features(images)
+        scores = self.classifier(embedding, text)[:, :-1]
+        if self.clip_path is None or self.options["clip_path"] != "ensemble":
+            return scores
+        return geometric_ensemble(
+            scores,
+            self.clip_path(res5, text, self.options["clip_scale"]),
+            seen_classes(text.vocabulary, self._vocabulary),
+            alpha=self.options["alpha"],
+            beta=self.options["beta"],
+        )

@@ -1,0 +1,45 @@
+"""Giving a trained framework another vocabulary: the open part of open-vocabulary segmentation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ovstrans.checkpoints.file import Checkpoint
+from ovstrans.clip.load import Clip, load_clip, random_clip
+from ovstrans.clip.text import TextClassifier, embed_vocabulary
+from ovstrans.clip.weights import VISUAL
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.errors import MismatchError
+
+
+def text_clip(checkpoint: Checkpoint) -> Clip:
+    """A CLIP whose text tower is the checkpoint's: the one it carries, else the recorded model's.
+
+    Its image tower means nothing. Raises MismatchError where the carried tower is of another model,
+    and as `load_clip` does where the recorded weights cannot be had.
+    """
+    recorded = checkpoint.clip
+    if checkpoint.text_tower is None:
+        return load_clip(recorded["model"], recorded["pretrained"] or None)
+    clip = random_clip(recorded["model"])
+    wanted = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
+    for key, value in checkpoint.text_tower.items():
+        if key not in wanted or wanted[key].shape != value.shape:
+            raise MismatchError(f"text tower of the checkpoint: {key} does not fit {recorded['model']}")
+    for key in wanted:
+        if key not in checkpoint.text_tower and key != "attn_mask":
+            raise MismatchError(f"text tower of the checkpoint: {key} of {recorded['model']} is missing")
+    clip.model.load_state_dict({key: value.float() for key, value in checkpoint.text_tower.items()}, strict=False)
+    return replace(clip, pretrained=recorded["pretrained"], weights_sha256=recorded["weights_sha256"])
+
+
+def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary) -> TextClassifier:
+    """The text classifier of `vocabulary` for a checkpoint's framework.
+
+    The training vocabulary's own rows where names and templates are the same, so that neither text
+    tower nor cache is needed; else embedded anew. Raises as `text_clip` does.
+    """
+    trained = checkpoint.vocabulary
+    if (trained.classes, trained.templates) == (vocabulary.classes, vocabulary.templates):
+        return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, vocabulary)
+    return embed_vocabulary(text_clip(checkpoint), vocabulary)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovstrans.clip.load import Clip, create_tower
+from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.trunk import dense_embedding, stages
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.errors import InputError, MismatchError
+from ovstrans.frameworks.base import Batch
+from ovstrans.frameworks.deeplabv3 import RATES, DeepLabV3
+from tests.frameworks.conftest import make_text
+
+
+def make(clip: Clip, text: TextClassifier, **options: Any) -> DeepLabV3:
+    torch.manual_seed(0)
+    return DeepLabV3(tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"width": 16, **options})
+
+
+def batch_of(height: int = 64, width: int = 64, images: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, 4, (images, height, width), generator=generator)
+    labels[:, : height // 4] = 255
+    return Batch(torch.rand(images, 3, height, width, generator=generator), labels)
+
+
+@pytest.mark.parametrize("path", ["none", "sum", "ensemble"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 70), (97, 64)])
+def test_shapes_at_odd_sizes(clip: Clip, text: TextClassifier, path: str, size: tuple[int, int]) -> None:
+    framework = make(clip, text, clip_path=path).eval()
+    images = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        low, full = framework.logits(images), framework.segment(images)
+        truth = framework.segment(images, size=(50, 41))
+    assert low.shape == (1, 4, -(-size[0] // 32) * 2, -(-size[1] // 32) * 2)
+    assert full.shape == (1, 4, *size) and truth.shape == (1, 4, 50, 41)
+    assert torch.isfinite(full).all()
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_output_stride_sets_map_and_rates(clip: Clip, text: TextClassifier, stride: int) -> None:
+    framework = make(clip, text, output_stride=stride).eval()
+    with torch.no_grad():
+        assert framework.logits(torch.rand(1, 3, 96, 64)).shape[-2:] == (96 // stride, 64 // stride)
+    dilations = [
+        module.dilation[0] for module in framework.aspp.modules() if getattr(module, "kernel_size", 0) == (3, 3)
+    ]
+    assert tuple(dilations) == RATES[stride]
+
+
+def test_trunk_is_exactly_clips(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text, output_stride=32).eval()
+    images = torch.rand(1, 3, 64, 64)
+    seen: list[Tensor] = []
+    framework.aspp.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    normal = (images - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(clip.std).view(3, 1, 1)
+    with torch.no_grad():
+        framework.logits(images)
+        expected = stages(clip.visual, normal)["res5"]
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=0)
+    assert "attnpool" in dict(clip.visual.named_children())  # the given tower stays whole
+    assert clip.visual.attnpool is not None
+
+
+def test_ignored_pixels_do_not_count(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text, dropout=0.0).train()
+    batch = batch_of()
+    assert batch.labels is not None
+    loss = framework.losses(batch)["cross_entropy"]
+    # Whatever would stand under the ignore label, the loss is the mean over the labelled pixels alone.
+    with torch.no_grad():
+        scores = framework.classifier(framework.features(batch.images)[0], text)
+        pixels = framework.resize(scores, (64, 64))[:, [0, 2, 3, 4]].permute(0, 2, 3, 1)
+    rows = torch.tensor([0, -1, 1, 2])
+    counted = (batch.labels != 255) & (batch.labels != 1)
+    expected = F.cross_entropy(pixels[counted], rows[batch.labels[counted]])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_novel_pixels_and_names_do_not_train(clip: Clip, vocabulary: Vocabulary, text: TextClassifier) -> None:
+    batch = batch_of()
+    assert batch.labels is not None
+    moved = text.embeddings.clone()
+    moved[2] = -moved[2]  # the row of the novel class
+    relabelled = batch.labels.clone()
+    relabelled[batch.labels == 1] = 255
+    losses = [
+        make(clip, one, dropout=0.0).train().losses(Batch(batch.images, labels))["cross_entropy"].item()
+        for one, labels in (
+            (text, batch.labels),
+            (TextClassifier(moved, text.owner, vocabulary), batch.labels),
+            (text, relabelled),
+        )
+    ]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_batch_without_labelled_pixels_is_harmless(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text).train()
+    labels = torch.full((2, 64, 64), 255)
+    loss = framework(Batch(torch.rand(2, 3, 64, 64), labels))["cross_entropy"]
+    loss.backward()
+    gradients = [p.grad for p in framework.parameters() if p.grad is not None]
+    assert loss.item() == 0 and gradients
+    assert all(gradient.abs().max() == 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("path", ["none", "sum", "ensemble"])
+def test_every_trainable_parameter_gets_a_gradient(clip: Clip, text: TextClassifier, path: str) -> None:
+    framework = make(clip, text, clip_path=path).train()
+    framework(batch_of())["cross_entropy"].backward()
+    for name, parameter in framework.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert all(not name.startswith("clip_path") for name, p in framework.named_parameters() if p.requires_grad)
+
+
+def test_training_lowers_the_loss(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text, dropout=0.0).train()
+    batch = batch_of()
+    assert batch.labels is not None
+    batch.labels[batch.labels != 255] = 2
+    optimizer = torch.optim.AdamW(framework.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(6):
+        loss = framework(batch)["cross_entropy"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_vocabulary_can_be_swapped(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text).eval()
+    order = [3, 0, 2, 1]
+    names = [text.vocabulary.classes[number][0] for number in order]
+    first_rows = [0, 2, 3, 4]
+    swapped = TextClassifier(
+        text.embeddings[[first_rows[number] for number in order]],
+        torch.arange(4),
+        Vocabulary.from_names("swapped", names),
+    )
+    single = TextClassifier(
+        text.embeddings[first_rows], torch.arange(4), Vocabulary.from_names("one", ["a", "b", "c", "d"])
+    )
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(framework.logits(images, swapped), framework.logits(images, single)[:, order])
+        larger = make_text(Vocabulary.from_names("large", [f"c{number}" for number in range(11)]), clip.embed_dim)
+        assert framework.segment(images, larger).shape == (1, 11, 64, 64)
+
+
+def test_clip_path_sum_starts_at_clips_own_answer(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text, clip_path="sum", output_stride=32).eval()
+    images = torch.rand(1, 3, 64, 96)
+    normal = (images - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(clip.std).view(3, 1, 1)
+    with torch.no_grad():
+        dense = F.normalize(dense_embedding(clip.visual, stages(clip.visual, normal)["res5"]), dim=1)
+        rows = torch.einsum("behw,re->brhw", dense, text.embeddings) / 0.07
+        expected = torch.stack([rows[:, :2].amax(1), rows[:, 2], rows[:, 3], rows[:, 4]], 1)
+        torch.testing.assert_close(framework.logits(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_clip_path_ensemble_ends_are_its_two_parts(clip: Clip, text: TextClassifier) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = make(clip, text).eval().logits(images).log_softmax(1)
+        head = make(clip, text, clip_path="ensemble", alpha=0.0, beta=0.0).eval().logits(images)
+        own = [
+            make(clip, text, clip_path="ensemble", alpha=1.0, beta=1.0, clip_scale=scale).eval().logits(images)
+            for scale in (50.0, 100.0)
+        ]
+    torch.testing.assert_close(head, plain, rtol=1e-4, atol=1e-4)
+    assert torch.equal(own[0].argmax(1), own[1].argmax(1))
+    assert not torch.allclose(own[0], plain, atol=1e-2)
+
+
+def test_text_and_normalisation_stay_out_of_the_state(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text)
+    keys = set(framework.state_dict())
+    assert "backbone.layer1.0.conv1.weight" in keys
+    assert not [key for key in keys if key.startswith(("text_", "pixel_")) or "attnpool" in key]
+    torch.testing.assert_close(framework.text.embeddings, text.embeddings)
+    assert framework.to(torch.float64).text.vocabulary is text.vocabulary
+
+
+def test_bad_input(clip: Clip, text: TextClassifier, vocabulary: Vocabulary) -> None:
+    with pytest.raises(InputError, match="at least 2 images"):
+        make(clip, text).train().losses(batch_of(images=1))
+    with pytest.raises(InputError, match="needs labels"):
+        make(clip, text).losses(Batch(torch.rand(2, 3, 32, 32)))
+    with pytest.raises(InputError, match=r"output stride 4"):
+        make(clip, text, output_stride=4)
+    with pytest.raises(InputError, match=r"clip_path = 'both'; use 'none', 'sum', 'ensemble'"):
+        make(clip, text, clip_path="both")
+    with pytest.raises(InputError, match=r"width = 0"):
+        make(clip, text, width=0)
+    with pytest.raises(MismatchError, match="one CLIP"):
+        make(clip, make_text(vocabulary, clip.embed_dim + 1))
+
+
+def test_runs_on_meta_tensors(vocabulary: Vocabulary) -> None:
+    with torch.device("meta"):
+        tower = create_tower("RN50")
+        text = TextClassifier(torch.empty(5, 1024), torch.empty(5, dtype=torch.long), vocabulary)
+        for path in ("none", "sum", "ensemble"):
+            framework = DeepLabV3(
+                tower=tower, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options={"clip_path": path}
+            ).eval()
+            assert framework.segment(torch.empty(1, 3, 800, 1202)).shape == (1, 4, 800, 1202)

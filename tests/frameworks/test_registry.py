@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
+from ovstrans.clip.load import Clip
+from ovstrans.clip.text import TextClassifier
+from ovstrans.errors import InputError, MismatchError
+from ovstrans.frameworks import registry
+from ovstrans.frameworks.base import Batch, Framework
+
+
+def make(clip: Clip, text: TextClassifier, **options: Any) -> Framework:
+    return registry.build(
+        "deeplabv3", tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"width": 8, **options}
+    )
+
+
+def checkpoint_of(clip: Clip, framework: Framework) -> Checkpoint:
+    return Checkpoint(
+        framework=framework.name,
+        options=framework.options,
+        state=framework.state_dict(),
+        mask=None,
+        text_embeddings=framework.text.embeddings,
+        text_owner=framework.text.owner,
+        vocabulary=framework.text.vocabulary,
+        clip=clip.describe(),
+        recipe={},
+        provenance={},
+        text_tower=None,
+    )
+
+
+def test_names_and_defaults() -> None:
+    assert registry.names() == ["deeplabv3"]
+    assert registry.defaults("deeplabv3")["output_stride"] == 16
+    with pytest.raises(InputError, match=r"'deeplabv2': unknown; did you mean 'deeplabv3'\? known are deeplabv3"):
+        registry.defaults("deeplabv2")
+
+
+@pytest.mark.parametrize("path", ["none", "sum", "ensemble"])
+def test_restore_gives_the_same_answers(clip: Clip, text: TextClassifier, tmp_path: Path, path: str) -> None:
+    torch.manual_seed(0)
+    framework = make(clip, text, clip_path=path, output_stride=8).train()
+    framework(Batch(torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long)))  # moves BatchNorms
+    framework.eval()
+    file = tmp_path / "c.safetensors"
+    save_checkpoint(file, checkpoint_of(clip, framework))
+    state = torch.get_rng_state()
+    again = registry.restore(load_checkpoint(file))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not again.training and not any(value.is_meta for value in again.state_dict().values())
+    images = torch.rand(1, 3, 40, 56)
+    with torch.no_grad():
+        assert torch.equal(again.segment(images), framework.segment(images))
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in framework.parameters()]
+
+
+def test_restore_does_not_share_memory_and_is_float32(clip: Clip, text: TextClassifier) -> None:
+    checkpoint = checkpoint_of(clip, make(clip, text))
+    checkpoint.state = {k: v.half() if v.is_floating_point() else v for k, v in checkpoint.state.items()}
+    before = checkpoint.state["backbone.conv1.weight"].clone()
+    framework = registry.restore(checkpoint)
+    with torch.no_grad():
+        for parameter in framework.parameters():
+            assert parameter.dtype is torch.float32
+            parameter.zero_()
+    assert torch.equal(checkpoint.state["backbone.conv1.weight"], before)
+
+
+def test_restore_names_what_does_not_fit(clip: Clip, text: TextClassifier) -> None:
+    good = checkpoint_of(clip, make(clip, text))
+    lacking = {k: v for k, v in good.state.items() if k != "aspp.project.0.weight"}
+    with pytest.raises(MismatchError, match=r"aspp\.project\.0\.weight is missing"):
+        registry.restore(replace(good, state=lacking))
+    with pytest.raises(MismatchError, match=r"strange is not part of this framework"):
+        registry.restore(replace(good, state={**good.state, "strange": torch.zeros(1)}))
+    with pytest.raises(MismatchError, match=r"aspp\.convs\.0\.0\.weight has shape \[8, "):
+        registry.restore(replace(good, options={**good.options, "width": 12}))
+    with pytest.raises(InputError, match=r"framework 'gone': unknown"):
+        registry.restore(replace(good, framework="gone"))
+    with pytest.raises(InputError, match=r"no option 'wide'"):
+        registry.restore(replace(good, options={"wide": 3}))
