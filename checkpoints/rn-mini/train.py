@@ -1,6 +1,6 @@
 """Train RN-mini, the bundled mini CLIP, from scratch on `scenes` image-caption pairs.
 
-    python checkpoints/rn-mini/train.py --out FOLDER --images 40000 --steps 6000
+    python checkpoints/rn-mini/train.py --out FOLDER --images 40000 --steps 2500
 
 Writes open_clip_model.safetensors (fp16), open_clip_config.json and card.json (settings and measured
 zero-shot accuracy) to FOLDER. Interrupted, the same command goes on from the last saved state.
@@ -26,12 +26,14 @@ from torch.nn import functional as F
 from ovstrans import files
 from ovstrans.clip.load import DEFAULT_MODEL, bundled_folder, random_clip
 from ovstrans.clip.text import embed_texts
+from ovstrans.data.captions import Thing
 from ovstrans.data.scenes import COLORS, draw_scene
 from ovstrans.data.shapes import SHAPES
 from ovstrans.data.textures import STUFF
-from ovstrans.training.contrastive import caption_batch, contrastive_loss, encode_text
+from ovstrans.training.contrastive import caption_batch, contrastive_loss, encode_text, noun_loss
 
 SIZE = 96
+EASY_SIZE = 64
 TEMPLATES = ("a {}", "{}", "a photo of a {}")
 
 
@@ -53,9 +55,11 @@ def draw_pool(count: int, seed: int, workers: int) -> tuple[torch.Tensor, list[A
     return torch.cat(images), facts
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """uint8 [B, 96, 96, 3] to float [B, 3, h, w] in [0, 1]: flips, quarter turns, one random scale a batch, shifts."""
+def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """uint8 [B, 96, 96, 3] to float [B, 3, size, size] in [0, 1]: flips, quarter turns, a random scale a batch, shifts."""
     batch = images.permute(0, 3, 1, 2).float() / 255
+    if size != SIZE:
+        batch = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     pick = torch.rand(4, generator=generator)
     if pick[0] < 0.5:
         batch = batch.flip(3)
@@ -63,16 +67,27 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         batch = batch.flip(2)
     if pick[2] < 0.5:
         batch = batch.transpose(2, 3)
-    side = int(torch.tensor((64, 80, 96, 96, 96, 112))[int(pick[3] * 6)])
-    if side != SIZE:
+    side = int(size * (0.75, 0.875, 1.0, 1.0, 1.0, 1.125)[int(pick[3] * 6)])
+    if side != size:
         batch = F.interpolate(batch, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        if side < SIZE:
-            low = SIZE - side
-            batch = F.pad(batch, (low // 2, low - low // 2, low // 2, low - low // 2), mode="reflect")
-        else:
-            row, column = (int(torch.randint(side - SIZE + 1, (1,), generator=generator)) for _ in range(2))
-            batch = batch[..., row : row + SIZE, column : column + SIZE]
+    if side < size:
+        low = size - side
+        batch = F.pad(batch, (low // 2, low - low // 2, low // 2, low - low // 2), mode="reflect")
+    elif side > size:
+        row, column = (int(torch.randint(side - size + 1, (1,), generator=generator)) for _ in range(2))
+        batch = batch[..., row : row + size, column : column + size]
     return batch
+
+
+def encode_image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Image embeddings [B, E] at any size: the attention pool's positions are resampled where it is not 96."""
+    tower = model.visual
+    if pixels.shape[-1] == SIZE:
+        return tower(pixels)
+    features = tower.layer4(tower.layer3(tower.layer2(tower.layer1(tower.stem(pixels)))))
+    if features.shape[-1] != SIZE // 32:
+        features = F.interpolate(features, size=(SIZE // 32, SIZE // 32), mode="bilinear", align_corners=False)
+    return tower.attnpool(features)
 
 
 def zero_shot(clip: Any, limit: int = 1000) -> dict[str, float]:
@@ -119,9 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--easy", type=int, default=1_500, help="steps on small images of one thing")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -145,6 +161,7 @@ def main() -> None:
     began = time.monotonic()
     images, facts = draw_pool(options.images, options.seed, options.workers)
     print(f"drew {len(images)} images in {time.monotonic() - began:.0f} s", flush=True)
+    alone = np.array([n for n, said in enumerate(facts) if sum(isinstance(fact, Thing) for fact in said) == 1])
     mean, std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
 
     def save(step: int) -> None:
@@ -168,20 +185,24 @@ def main() -> None:
     for step in range(start, options.steps):
         rng = np.random.default_rng([options.seed, 1, step])
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-        epoch, position = divmod(step * options.batch, len(images) - options.batch)
-        order = np.random.default_rng([options.seed, 2, epoch]).permutation(len(images))
-        chosen = order[position : position + options.batch]
-        pixels = (augment(images[chosen], generator) - mean) / std
-        texts = caption_batch(rng, [facts[number] for number in chosen], hard=3, bank=64)
+        # First small images of one thing, where the shape is all there is to learn, then everything.
+        first = step < options.easy
+        pool = alone if first else np.arange(len(images))
+        epoch, position = divmod(step * options.batch, len(pool) - options.batch)
+        order = np.random.default_rng([options.seed, 2, epoch]).permutation(len(pool))
+        chosen = pool[order[position : position + options.batch]]
+        pixels = (augment(images[chosen], EASY_SIZE if first else SIZE, generator) - mean) / std
+        texts = caption_batch(rng, [facts[number] for number in chosen], hard=2, bank=32)
         tokens = clip.tokenizer(texts.texts)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, options.steps, options.lr)
         with torch.autocast("cpu", torch.bfloat16):
-            seen = model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
+            seen = encode_image(model, pixels.contiguous(memory_format=torch.channels_last))
         seen = F.normalize(seen.float(), dim=-1)
         words = encode_text(model, tokens)  # float32: too small to gain from less
         to_text, to_image = contrastive_loss(seen, words, model.logit_scale.exp(), texts)
-        loss = to_text + to_image
+        to_noun, right = noun_loss(seen, words, model.logit_scale.exp(), texts)
+        loss = to_text + to_image + to_noun
         if not math.isfinite(float(loss)):
             raise SystemExit(f"step {step}: the loss is {float(loss)}")
         optimizer.zero_grad(set_to_none=True)
@@ -200,6 +221,8 @@ def main() -> None:
                     "step": step + 1,
                     "to_text": round(float(to_text), 4),
                     "to_image": round(float(to_image), 4),
+                    "to_noun": round(float(to_noun), 4),
+                    "shape_in_batch": round(float(right), 3),
                     "scale": round(float(model.logit_scale.exp()), 2),
                     "texts": len(texts.texts),
                     "seconds": round(elapsed),
