@@ -56,7 +56,7 @@ def draw_pool(count: int, seed: int, workers: int) -> tuple[torch.Tensor, list[A
 
 
 def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """uint8 [B, 96, 96, 3] to float [B, 3, size, size] in [0, 1]: flips, quarter turns, a random scale a batch, shifts."""
+    """uint8 [B, 96, 96, 3] to float [B, 3, size, size]: flips, quarter turns, one scale a batch, shifts."""
     batch = images.permute(0, 3, 1, 2).float() / 255
     if size != SIZE:
         batch = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -15,7 +15,8 @@ COMMANDS = ("prune", "analyze", "finetune", "bench", "inspect", "demo", "recipes
 def test_help_answers_without_torch(command):
     script = (
         "import sys; from ovstrans.cli.main import run; status = run([*sys.argv[1:], '--help']); "
-        "heavy = {'torch', 'numpy', 'matplotlib', 'open_clip'} & set(sys.modules); sys.exit(f'{heavy}' if heavy else status)"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'open_clip'} & set(sys.modules); "
+        "sys.exit(f'{heavy}' if heavy else status)"
     )
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -24,7 +25,13 @@ def test_help_answers_without_torch(command):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(InputError("bad"), 2), (CheckFailed("moved"), 3), (KeyboardInterrupt(), 130), (main._Terminated(), 143), (ValueError("x"), 1)],
+    [
+        (InputError("bad"), 2),
+        (CheckFailed("moved"), 3),
+        (KeyboardInterrupt(), 130),
+        (main._Terminated(), 143),
+        (ValueError("x"), 1),
+    ],
 )
 def test_exit_statuses(monkeypatch, capsys, error, status):
     def fail(*args, **kwargs):
