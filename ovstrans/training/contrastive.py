@@ -28,20 +28,25 @@ Facts = Sequence[Thing | Ground]
 
 @dataclass
 class TextBatch:
-    """texts: T distinct captions.  own: [B, T], an image's own.  true: [B, T], those true of an image."""
+    """texts: T distinct captions.  own: [B, T], an image's own.  true: [B, T], those true of an image.
+
+    nouns: the columns of the bare nouns, all shapes and then all grounds.
+    """
 
     texts: list[str]
     own: Tensor
     true: Tensor
+    nouns: Tensor
 
 
 def caption_batch(rng: Any, scenes: Sequence[Facts], *, hard: int = 5, bank: int = 96) -> TextBatch:
     """Captions for a batch of images.
 
     Each image gets a full and a short caption, `hard` captions with one word changed, and all share
-    a bank of `bank` short captions. Equal texts are merged.
+    the bare nouns and a bank of `bank` short captions. Equal texts are merged.
     """
-    said: dict[str, list[Mention]] = {}
+    bare = [[Mention(shape=shape)] for shape in SHAPES] + [[Mention(stuff=stuff)] for stuff in STUFF]
+    said: dict[str, list[Mention]] = {mentions[0].words(): mentions for mentions in bare}
     own: list[list[str]] = []
     for facts in scenes:
         mine = []
@@ -50,7 +55,7 @@ def caption_batch(rng: Any, scenes: Sequence[Facts], *, hard: int = 5, bank: int
             text = phrase(rng, mentions)
             said[text] = mentions
             mine.append(text)
-            for _ in range(hard if not short else 2):
+            for _ in range(1 if short else hard):
                 wrong = change_one_word(rng, mentions)
                 said.setdefault(phrase(rng, wrong), wrong)
         own.append(mine)
@@ -62,7 +67,7 @@ def caption_batch(rng: Any, scenes: Sequence[Facts], *, hard: int = 5, bank: int
     matches = torch.zeros(len(scenes), len(texts), dtype=torch.bool)
     for row, mine in enumerate(own):
         matches[row, [column[text] for text in mine]] = True
-    return TextBatch(texts, matches, truth_table(scenes, list(said.values())))
+    return TextBatch(texts, matches, truth_table(scenes, list(said.values())), torch.arange(len(bare)))
 
 
 def change_one_word(rng: Any, mentions: Sequence[Mention]) -> list[Mention]:
@@ -120,6 +125,26 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, batch: TextBa
     right = (true | own)[:, columns]
     to_image = -log_chance.masked_fill(~right, float("-inf")).logsumexp(dim=0).mean()
     return to_text, to_image
+
+
+def noun_loss(images: Tensor, texts: Tensor, scale: Tensor, batch: TextBatch) -> tuple[Tensor, Tensor]:
+    """How well an image's shape is told among the bare shape names, and its ground among the grounds.
+
+    Every true noun is scored against the false nouns of its kind: hard negatives that differ in the
+    shape alone, without which colour and ground explain most of the contrast. Returns the loss and the
+    share of images whose best shape name is true.
+    """
+    logits = scale * images @ texts[batch.nouns].T
+    true = batch.true[:, batch.nouns].to(logits.device)
+    loss = logits.new_zeros(())
+    for kind in (slice(0, len(SHAPES)), slice(len(SHAPES), None)):
+        here, right = logits[:, kind], true[:, kind]
+        wrong = here.masked_fill(right, float("-inf")).logsumexp(dim=1, keepdim=True)
+        loss = loss + (torch.logaddexp(here, wrong) - here)[right].mean()
+    shapes, right = logits[:, : len(SHAPES)], true[:, : len(SHAPES)]
+    some = right.any(dim=1)
+    best = right.gather(1, shapes.argmax(dim=1, keepdim=True))[some]
+    return loss, best.float().mean()
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:

@@ -9,12 +9,15 @@ from torch.nn import functional as F
 from ovstrans.clip.load import random_clip
 from ovstrans.data.captions import Mention, phrase
 from ovstrans.data.scenes import draw_scene
+from ovstrans.data.shapes import SHAPES
+from ovstrans.data.textures import STUFF
 from ovstrans.training.contrastive import (
     TextBatch,
     caption_batch,
     change_one_word,
     contrastive_loss,
     encode_text,
+    noun_loss,
     truth_table,
 )
 
@@ -69,12 +72,30 @@ def test_loss_by_hand():
     texts = F.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0], [1.0, 1.0]]), dim=1)
     own = torch.tensor([[True, False, False], [False, True, False]])
     true = torch.tensor([[True, False, True], [False, True, True]])
-    to_text, to_image = contrastive_loss(images, texts, torch.tensor(2.0), TextBatch(["a", "b", "c"], own, true))
+    to_text, to_image = contrastive_loss(
+        images, texts, torch.tensor(2.0), TextBatch(["a", "b", "c"], own, true, torch.arange(0))
+    )
     logits = (2 * images @ texts.T).numpy()
     rows = [np.log(np.exp(logits[i, [0, 1]]).sum()) - logits[i, i] for i in range(2)]
     columns = [np.log(np.exp(logits[:, i]).sum()) - logits[i, i] for i in range(2)]
     np.testing.assert_allclose(float(to_text), np.mean(rows), rtol=1e-5)
     np.testing.assert_allclose(float(to_image), np.mean(columns), rtol=1e-5)
+
+
+def test_noun_loss_by_hand():
+    """Shapes compete with shapes and grounds with grounds; a noun that is true is nobody's negative."""
+    count = len(SHAPES) + len(STUFF)
+    texts, true = torch.eye(count), torch.zeros(1, count, dtype=torch.bool)
+    true[0, [0, 3, len(SHAPES)]] = True
+    image = F.normalize(torch.arange(1.0, count + 1), dim=0)[None]
+    loss, right = noun_loss(image, texts, torch.tensor(4.0), TextBatch([], true, true, torch.arange(count)))
+    logits = 4 * image[0].numpy()
+    shapes, stuff = logits[: len(SHAPES)], logits[len(SHAPES) :]
+    wrong = np.exp(np.delete(shapes, [0, 3])).sum()
+    expected = np.mean([np.log(1 + wrong / np.exp(shapes[at])) for at in (0, 3)])
+    expected += np.log(1 + np.exp(stuff[1:]).sum() / np.exp(stuff[0]))
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-5)
+    assert float(right) == 0  # the largest is the last shape, which is not there
 
 
 def test_short_encoding_equals_open_clips():
