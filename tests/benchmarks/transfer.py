@@ -4,7 +4,8 @@
         [--test scenes:test] [--recipe deeplabv3-mini] [--set KEY=VALUE ...] [--prune-set KEY=VALUE ...]
         [--init pruned|pretrained]
 
-Every arm goes through the program's own commands, as separate processes with files between them. All
+Arms: dense, imp, random (uniform), random-matched (IMP's densities), scratch (a dense trunk that starts
+from random weights). Every arm goes through the program's own commands, as separate processes with files between them. All
 arms of a comparison have the same initialisation and the same number of steps; with `--init pruned`
 the random masks are distilled for as many steps as IMP's rounds take together. What is already
 there is not run again, so an interrupted study goes on where it stopped. Prints a Markdown table.
@@ -39,7 +40,7 @@ def settings(values: list[str]) -> list[str]:
 def prune(arm: str, seed: int, options: argparse.Namespace) -> list[object]:
     """Make the arm's mask where it is missing; returns the options that `finetune` needs for it."""
     if arm in ("dense", "scratch"):
-        return ["--no-mask"]
+        return ["--no-mask", "--init", "random" if arm == "scratch" else "pretrained"]
     mask = options.out / f"{arm}-{seed}.safetensors"
     common = ["--seed", seed, "--sparsity", options.sparsity, "--out", mask, *settings(options.prune_set)]
     if not mask.exists():
@@ -61,8 +62,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         if not (run / "checkpoint.safetensors").exists():
             call(
                 "finetune", "--data", options.data, "--recipe", options.recipe, "--seed", seed, "--no-plan", *chosen,
-                *settings(options.set + (["model.pretrained=false"] if arm == "scratch" else [])),
-                "--force", "--out", run,
+                *settings(options.set), "--force", "--out", run,
             )  # fmt: skip
         tests = [word for data in options.test for word in ("--data", data)]
         call("bench", run, *tests, "--json", report)

@@ -1,0 +1,99 @@
+"""AdamW's parameter groups, and the learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ovstrans.training.settings import Optimizer, Schedule
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+
+
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict]:
+    """Groups for AdamW: trainable parameters by place (backbone or head) and by decay.
+
+    The backbone (names under `backbone.`) learns at `backbone_rate` times the rate. Only weight
+    matrices and kernels decay: norms, biases, embeddings and learned scalars or vectors (temperature,
+    non-object vector) do not. Frozen parameters are in no group, hence get no optimizer state. Each
+    group carries its own `base_lr`, which `set_rate` multiplies. All four groups are always there, some
+    maybe empty, so that a resumed run finds those it left.
+    """
+    exempt = {
+        id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)
+    }
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(b, d): [] for b in (False, True) for d in (False, True)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            backbone = name.startswith("backbone.")
+            decays = name.endswith("weight") and parameter.dim() > 1 and id(parameter) not in exempt
+            groups[backbone, decays].append(parameter)
+    result = []
+    for (backbone, decays), parameters in groups.items():
+        rate = settings.lr * (settings.backbone_rate if backbone else 1.0)
+        result.append(
+            {
+                "params": parameters,
+                "name": f"{'backbone' if backbone else 'head'}{'' if decays else ', no decay'}",
+                "lr": rate,
+                "base_lr": rate,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            }
+        )
+    return result
+
+
+def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; see `parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr)
+
+
+def drop_frozen(optimizer: torch.optim.Optimizer) -> int:
+    """Take parameters that no longer require a gradient out of the optimizer, with their state.
+
+    The state of the others stays as it is. Returns how many were dropped.
+    """
+    dropped = 0
+    for group in optimizer.param_groups:
+        frozen = [parameter for parameter in group["params"] if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.grad = None
+            optimizer.state.pop(parameter, None)
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+        dropped += len(frozen)
+    return dropped
+
+
+def rate_factor(step: int, total: int, settings: Schedule) -> float:
+    """What the base rates are multiplied by in step `step` (from 0) of `total`.
+
+    constant: 1. step: `drop_factor` to the number of drops passed (each a part of the run, 0.8 of
+    50,000 is step 40,000). poly: (1 - step/total)^power. cosine: (1 + cos(pi step/total)) / 2. Over the
+    first `warmup` steps the factor also rises linearly to 1.
+    """
+    part = step / total
+    if settings.kind == "step":
+        factor = settings.drop_factor ** sum(step >= round(drop * total) for drop in settings.drops)
+    elif settings.kind == "poly":
+        factor = (1.0 - part) ** settings.power
+    elif settings.kind == "cosine":
+        factor = 0.5 * (1.0 + math.cos(math.pi * part))
+    else:
+        factor = 1.0
+    if step < settings.warmup:
+        factor *= (step + 1) / settings.warmup
+    return factor
+
+
+def schedule(total: int, settings: Schedule) -> Callable[[int], float]:
+    """`rate_factor` as a function of the step alone."""
+    return lambda step: rate_factor(step, total, settings)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("base_lr", group["lr"]) * factor

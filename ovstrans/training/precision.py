@@ -1,0 +1,79 @@
+"""Number formats of a run: autocast where the device has it, and the fast memory layout.
+
+Weights, gradients and optimizer state stay float32. `auto` takes bfloat16 on GPUs and CPUs that
+compute it natively (on such CPUs, with channels-last memory, convolutions run several times faster)
+and plain float32 elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ovstrans.errors import InputError
+
+AMP_CHOICES = ("auto", "off", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What `pick_precision` decided: the device type and the autocast type (None: float32 throughout)."""
+
+    device_type: str
+    dtype: torch.dtype | None
+
+    @property
+    def name(self) -> str:
+        """`float32`, `bfloat16` or `float16`: for logs."""
+        return str(self.dtype or torch.float32).removeprefix("torch.")
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """A fresh context for the forward pass and the losses."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler; it scales only where float16 needs it, and passes through otherwise."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.dtype is torch.float16)
+
+
+def native_bf16(device: torch.device | str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
+    try:
+        # oneDNN emulates bfloat16 on older CPUs, slower than float32: ask for the instructions too.
+        flags = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        hardware = any(flag() for flag in flags if flag is not None)
+        return hardware and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def pick_precision(amp: str, device: torch.device | str) -> Precision:
+    """The precision for the recipe value `amp`: auto, off, bf16 or fp16.
+
+    Raises InputError for another value, and for fp16 on a CPU (its gradients would underflow).
+    """
+    kind = torch.device(device).type
+    if amp not in AMP_CHOICES:
+        raise InputError(f"amp = {amp!r}: unknown; use one of {', '.join(AMP_CHOICES)}")
+    if amp == "fp16" and kind != "cuda":
+        raise InputError(f"amp = 'fp16' needs a CUDA device, this run is on {kind}; use 'auto', 'bf16' or 'off'")
+    if amp == "auto":
+        return Precision(kind, torch.bfloat16 if native_bf16(device) else None)
+    return Precision(kind, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
+
+
+def place(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a module to the device, in place, its convolution weights in channels-last memory."""
+    return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def place_images(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Images [B, 3, H, W] on the device, in channels-last memory."""
+    return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,136 @@
+"""The run folder: what a fine-tuning run leaves behind, and where.
+
+recipe.toml              every setting of the run, resolved; `--recipe RUN/recipe.toml` repeats it
+environment.json         versions and machine
+log.jsonl                one JSON object a step
+alpha.json               the freeze plan, where the run made one (`--plan-after`)
+checkpoint.safetensors   the result
+state/                   what --resume needs, while the run is unfinished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovstrans import files
+from ovstrans.errors import InputError
+from ovstrans.recipes.load import load_recipe
+from ovstrans.recipes.write import toml_text
+from ovstrans.training.settings import Settings, parse
+from ovstrans.version import __version__
+
+_ENTRIES = ("recipe.toml", "environment.json", "log.jsonl", "alpha.json", "checkpoint.safetensors", "state")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths in a run folder."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.toml"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The sparse checkpoint."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def alpha(self) -> Path:
+        """The plan made on the way."""
+        return self.path / "alpha.json"
+
+    @property
+    def state(self) -> Path:
+        """The resumable state."""
+        return self.path / "state" / "state.pt"
+
+    @property
+    def mask(self) -> Path:
+        """The mask, kept for resuming until the checkpoint holds it."""
+        return self.path / "state" / "mask.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.checkpoint.exists() and not self.state.exists()
+
+    def begin(self, settings: Settings, environment: dict[str, Any], *, force: bool) -> None:
+        """Make the folder and write what is known before the first step, in place of an older run's files."""
+        files.check_output(self.path, force=force, directory=True)
+        for name in _ENTRIES:
+            entry = self.path / name
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        files.write_text(self.recipe, toml_text(settings.to_recipe()))
+        files.write_json(self.path / "environment.json", environment)
+
+    def stored(self) -> Settings:
+        """The settings of the run that is here; InputError where none is."""
+        if not self.recipe.exists():
+            raise InputError(
+                f"{self.path}: no run to resume (no recipe.toml in it); leave out --resume, or give its --out"
+            )
+        return parse(load_recipe(str(self.recipe)), str(self.recipe))
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def rewind_log(self, step: int) -> None:
+        """Drop what the log says of steps after `step`: they will be taken again."""
+        if not self.log.exists():
+            return
+        kept = []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue  # a line that a kill cut short
+        files.write_text(self.log, "".join(kept))
+
+    def end(self) -> None:
+        """Drop the state of a finished run."""
+        shutil.rmtree(self.path / "state", ignore_errors=True)
+
+
+def environment(device: Any, processes: int = 1) -> dict[str, Any]:
+    """Versions and machine, as plain values."""
+    import open_clip
+    import torch
+    import torchvision
+
+    on_gpu = getattr(device, "type", str(device)) == "cuda"
+    return {
+        "schema": "ovstrans.environment/1",
+        "ovstrans": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "open_clip": open_clip.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ovstrans.errors import InputError
+from ovstrans.recipes.load import flatten, load_recipe, override, recipe_names, recipe_text
+
+RECIPE = {"a": {"rate": 0.5, "steps": 3, "name": "x", "on": True, "list": [1]}, "top": 1}
+
+
+def test_names_are_those_of_the_files() -> None:
+    assert {"deeplabv3-mini", "deeplabv3-camvid-mini", "deeplabv3-rn50-coco"} <= set(recipe_names())
+    assert recipe_text("deeplabv3-mini").startswith("# DeepLabV3")
+
+
+def test_settings_are_read_as_toml_and_lie_over_a_copy() -> None:
+    changed = override(
+        RECIPE, ["a.rate=2", "a.steps = 7", "a.name=word", 'a.name="two words"', "a.on=false", "a.list=[2, 3]"]
+    )
+    assert changed == {"a": {"rate": 2.0, "steps": 7, "name": "two words", "on": False, "list": [2, 3]}, "top": 1}
+    assert isinstance(changed["a"]["rate"], float) and RECIPE["a"]["steps"] == 3  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("a.rate", "write KEY=VALUE"),
+        ("a.rat=1", "did you mean 'a.rate'"),
+        ("b.rate=1", "no such key"),
+        ("a=1", "no such key"),
+        ("a.steps=1.5", "a int is needed"),
+        ("a.steps=true", "a int is needed"),
+        ("a.on=1", "a bool is needed"),
+        ("a.rate=fast", "a float is needed"),
+    ],
+)
+def test_bad_settings_are_refused(setting: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        override(RECIPE, [setting])
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[a]\nrate = 0.25\n")
+    assert load_recipe(str(path), ["a.rate=1.5"]) == {"a": {"rate": 1.5}}
+    path.write_text("[a\n")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_recipe(str(path))
+    with pytest.raises(InputError, match="no such recipe file"):
+        load_recipe(str(tmp_path / "none.toml"))
+    with pytest.raises(InputError, match="did you mean 'deeplabv3-mini'"):
+        load_recipe("deeplab-mini")
+
+
+def test_flatten_keeps_order_and_joins_keys() -> None:
+    assert list(flatten({"a": {"b": {"c": 1}}, "d": 2})) == ["a.b.c", "d"]

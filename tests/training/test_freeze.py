@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ovstrans.clip.layers import trunk_convs
+from ovstrans.clip.load import create_tower
+from ovstrans.errors import MismatchError
+from ovstrans.frameworks.base import Batch, Framework
+from ovstrans.training.freeze import check_plan, freeze, norm_of, recalibrate, train_mode
+from ovstrans.training.precision import pick_precision
+
+PLAN = ["conv1", "layer1.0.conv2", "layer2.0.downsample.0"]
+
+
+@pytest.fixture(scope="module")
+def towers() -> list[nn.Module]:
+    return [create_tower() for _ in range(3)]
+
+
+class Segmenter(Framework):
+    """A framework of a given tower, with nothing else."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.backbone = tower
+
+    def logits(self, images: torch.Tensor, text: object = None) -> torch.Tensor:
+        return self.backbone(images)
+
+
+def test_every_conv_of_a_tower_is_followed_by_the_norm_of_its_name(towers: list[nn.Module]) -> None:
+    modules = dict(towers[0].named_modules())
+    for name, conv in trunk_convs(towers[0]).items():
+        norm = modules[norm_of(name)]
+        assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels
+
+
+def test_freezing_touches_the_planned_weights_and_nothing_else(towers: list[nn.Module]) -> None:
+    tower = towers[0]
+    tower.layer4[0].conv1.weight.requires_grad_(False)  # frozen for another reason: stays so
+    assert freeze(tower, PLAN) == ["conv1.weight", "layer1.0.conv2.weight", "layer2.0.downsample.0.weight"]
+    frozen = {name for name, parameter in tower.named_parameters() if not parameter.requires_grad}
+    assert frozen == {f"{name}.weight" for name in (*PLAN, "layer4.0.conv1")}
+
+
+def test_norms_freeze_with_their_layers_where_asked(towers: list[nn.Module]) -> None:
+    tower = towers[1]
+    freeze(tower, PLAN, norms=True)
+    train_mode(tower, norms="train", frozen=PLAN, freeze_norms=True)
+    still = {norm_of(name) for name in PLAN}
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.training, module.weight.requires_grad) == ((name not in still),) * 2
+
+
+def test_frozen_norms_of_the_backbone_hold_still_in_training() -> None:
+    tower = create_tower()
+    train_mode(tower, norms="frozen")
+    before = {name: value.clone() for name, value in tower.state_dict().items() if "running" in name}
+    tower(torch.randn(2, 3, 96, 96))
+    assert before and all(torch.equal(tower.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_plan_for_another_architecture_names_the_layer() -> None:
+    with torch.device("meta"):
+        tower = create_tower()
+    check_plan(PLAN, tower, "alpha.json")
+    with pytest.raises(MismatchError, match=r"alpha.json: freezes 'layer3.5.conv1'.*another architecture"):
+        check_plan([*PLAN, "layer3.5.conv1"], tower, "alpha.json")
+
+
+def test_recalibration_gives_the_plain_mean_over_the_batches(towers: list[nn.Module]) -> None:
+    tower = towers[2]
+    weights = {name: parameter.clone() for name, parameter in tower.named_parameters()}
+    images = [torch.rand(2, 3, 96, 96) for _ in range(3)]
+    seen = recalibrate(Segmenter(tower), [Batch(each) for each in images], pick_precision("off", "cpu"))
+    with torch.no_grad():
+        first = [tower.conv1(each) for each in images]  # the first norm's input depends on no other norm
+    mean = torch.stack([each.mean((0, 2, 3)) for each in first]).mean(0)
+    variance = torch.stack([each.var((0, 2, 3), unbiased=True) for each in first]).mean(0)
+    assert seen == 3
+    assert torch.allclose(tower.bn1.running_mean, mean, atol=1e-6)
+    assert torch.allclose(tower.bn1.running_var, variance, rtol=1e-4)
+    assert tower.bn1.momentum == 0.1 and not tower.bn1.training
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in tower.named_parameters())
