@@ -5,10 +5,11 @@
         [--init pruned|pretrained]
 
 Arms: dense, imp, random (uniform), random-matched (IMP's densities), scratch (a dense trunk that starts
-from random weights). Every arm goes through the program's own commands, as separate processes with files between them. All
-arms of a comparison have the same initialisation and the same number of steps; with `--init pruned`
-the random masks are distilled for as many steps as IMP's rounds take together. What is already
-there is not run again, so an interrupted study goes on where it stopped. Prints a Markdown table.
+from random weights). Every arm goes through the program's own commands, as separate processes with
+files between them. All arms of a comparison have the same initialisation and the same number of steps;
+with `--init pruned` the random masks are distilled for as many steps as IMP's rounds take together.
+What is already there is not run again, so an interrupted study goes on where it stopped. Prints a
+Markdown table.
 """
 
 from __future__ import annotations

@@ -17,7 +17,20 @@ from ovstrans.masks.file import load_mask
 from ovstrans.pruning import rounds
 from ovstrans.pruning.output import load_weights
 
-QUICK = ["--image-size", "32", "--batch", "2", "--rate", "0.6", "--steps", "1", "--device", "cpu"]
+QUICK = [
+    "--image-size",
+    "32",
+    "--batch",
+    "2",
+    "--rate",
+    "0.6",
+    "--steps",
+    "1",
+    "--set",
+    "prune.settle=1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +116,24 @@ def test_pruned_weights_load_as_a_clip(prune: Callable[..., int]) -> None:
 
 @pytest.mark.skipif(not (bundled_folder() / "open_clip_model.safetensors").exists(), reason="needs the bundled weights")
 def test_defaults_are_the_mini_clip_and_scenes(folder: Path) -> None:
-    assert main.run(["prune", "--batch", "2", "--set", "data.images=4", "--rate", "0.8", "--steps", "1"]) == 0
+    assert (
+        main.run(
+            [
+                "prune",
+                "--batch",
+                "2",
+                "--set",
+                "data.images=4",
+                "--set",
+                "prune.settle=1",
+                "--rate",
+                "0.8",
+                "--steps",
+                "1",
+            ]
+        )
+        == 0
+    )
     mask = load_mask("ovstrans-out/mask.safetensors")
     assert (mask.model, mask.pretrained, mask.recipe["data"]["dataset"]) == ("RN-mini", "bundled", "scenes")
 
