@@ -1,0 +1,180 @@
+"""`ovstrans prune`: make a transferable sparse subnetwork of a CLIP image encoder, without labels."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ovstrans.cli import common
+from ovstrans.files import OUTPUT_DIR
+
+if TYPE_CHECKING:
+    import torch
+
+    from ovstrans.clip.load import Clip
+    from ovstrans.masks.mask import Mask
+    from ovstrans.pruning.run import Result
+    from ovstrans.pruning.settings import Settings
+
+_HOW = "How to prune"
+_DISTIL = "Distillation"
+
+
+def prune(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="An open_clip model with a ResNet image tower.")
+    ] = "RN-mini",
+    pretrained: common.Pretrained = None,
+    method: Annotated[
+        str | None, typer.Option(help="imp, magnitude (one shot) or random.", rich_help_panel=_HOW)
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="MASK", help="With random: the densities of this mask.", rich_help_panel=_HOW)
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Zeros / weights in scope (0.9).", rich_help_panel=_HOW)
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Part of the remaining weights pruned a round (0.1).", rich_help_panel=_HOW)
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help="body (layer1-4), trunk (all but the first convolution), or patterns.", rich_help_panel=_HOW),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Distillation steps a round; 0 only prunes.", rich_help_panel=_DISTIL)
+    ] = None,
+    distill: Annotated[str | None, typer.Option(help="Distillation loss (features).", rich_help_panel=_DISTIL)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Unlabelled images: scenes, folder:PATH.", rich_help_panel=_DISTIL)
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=_DISTIL)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=_DISTIL)] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels of a side.", rich_help_panel=_DISTIL)] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=_DISTIL)] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Recipe; by default the one for the model.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's entry; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Mask file to write; weights and plot go beside it.")] = OUTPUT_DIR
+    / "mask.safetensors",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the density of every layer.")] = True,
+    json: common.Json = None,
+    device: common.Device = "auto",
+    seed: common.Seed = 0,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Prune a CLIP image encoder into a mask that serves every framework.
+
+    Global magnitude pruning in rounds, with distillation from the dense encoder on unlabelled images
+    between them. Without arguments: the bundled mini CLIP on generated scenes, to 90 % zeros.
+    """
+    common.start(quiet=quiet, debug=debug)
+    from ovstrans import console, files
+    from ovstrans.clip.load import load_clip
+    from ovstrans.errors import InputError
+    from ovstrans.masks.file import load_mask
+    from ovstrans.pruning import output
+    from ovstrans.pruning.settings import choose_settings
+
+    if like is not None and (sparsity is not None or scope is not None):
+        raise InputError("--like takes sparsity and scope from its mask; leave --sparsity and --scope out")
+    given = {
+        "prune.method": method or ("random" if like is not None else None),
+        "prune.sparsity": sparsity,
+        "prune.rate": rate,
+        "prune.steps": steps,
+        "prune.scope": scope,
+        "distill.loss": distill,
+        "optimizer.lr": lr,
+        "data.dataset": data,
+        "data.batch": batch,
+        "data.size": image_size,
+        "run.precision": precision,
+        "run.seed": seed,
+    }
+    chosen = choose_settings(model, recipe=recipe, changes=settings or [], given=given)
+    output.check_outputs(out, plot=plot, force=force, resume=resume)
+    if json not in (None, "-"):
+        files.check_output(Path(str(json)), force=force or resume)
+    place = common.pick_device(device)
+    pattern = load_mask(like) if like is not None else None
+    clip = load_clip(model, pretrained)
+    result = _run(clip, chosen, pattern, place, output.state_path(out), resume=resume)
+    written = output.save_result(out, result, plot=plot)
+    if json != "-":
+        _show(result)
+    common.emit_json(json, {**result.summary(), "mask": str(out), "weights": str(written[1])}, force=True)
+    console.say(f"wrote {', '.join(map(str, written))} in {result.seconds:.0f} s")
+
+
+def _run(clip: Clip, chosen: Settings, like: Mask | None, device: torch.device, state: Path, *, resume: bool) -> Result:
+    """Prune with a progress bar, and say how to go on where it is interrupted."""
+    from ovstrans import console
+    from ovstrans.data.catalog import open_dataset
+    from ovstrans.pruning.rounds import Watch
+    from ovstrans.pruning.run import prune as run
+
+    dataset = None
+    if chosen.prune.steps:
+        # A described folder has a train split; images without labels form one of their own.
+        spec = chosen.data.dataset
+        split = "train" if spec.startswith("folder:") else "unlabelled"
+        dataset = open_dataset(spec, split=split, size=chosen.data.size, labels=False)
+    if resume and not state.exists():
+        console.say(f"{state}: not there, so there is nothing to resume; starting at the beginning")
+    elif not resume:
+        state.unlink(missing_ok=True)
+    bars: list[console.Progress] = []
+    try:
+        with contextlib.ExitStack() as stack:
+
+            def begin(total: int, done: int) -> None:
+                bars.append(stack.enter_context(console.progress(f"prune {clip.name}", total, done=done, unit="step")))
+
+            watch = Watch(begin, step=lambda step: bars[0].advance(loss=step.loss))
+            return run(clip, chosen, dataset, like=like, device=device, state=state, resume=resume, watch=watch)
+    except BaseException as stop:
+        if not isinstance(stop, Exception) and state.exists():
+            console.warn(f"{state} keeps the last finished round; the same command with --resume goes on from it")
+        raise
+
+
+def _show(result: Result) -> None:
+    from ovstrans import console
+
+    summary = result.summary()
+    rows = [
+        (
+            layer["name"],
+            "x".join(map(str, layer["shape"])),
+            f"{layer['weights']:,}",
+            f"{layer['kept']:,}",
+            f"{100 * layer['density']:.2f} %",
+        )
+        for layer in summary["layers"]
+    ]
+    rows.append(
+        ("all", "", f"{summary['total']:,}", f"{summary['kept']:,}", f"{100 - 100 * summary['sparsity']:.2f} %")
+    )
+    losses = [each["loss"] for each in summary["rounds"] if each["loss"] is not None]
+    caption = f"{summary['sparsity']:.2%} zeros after {len(summary['rounds'])} rounds"
+    if losses:
+        caption += f"; distillation loss {losses[0]:.3g} in the first, {losses[-1]:.3g} in the last"
+    console.table(
+        f"{summary['model']} pruned by {summary['method']}",
+        ("layer", "shape", "weights", "kept", "density"),
+        rows,
+        caption=caption,
+    )
+    empty = [layer["name"] for layer in summary["layers"] if layer["kept"] == 0]
+    if empty:
+        console.warn(f"nothing is left of {', '.join(empty)}: a lower --sparsity keeps every layer alive")

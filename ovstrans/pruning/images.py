@@ -1,0 +1,111 @@
+"""Unlabelled images for distillation: batches that depend on (seed, step) and on nothing else.
+
+So a resumed run sees the very images an uninterrupted one would, without replaying what came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from ovstrans.data.sample import Dataset
+from ovstrans.errors import InputError
+from ovstrans.training.state import derive_seed
+
+_CACHE_BYTES = 512 << 20
+
+
+class Images:
+    """Random views of a dataset's images.
+
+    dataset: anything of `open_dataset`; labels are not looked at.  batch: images a step.  size: pixels
+    of a side of the square views.  crop: least side of a view, as a part of the image's shorter side.
+    flip: mirror half of them.  limit: use only the first so many images (0 = all).  workers: threads
+    that read ahead.  Images are kept in memory, as far as 512 MB go.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch: int,
+        size: int,
+        seed: int,
+        crop: float = 0.7,
+        flip: bool = True,
+        limit: int = 0,
+        workers: int = 2,
+    ) -> None:
+        self.dataset, self.batch, self.size, self.seed = dataset, batch, size, seed
+        self.crop, self.flip, self.workers = crop, flip, max(1, workers)
+        self.count = min(limit, len(dataset)) if limit else len(dataset)
+        if self.count == 0:
+            raise InputError(f"{dataset.name}: holds no image to distil from")
+        self._cache: dict[int, Tensor] = {}
+        self._cached = 0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def indices(self, step: int) -> list[int]:
+        """The images of a step: every image comes once before any comes again."""
+        first = step * self.batch
+        return [self._index(place) for place in range(first, first + self.batch)]
+
+    def views(self, step: int) -> Tensor:
+        """The batch of a step: float32 [B, 3, size, size] in [0, 1]."""
+        return _stack([self._view(step, place, index) for place, index in enumerate(self.indices(step))])
+
+    def stream(self, start: int, stop: int) -> Generator[Tensor, None, None]:
+        """The batches of steps `start` to `stop` - 1; the next one is read while one is used."""
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
+
+        def submit(step: int) -> list[Future[Tensor]]:
+            return [pool.submit(self._view, step, place, index) for place, index in enumerate(self.indices(step))]
+
+        try:
+            pending = submit(start) if start < stop else []
+            for step in range(start, stop):
+                ahead = submit(step + 1) if step + 1 < stop else []
+                yield _stack([future.result() for future in pending])
+                pending = ahead
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _index(self, place: int) -> int:
+        epoch, offset = divmod(place, self.count)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            self._order = (epoch, torch.randperm(self.count, generator=generator))
+        return int(self._order[1][offset])
+
+    def _view(self, step: int, place: int, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "view", step, place))
+        draw = torch.rand(4, generator=generator).tolist()
+        image = self._image(index)
+        height, width = image.shape[-2:]
+        side = max(1, round(min(height, width) * (self.crop + (1.0 - self.crop) * draw[0])))
+        top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
+        view = transforms.resized_crop(image, top, left, side, side, [self.size, self.size], antialias=True)
+        return transforms.horizontal_flip(view) if self.flip and draw[3] < 0.5 else view
+
+    def _image(self, index: int) -> Tensor:
+        if index in self._cache:
+            return self._cache[index]
+        image = self.dataset[index].image
+        # A view never has more pixels than this gives it, so nothing larger is worth keeping.
+        shorter = min(image.shape[-2:])
+        most = max(self.size, round(self.size / max(self.crop, 0.1)))
+        if shorter > most:
+            shape = [round(length * most / shorter) for length in image.shape[-2:]]
+            image = transforms.resize(image, shape, antialias=True)
+        if self._cached + image.numel() <= _CACHE_BYTES:
+            self._cache[index] = image
+            self._cached += image.numel()
+        return image
+
+
+def _stack(views: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(views)).float() / 255.0

@@ -1,0 +1,233 @@
+"""The rounds: prune, distil, prune further, without rewinding (OpenTrans Alg. 1).
+
+The student starts as a copy of the teacher and keeps its weights and its optimizer state from round
+to round; masked weights are exactly zero from the first step to the last. The attention pool is
+neither pruned nor trained: it carries the trunk into the space of the text embeddings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ovstrans.clip.load import Clip
+from ovstrans.errors import InputError
+from ovstrans.masks.mask import Mask
+from ovstrans.pruning.distill import Distillation
+from ovstrans.pruning.images import Images
+from ovstrans.pruning.methods import Plan, weights_of
+from ovstrans.pruning.schedule import learning_rate
+from ovstrans.pruning.scores import Masks
+from ovstrans.pruning.settings import PRECISIONS, Settings, differences
+from ovstrans.training.distributed import World
+from ovstrans.training.loop import Step, train
+from ovstrans.training.precision import pick_precision, place, place_images
+from ovstrans.training.state import load_state, save_state
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round: its number from 1, weights kept, mean losses by name, seconds."""
+
+    number: int
+    kept: int
+    losses: dict[str, float]
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Sum of the losses."""
+        return sum(self.losses.values())
+
+
+@dataclass
+class Watch:
+    """Called while rounds run: at the start with (steps in all, steps done before), after every step, and
+    after every round once its state is saved."""
+
+    begin: Callable[[int, int], None] = lambda total, done: None
+    step: Callable[[Step], None] = lambda step: None
+    round: Callable[[Round], None] = lambda round: None
+
+
+class Lesson(nn.Module):
+    """Student, teacher and loss as one module: images in [0, 1] to named losses."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, loss: Distillation, clip: Clip) -> None:
+        super().__init__()
+        self.student, self.teacher, self.loss = student, teacher, loss
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(clip.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(clip.std).view(1, 3, 1, 1))
+
+    def set_mode(self, norms: str) -> None:
+        """Student to train mode (its BatchNorm too, unless `norms` is "frozen"), teacher to eval."""
+        self.train()
+        self.teacher.eval()
+        if norms == "frozen":
+            for module in self.student.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images: float32 [B, 3, H, W] in [0, 1]."""
+        losses = self.loss(self.student, self.teacher, (images - self.mean) / self.std)
+        for name, value in ((name, float(loss.detach())) for name, loss in losses.items()):
+            if not math.isfinite(value):
+                raise InputError(f"distillation: the loss {name} is {value}; lower --lr, or use --precision fp32")
+        return losses
+
+
+def run_rounds(
+    clip: Clip,
+    plan: Plan,
+    loss: Distillation,
+    images: Images | None,
+    settings: Settings,
+    *,
+    device: torch.device,
+    state: Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> tuple[nn.Module, Masks, list[Round]]:
+    """Run the plan; returns the pruned tower (on the CPU, in eval mode), its masks and the rounds.
+
+    images: may be None where no step is to run.  state: file kept up to date after every round.
+    resume: go on from it, if it is there; on the CPU with the same thread count the result is then the same to the
+    last bit as without the interruption.  identity: what else must be equal for that. Raises
+    InputError where the state is of other settings, or where distillation diverges.
+    """
+    watch = watch or Watch()
+    total = settings.prune.total_steps(len(plan.counts))
+    if total and images is None:
+        raise InputError("distillation needs images; give a dataset, or 0 steps")
+    teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
+    lesson = Lesson(student, teacher.requires_grad_(False), loss, clip)
+    place(lesson, device)
+    cast(nn.Module, student.attnpool).requires_grad_(False)
+    lesson.set_mode(settings.distill.norms)
+    optimizer = _make_optimizer(lesson, settings)
+    signature = {**settings.to_recipe(), "made_from": dict(identity or {})}
+
+    masks: Masks | None = None
+    finished: list[Round] = []
+    if resume and state is not None and state.exists():
+        masks, finished = _load(state, signature, lesson, optimizer, device)
+
+    first = (
+        settings.prune.steps_of(len(finished), len(plan.counts)).start if len(finished) < len(plan.counts) else total
+    )
+    watch.begin(total, first)
+    with contextlib.ExitStack() as stack:
+        views: Iterator[Tensor] = iter(())
+        if images is not None and total:
+            views = stack.enter_context(contextlib.closing(images.stream(first, total)))
+        for number in range(len(finished), len(plan.counts)):
+            start = time.perf_counter()
+            masks = plan.choose(number, weights_of(student, plan.names), masks)
+            mask = Mask(masks, model=clip.name)
+            mask.apply(student)
+            losses: dict[str, float] = {}
+            steps = settings.prune.steps_of(number, len(plan.counts))
+            if steps:
+                with mask.held(optimizer, student):
+                    for step in _distil(lesson, views, optimizer, mask, settings, steps, total, device):
+                        losses = {
+                            name: losses.get(name, 0.0) + value / len(steps) for name, value in step.losses.items()
+                        }
+                        watch.step(step)
+            finished.append(Round(number + 1, plan.counts[number], losses, time.perf_counter() - start))
+            if total and state is not None:
+                _save(state, signature, lesson, optimizer, masks, finished)
+            watch.round(finished[-1])
+    assert masks is not None  # a plan has at least one round
+    return student.cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(True), masks, finished  # type: ignore[call-overload]
+
+
+def _distil(
+    lesson: Lesson,
+    views: Iterator[Tensor],
+    optimizer: torch.optim.Optimizer,
+    mask: Mask,
+    settings: Settings,
+    steps: range,
+    total: int,
+    device: torch.device,
+) -> Iterator[Step]:
+    rates = settings.optimizer
+    precision = pick_precision(PRECISIONS[settings.run.precision], device)
+    return train(
+        lesson,
+        (place_images(batch, device) for batch in views),
+        optimizer,
+        steps=steps,
+        rate=lambda step: learning_rate(step, total, 1.0, warmup=rates.warmup, cooldown=rates.cooldown),
+        precision=precision,
+        scaler=precision.scaler(),
+        clip_norm=rates.clip_norm,
+        mask=mask,
+        world=World(0, 1, device),
+        seed=settings.run.seed,
+    )
+
+
+def _make_optimizer(lesson: Lesson, settings: Settings) -> torch.optim.AdamW:
+    """AdamW over the student's trunk and the loss's own parameters; kernels decay, norms do not."""
+    wanted = [parameter for parameter in lesson.parameters() if parameter.requires_grad]
+    rate, decay = settings.optimizer.lr, settings.optimizer.weight_decay
+    groups = (
+        {"params": [parameter for parameter in wanted if parameter.dim() > 1], "weight_decay": decay},
+        {"params": [parameter for parameter in wanted if parameter.dim() <= 1], "weight_decay": 0.0},
+    )
+    return torch.optim.AdamW([{**group, "lr": rate, "base_lr": rate} for group in groups], lr=rate)
+
+
+def _save(
+    path: Path,
+    signature: Mapping[str, Any],
+    lesson: Lesson,
+    optimizer: torch.optim.Optimizer,
+    masks: Masks,
+    finished: list[Round],
+) -> None:
+    save_state(
+        path,
+        {
+            "recipe": signature,
+            "student": lesson.student.state_dict(),
+            "loss": lesson.loss.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "masks": masks,
+            "rounds": [asdict(each) for each in finished],
+        },
+    )
+
+
+def _load(
+    path: Path,
+    signature: Mapping[str, Any],
+    lesson: Lesson,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> tuple[Masks, list[Round]]:
+    state = load_state(path, device)
+    if not {"recipe", "student", "loss", "optimizer", "masks", "rounds"} <= state.keys():
+        raise InputError(f"{path}: is not the state of a pruning run; start anew with --force")
+    changed = differences(state["recipe"], signature)
+    if changed:
+        raise InputError(f"{path}: cannot resume, its {changed[0]}; give the same options, or start anew with --force")
+    lesson.student.load_state_dict(state["student"])
+    lesson.loss.load_state_dict(state["loss"])
+    optimizer.load_state_dict(state["optimizer"])
+    return {name: kept.cpu() for name, kept in state["masks"].items()}, [Round(**each) for each in state["rounds"]]

@@ -1,0 +1,234 @@
+"""The settings of a pruning run: a recipe, checked key by key and value by value.
+
+The meaning of each is beside its value in `ovstrans/recipes/prune-*.toml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from ovstrans.clip.load import DEFAULT_MODEL
+from ovstrans.errors import InputError
+from ovstrans.recipes.load import flatten, load_recipe, override
+
+METHODS = ("imp", "magnitude", "random")
+PRECISIONS = {"auto": "auto", "fp32": "off", "bf16": "bf16"}
+"""What `--precision` takes, and the name `training.precision` has for it."""
+
+
+@dataclass(frozen=True)
+class Prune:
+    """[prune]: what goes, how much of it, how fast, and how long the rest learns."""
+
+    method: str
+    sparsity: float
+    rate: float
+    steps: int
+    settle: int
+    scope: str
+
+    def total_steps(self, rounds: int) -> int:
+        """Distillation steps in all: those of the rounds, and those after the last; none if `steps` is 0."""
+        return rounds * self.steps + self.settle if self.steps else 0
+
+    def steps_of(self, number: int, rounds: int) -> range:
+        """The steps of round `number` (from 0); the last of the `rounds` settles too."""
+        start = number * self.steps
+        return range(start, start + self.steps if number < rounds - 1 else max(start, self.total_steps(rounds)))
+
+
+@dataclass(frozen=True)
+class Distill:
+    """[distill]: the loss; every further key is an option of that loss."""
+
+    loss: str
+    norms: str
+    options: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """[optimizer]: AdamW, gradient clipping and the learning rate over the run."""
+
+    lr: float
+    weight_decay: float
+    clip_norm: float
+    warmup: int
+    cooldown: float
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: which images, and what a step sees of them."""
+
+    dataset: str
+    images: int
+    size: int
+    crop: float
+    flip: bool
+    batch: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """[run]: precision and seed."""
+
+    precision: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole resolved recipe."""
+
+    prune: Prune
+    distill: Distill
+    optimizer: Optimizer
+    data: Data
+    run: Run
+
+    def to_recipe(self) -> dict[str, Any]:
+        """The table that `parse` reads back."""
+        recipe = dataclasses.asdict(self)
+        recipe["distill"].update(recipe["distill"].pop("options"))
+        return recipe
+
+
+def choose_settings(
+    model: str = DEFAULT_MODEL,
+    *,
+    recipe: str | None = None,
+    changes: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> Settings:
+    """The settings of a run: a recipe, `KEY=VALUE` changes over it, and what else was given over both.
+
+    recipe: a shipped name or a file; by default `prune-mini` for the mini CLIP, `prune-rn50` for others.
+    given: values by dotted key (`prune.sparsity`), None where nothing was given. Raises InputError for
+    an unknown recipe or key, and for values that make no sense.
+    """
+    name = recipe or ("prune-mini" if model == DEFAULT_MODEL else "prune-rn50")
+    table = override(load_recipe(name), changes)
+    for key, value in (given or {}).items():
+        section, _, entry = key.partition(".")
+        if value is not None and isinstance(table.setdefault(section, {}), dict):
+            table[section][entry] = value
+    return parse(table, name)
+
+
+def parse(recipe: Mapping[str, Any], origin: str) -> Settings:
+    """The settings in a recipe table; `origin` names it in messages.
+
+    Raises InputError for missing or unknown sections and keys and for values of the wrong kind or
+    out of range.
+    """
+    known = {entry.name: entry for entry in dataclasses.fields(Settings)}
+    for name in [*recipe, *known]:
+        if name not in known:
+            raise InputError(f"recipe {origin}: unknown section [{name}]{_hint(name, known)}; take it out")
+        if not isinstance(recipe.get(name), Mapping):
+            raise InputError(
+                f"recipe {origin}: section [{name}] is missing; `ovstrans recipes show prune-mini` has all"
+            )
+    distill = dict(recipe["distill"])
+    own = {key: distill.pop(key) for key in ("loss", "norms") if key in distill}
+    for key, value in distill.items():
+        distill[key] = _number(value, f"recipe {origin}: distill.{key}")
+    settings = Settings(
+        prune=_section(Prune, recipe["prune"], "prune", origin),
+        distill=_section(Distill, {**own, "options": distill}, "distill", origin),
+        optimizer=_section(Optimizer, recipe["optimizer"], "optimizer", origin),
+        data=_section(Data, recipe["data"], "data", origin),
+        run=_section(Run, recipe["run"], "run", origin),
+    )
+    _check_ranges(settings, origin)
+    return settings
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two recipe tables, as `optimizer.lr is 0.1, not 0.2` (the stored value first)."""
+    old, new = flatten(stored), flatten(wanted)
+    return [
+        f"{key} is {old.get(key)!r}, not {new.get(key)!r}" for key in {**old, **new} if old.get(key) != new.get(key)
+    ]
+
+
+_Section = TypeVar("_Section")
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a string"),
+}
+
+
+def _section(kind: type[_Section], table: Mapping[str, Any], name: str, origin: str) -> _Section:
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise InputError(f"recipe {origin}: unknown key {name}.{key}{_hint(key, fields)}; take it out")
+        values[key] = _kind(str(fields[key].type), value, f"recipe {origin}: {name}.{key}")
+    for key, entry in fields.items():
+        if key not in values and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            raise InputError(
+                f"recipe {origin}: {name}.{key} is missing; `ovstrans recipes show prune-mini` explains it"
+            )
+    return kind(**values)
+
+
+def _kind(annotation: str, value: Any, where: str) -> Any:
+    """The value, if it is of the annotated kind; whole numbers stand for fractions."""
+    if annotation not in _KINDS:
+        return value
+    types, words = _KINDS[annotation]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise InputError(f"{where} is {value!r}; {words} is needed")
+    return float(cast(float, value)) if annotation == "float" else value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise InputError(f"{where} is {value!r}; a number of at least 0 is needed")
+    return float(value)
+
+
+def _check_ranges(settings: Settings, origin: str) -> None:
+    prune, distill, optimizer, data = settings.prune, settings.distill, settings.optimizer, settings.data
+    checks: list[tuple[str, Any, bool, str]] = [
+        ("prune.method", prune.method, prune.method in METHODS, "one of " + ", ".join(METHODS)),
+        ("prune.sparsity", prune.sparsity, 0 <= prune.sparsity < 1, "at least 0 and below 1"),
+        ("prune.rate", prune.rate, 0 < prune.rate < 1, "above 0 and below 1"),
+        ("prune.steps", prune.steps, prune.steps >= 0, "0 (prune only) or a number of steps"),
+        ("prune.settle", prune.settle, prune.settle >= 0, "0 or a number of steps"),
+        ("distill.norms", distill.norms, distill.norms in ("train", "frozen"), "train or frozen"),
+        ("optimizer.lr", optimizer.lr, 0 < optimizer.lr < float("inf"), "above 0"),
+        ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or above"),
+        ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 (off) or above"),
+        ("optimizer.warmup", optimizer.warmup, optimizer.warmup >= 0, "0 (off) or a number of steps"),
+        ("optimizer.cooldown", optimizer.cooldown, 0 <= optimizer.cooldown <= 1, "between 0 (off) and 1"),
+        ("data.images", data.images, data.images >= 0, "0 (all) or a number of images"),
+        ("data.size", data.size, data.size >= 32, "at least 32 pixels"),
+        ("data.crop", data.crop, 0 < data.crop <= 1, "above 0 and at most 1"),
+        ("data.batch", data.batch, data.batch >= 1, "at least 1"),
+        ("data.workers", data.workers, data.workers >= 1, "at least 1"),
+        (
+            "run.precision",
+            settings.run.precision,
+            settings.run.precision in PRECISIONS,
+            "one of " + ", ".join(PRECISIONS),
+        ),
+    ]
+    for key, value, fits, needed in checks:
+        if not fits:
+            raise InputError(f"recipe {origin}: {key} is {value!r}; it must be {needed}")
+
+
+def _hint(word: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,80 @@
+"""A CLIP small enough to prune in a blink, and images for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import nn
+
+from ovstrans.clip.load import Clip
+from ovstrans.clip.weights import weights_sha256
+from ovstrans.data.sample import Sample
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.pruning.settings import Settings, choose_settings
+
+
+class Pictures:
+    """Smooth random images as a dataset."""
+
+    name, split, ignore = "pictures", "all", 255
+    vocabulary = Vocabulary("none", ())
+
+    def __init__(self, count: int = 12, height: int = 40, width: int = 56) -> None:
+        coarse = torch.rand(count, 3, 5, 7, generator=torch.Generator().manual_seed(1))
+        self.images = (255 * nn.functional.interpolate(coarse, (height, width), mode="bilinear")).byte()
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read.append(index)
+        return Sample(image=self.images[index], name=str(index))
+
+
+def small_clip(seed: int = 0) -> Clip:
+    """One bottleneck a stage, width 8, 32 pixels; BatchNorm statistics as after training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tower = ModifiedResNet([1, 1, 1, 1], output_dim=16, heads=4, image_size=32, width=8)
+        for module in tower.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.0)
+                module.momentum = None
+        tower.train()
+        with torch.no_grad():
+            for _ in range(4):
+                tower(torch.randn(16, 3, 32, 32))
+        for module in tower.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1
+    whole = nn.Module()
+    whole.visual = tower.eval()
+    return Clip(
+        whole, "", "", weights_sha256(tower.state_dict()), 32, (0.5,) * 3, (0.25,) * 3, lambda texts: torch.empty(0)
+    )
+
+
+def small_settings(*changes: str) -> Settings:
+    """Three rounds of three steps, in float32 unless told otherwise."""
+    base = [
+        "prune.sparsity=0.8",
+        "prune.rate=0.5",
+        "prune.steps=3",
+        "prune.settle=0",
+        "data.batch=4",
+        "data.size=32",
+        "data.images=0",
+    ]
+    return choose_settings(changes=[*base, "run.precision='fp32'", "optimizer.warmup=0", *changes])
+
+
+@pytest.fixture
+def clip() -> Clip:
+    return small_clip()
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    return Pictures()

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ovstrans.clip.load import Clip
+from ovstrans.errors import InputError
+from ovstrans.masks.mask import Mask
+from ovstrans.pruning.distill import LOSSES, Distillation
+from ovstrans.pruning.rounds import Watch
+from ovstrans.pruning.run import Result, prune
+from tests.pruning.conftest import Pictures, small_clip, small_settings
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def state_of(result: Result) -> dict[str, torch.Tensor]:
+    return result.tower.state_dict()
+
+
+def assert_same(one: Result, other: Result) -> None:
+    assert one.mask.tensors.keys() == other.mask.tensors.keys()
+    assert all(torch.equal(one.mask.tensors[key], other.mask.tensors[key]) for key in one.mask.tensors)
+    first, second = state_of(one), state_of(other)
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert [each.losses for each in one.rounds] == [each.losses for each in other.rounds]
+
+
+def test_masks_nest_and_counts_are_exact(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Mask] = []
+    apply = Mask.apply
+    monkeypatch.setattr(Mask, "apply", lambda self, target: (masks.append(self), apply(self, target))[1])
+    result = prune(clip, small_settings(), pictures)
+    rounds = list({id(mask): mask for mask in masks}.values())
+    assert [mask.kept for mask in rounds] == [each.kept for each in result.rounds]
+    total = result.mask.total
+    assert [each.kept for each in result.rounds] == [round(total / 2), round(round(total / 2) / 2), round(0.2 * total)]
+    for before, after in itertools.pairwise(rounds):
+        assert all(bool((before.tensors[key] | ~after.tensors[key]).all()) for key in after.tensors)
+
+
+@pytest.mark.parametrize("method", ["imp", "magnitude", "random"])
+def test_zeros_hold_and_the_rest_learns(clip: Clip, pictures: Pictures, method: str) -> None:
+    # Half the weights, so that no layer of this small tower dies.
+    result = prune(clip, small_settings(f"prune.method={method}", "prune.sparsity=0.5", "prune.rate=0.3"), pictures)
+    assert result.mask.violations(result.tower) == []
+    assert result.mask.sparsity == pytest.approx(0.5, abs=1e-4)
+    before, after = clip.visual.state_dict(), state_of(result)
+    weights = [key for key in before if key.endswith(("conv1.weight", "conv2.weight", "conv3.weight", "bn2.bias"))]
+    assert all(not torch.equal(before[key], after[key]) for key in weights)
+    nonzero = {key for key in weights if key not in result.mask.tensors and not bool(after[key].all())}
+    assert nonzero == set()
+    pool = [key for key in before if key.startswith("attnpool")]
+    assert pool and all(torch.equal(before[key], after[key]) for key in pool)
+    assert not result.tower.training
+    assert next(result.tower.parameters()).requires_grad
+
+
+def test_zeros_hold_after_every_step(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Looking(LOSSES["features"](clip, {}).__class__):  # type: ignore[misc]
+        def forward(self, student: Any, teacher: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append(
+                sum(
+                    int((p == 0).sum())
+                    for name, p in student.named_parameters()
+                    if name.startswith("layer") and p.dim() == 4
+                )
+            )
+            assert not teacher.training and student.training
+            return super().forward(student, teacher, images)
+
+    monkeypatch.setitem(LOSSES, "features", lambda clip, options: Looking(**options))
+    result = prune(clip, small_settings("optimizer.lr=0.01"), pictures)
+    pruned = [result.mask.total - each.kept for each in result.rounds for _ in range(3)]
+    assert seen == pruned
+
+
+def test_the_clip_is_left_as_it_is(clip: Clip, pictures: Pictures) -> None:
+    before = copy.deepcopy(clip.visual.state_dict())
+    prune(clip, small_settings(), pictures)
+    after = clip.visual.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.requires_grad for parameter in clip.visual.parameters())
+
+
+def test_distillation_lowers_the_loss(clip: Clip, pictures: Pictures) -> None:
+    settings = small_settings(
+        "prune.method=magnitude", "prune.sparsity=0.5", "prune.rate=0.3", "prune.steps=15", "optimizer.lr=0.003"
+    )
+    losses = [each.loss for each in prune(clip, settings, pictures).rounds]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_without_steps_imp_is_magnitude(clip: Clip) -> None:
+    imp, magnitude = (
+        prune(clip, small_settings(f"prune.method={name}", "prune.steps=0")) for name in ("imp", "magnitude")
+    )
+    assert all(torch.equal(imp.mask.tensors[key], magnitude.mask.tensors[key]) for key in imp.mask.tensors)
+    assert all(each.losses == {} for each in imp.rounds)
+    dense, pruned = clip.visual.state_dict(), state_of(imp)
+    for key, value in dense.items():
+        kept = imp.mask.tensors.get(key, torch.ones_like(value, dtype=torch.bool))
+        assert torch.equal(pruned[key], torch.where(kept, value, torch.zeros_like(value)))
+
+
+@pytest.mark.parametrize("method", ["imp", "random"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_resumed_is_uninterrupted(pictures: Pictures, tmp_path: Path, method: str, after: int) -> None:
+    settings = small_settings(f"prune.method={method}", "prune.settle=2")
+    wanted = prune(small_clip(), settings, pictures)
+
+    def die(round: Any) -> None:
+        if round.number == after:
+            raise Killed
+
+    state = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        prune(small_clip(), settings, pictures, state=state, watch=Watch(round=die))
+    begun: list[tuple[int, int]] = []
+    watch = Watch(begin=lambda total, done: begun.append((total, done)))
+    assert_same(prune(small_clip(), settings, pictures, state=state, resume=True, watch=watch), wanted)
+    assert begun == [(11, 3 * after if after < 3 else 11)]
+
+
+def test_a_kill_inside_a_round_goes_back_to_the_one_before(pictures: Pictures, tmp_path: Path) -> None:
+    settings = small_settings("run.precision='bf16'")
+    wanted = prune(small_clip(), settings, pictures)
+
+    def die(step: Any) -> None:
+        if step.number == 5:
+            raise Killed
+
+    state = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        prune(small_clip(), settings, pictures, state=state, watch=Watch(step=die))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt"]
+    assert_same(prune(small_clip(), settings, pictures, state=state, resume=True), wanted)
+
+
+def test_resume_refuses_another_run(clip: Clip, pictures: Pictures, tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    prune(clip, small_settings(), pictures, state=state)
+    with pytest.raises(InputError, match=r"optimizer\.lr is 0\.002, not 0\.5"):
+        prune(clip, small_settings("optimizer.lr=0.5"), pictures, state=state, resume=True)
+    with pytest.raises(InputError, match="weights_sha256"):
+        prune(small_clip(seed=1), small_settings(), pictures, state=state, resume=True)
+    with pytest.raises(InputError, match="images is 12, not 5"):
+        prune(clip, small_settings(), Pictures(5), state=state, resume=True)
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"state\.pt"):
+        prune(clip, small_settings(), pictures, state=state, resume=True)
+
+
+def test_seeds_change_what_is_seen(clip: Clip, pictures: Pictures) -> None:
+    results = []
+    for seed in (0, 0, 1):
+        settings = small_settings("run.precision='fp32'")
+        settings = type(settings)(
+            settings.prune, settings.distill, settings.optimizer, settings.data, type(settings.run)("fp32", seed)
+        )
+        results.append(prune(clip, settings, pictures).rounds[0].losses)
+    assert results[0] == results[1] != results[2]
+
+
+def test_frozen_norms_keep_their_statistics(clip: Clip, pictures: Pictures) -> None:
+    name = "layer2.0.bn1.running_mean"
+    dense = clip.visual.state_dict()[name]
+    frozen = state_of(prune(clip, small_settings("distill.norms=frozen"), pictures))[name]
+    trained = state_of(prune(clip, small_settings(), pictures))[name]
+    assert torch.equal(frozen, dense)
+    assert not torch.equal(trained, dense)
+
+
+def test_a_losss_own_parameters_are_trained_and_resumed(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Distillation] = []
+
+    class Scaled(Distillation):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+            made.append(self)
+
+        def forward(self, student: Any, teacher: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"own": (self.scale * student(images) - teacher(images)).square().mean()}
+
+    monkeypatch.setitem(LOSSES, "scaled", lambda clip, options: Scaled())
+    settings = small_settings("distill.loss=scaled")
+    prune(small_clip(), settings, pictures, state=tmp_path / "state.pt")
+    final = float(made[0].scale.detach())
+    assert final != 1.0
+    prune(small_clip(), settings, pictures, state=tmp_path / "state.pt", resume=True)
+    assert float(made[1].scale.detach()) == final
+
+
+def test_a_loss_that_is_not_finite(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Distillation):
+        def forward(self, student: Any, teacher: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"bad": student(images).sum() * float("nan")}
+
+    monkeypatch.setitem(LOSSES, "broken", lambda clip, options: Broken())
+    with pytest.raises(InputError, match="bad is nan; lower --lr"):
+        prune(clip, small_settings("distill.loss=broken"), pictures)
+
+
+def test_steps_need_images(clip: Clip) -> None:
+    with pytest.raises(InputError, match="images"):
+        prune(clip, small_settings())
+
+
+def test_damaged_weights_are_named(clip: Clip) -> None:
+    with torch.no_grad():
+        clip.visual.layer3[0].conv2.weight[0, 0, 0, 0] = float("nan")
+    for method in ("imp", "random"):
+        with pytest.raises(InputError, match=r"layer3\.0\.conv2"):
+            prune(clip, small_settings(f"prune.method={method}", "prune.steps=0"))

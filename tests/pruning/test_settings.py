@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ovstrans.errors import InputError
+from ovstrans.pruning.settings import choose_settings, differences, parse
+from ovstrans.recipes.load import load_recipe
+
+
+@pytest.mark.parametrize("name", ["prune-mini", "prune-rn50"])
+def test_shipped_recipes_say_everything_and_read_back(name: str) -> None:
+    settings = choose_settings(recipe=name)
+    assert parse(settings.to_recipe(), "copy") == settings
+    assert settings.prune.sparsity == 0.9 and settings.prune.rate == 0.1  # OpenTrans sec. 3.1
+    assert settings.distill.options == {"dense": 1.0, "pooled": 1.0, "stages": 1.0}
+
+
+def test_the_model_picks_the_recipe() -> None:
+    assert choose_settings("RN-mini").prune.steps == load_recipe("prune-mini")["prune"]["steps"]
+    assert choose_settings("RN101").prune.steps == load_recipe("prune-rn50")["prune"]["steps"] == 1000
+
+
+def test_given_values_win_over_changes_over_the_recipe() -> None:
+    settings = choose_settings(changes=["prune.steps=7", "data.batch=3"], given={"prune.steps": 9, "prune.rate": None})
+    assert (settings.prune.steps, settings.data.batch, settings.prune.rate) == (9, 3, 0.1)
+    assert choose_settings(given={"run.seed": 5}).run.seed == 5
+
+
+def test_whole_numbers_stand_for_fractions(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "ovstrans/recipes/prune-mini.toml").read_text()
+    path = tmp_path / "own.toml"
+    path.write_text(text.replace("lr = 2e-3", "lr = 1").replace("dense = 1.0", "dense = 2"))
+    settings = choose_settings(recipe=str(path))
+    assert settings.optimizer.lr == 1.0 and isinstance(settings.optimizer.lr, float)
+    assert settings.distill.options["dense"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("[prune]", "[prunes]", r"\[prunes\].*'prune'"),
+        ("[run]", "", r"unknown key data\.precision|\[run\] is missing"),
+        ("sparsity = 0.9", "sparcity = 0.9", r"prune\.sparcity.*'sparsity'"),
+        ("sparsity = 0.9", "", r"prune\.sparsity is missing"),
+        ("sparsity = 0.9", 'sparsity = "most"', r"prune\.sparsity is 'most'; a number"),
+        ("steps = 8 ", "steps = 1.5 ", r"prune\.steps is 1\.5; a whole number"),
+        ("flip = true", "flip = 1", r"data\.flip is 1; true or false"),
+        ("dense = 1.0", "dense = -1.0", r"distill\.dense is -1\.0"),
+        ("crop = 0.7", "crop = 0.0", r"data\.crop is 0\.0"),
+        ("cooldown = 0.2", "cooldown = 2", r"optimizer\.cooldown is 2\.0"),
+        ('norms = "train"', 'norms = "eval"', r"distill\.norms is 'eval'.*train or frozen"),
+        ("lr = 2e-3", "lr = nan", r"optimizer\.lr is nan"),
+    ],
+)
+def test_what_a_recipe_must_not_say(tmp_path: Path, old: str, new: str, named: str) -> None:
+    text = (Path(__file__).parents[2] / "ovstrans/recipes/prune-mini.toml").read_text()
+    assert old in text
+    path = tmp_path / "own.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=named):
+        choose_settings(recipe=str(path))
+
+
+def test_differences_name_the_stored_value_first() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c is 2, not 3"]
+    assert differences({"a": 1}, {"a": 1}) == []
+
+
+def test_steps_of_rounds_follow_each_other() -> None:
+    prune = choose_settings(changes=["prune.steps=4", "prune.settle=7"]).prune
+    assert [prune.steps_of(number, 3) for number in range(3)] == [range(4), range(4, 8), range(8, 19)]
+    assert prune.total_steps(3) == 19
+
+
+def test_no_steps_are_none_at_all() -> None:
+    prune = choose_settings(changes=["prune.steps=0", "prune.settle=7"]).prune
+    assert prune.total_steps(3) == 0
+    assert [len(prune.steps_of(number, 3)) for number in range(3)] == [0, 0, 0]
