@@ -1,0 +1,120 @@
+"""The alpha file: an analysis and its freeze plan as JSON ("ovstrans.alpha/1").
+
+    {"schema", "model", "pretrained", "weights_sha256", "settings", "created_by",
+     "layers": [{"name", "shape", "num_eigenvalues", "alpha", ...}],
+     "plan": {"rule", "threshold", "frozen": [layer names]}}
+
+A missing value is null, never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ovstrans import files
+from ovstrans.errors import InputError
+from ovstrans.spectrum.analysis import Analysis, LayerAlpha
+from ovstrans.spectrum.plan import Plan
+from ovstrans.version import __version__
+
+SCHEMA = "ovstrans.alpha/1"
+
+_COUNTS = ("num_eigenvalues", "params", "n_tail")
+_REQUIRED = ("name", "shape", "num_eigenvalues", "params")
+
+
+def analysis_json(analysis: Analysis) -> dict[str, Any]:
+    """The analysis as plain values, as the file holds it."""
+    return {
+        "schema": SCHEMA,
+        "model": analysis.model,
+        "pretrained": analysis.pretrained,
+        "weights_sha256": analysis.weights_sha256,
+        "settings": analysis.settings,
+        "created_by": f"ovstrans {__version__}",
+        "layers": [{key: _plain(value) for key, value in asdict(layer).items()} for layer in analysis.layers],
+        "plan": {
+            "rule": analysis.plan.rule,
+            "threshold": _plain(analysis.plan.threshold),
+            "frozen": list(analysis.plan.frozen),
+        },
+    }
+
+
+def save_analysis(path: Path | str, analysis: Analysis) -> None:
+    """Write the alpha file atomically."""
+    files.write_json(path, analysis_json(analysis))
+
+
+def load_analysis(path: Path | str) -> Analysis:
+    """Read an alpha file; its spectra are not in it. InputError, naming the entry, if it is damaged."""
+    value = files.read_json(path, SCHEMA)
+    try:
+        layers = [_layer(entry) for entry in value["layers"]]
+        plan = _plan(value["plan"])
+        model, pretrained, sha256 = (_text(value[key], key) for key in ("model", "pretrained", "weights_sha256"))
+        settings = value["settings"]
+        if not isinstance(settings, dict):
+            raise ValueError("settings is no object")
+    except KeyError as error:
+        raise InputError(f"{path}: entry {error} is missing; make the file again with `ovstrans analyze`") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: {error}; make the file again with `ovstrans analyze`") from error
+    unknown = set(plan.frozen) - {layer.name for layer in layers}
+    if unknown:
+        raise InputError(f"{path}: the plan freezes {min(unknown)!r}, which is none of its layers")
+    return Analysis(model, pretrained, sha256, settings, layers, plan)
+
+
+def load_plan(path: Path | str) -> Plan:
+    """The freeze plan of an alpha file."""
+    return load_analysis(path).plan
+
+
+def _plain(value: Any) -> Any:
+    """JSON's kind of value: lists for tuples, null for what is not a finite number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _layer(entry: dict[str, Any]) -> LayerAlpha:
+    values: dict[str, Any] = {}
+    for key in (item.name for item in fields(LayerAlpha)):
+        found = entry[key]
+        if found is None and key not in _REQUIRED:
+            values[key] = None
+        elif key in ("name", "warning"):
+            values[key] = _text(found, key)
+        elif key == "shape":
+            values[key] = tuple(_number(side, key, whole=True) for side in found)
+        else:
+            values[key] = _number(found, key, whole=key in _COUNTS)
+    return LayerAlpha(**values)
+
+
+def _plan(entry: dict[str, Any]) -> Plan:
+    threshold = entry["threshold"]
+    if not isinstance(entry["frozen"], list):
+        raise ValueError("plan.frozen is no list of layer names")
+    return Plan(
+        rule=_text(entry["rule"], "rule"),
+        threshold=None if threshold is None else _number(threshold, "threshold"),
+        frozen=tuple(_text(name, "frozen") for name in entry["frozen"]),
+    )
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}, a text is needed")
+    return value
+
+
+def _number(value: Any, key: str, *, whole: bool = False) -> Any:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        raise ValueError(f"{key} is {value!r}, a number is needed")
+    return value
