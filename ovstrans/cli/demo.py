@@ -22,7 +22,7 @@ runs both on the bundled mini CLIP and generated scenes, with the commands you w
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Fine-tuning steps of each arm.")] = 250,
+    steps: Annotated[int, typer.Option(min=1, help="Fine-tuning steps of each arm.")] = 150,
     rounds: Annotated[int, typer.Option("--round-steps", min=0, help="Distillation steps a pruning round.")] = 10,
     images: Annotated[int, typer.Option(min=1, help="Test images.")] = 100,
     seed: common.Seed = 0,
