@@ -120,15 +120,45 @@ def read_json(path: Path | str, schema: str | None = None) -> Any:
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically (CPU copies, contiguous)."""
+    """Write a safetensors file, atomically and reproducibly: equal contents give equal bytes.
+
+    Tensors may share memory (each is written whole), be of any layout and on any device; all are
+    written in C order. InputError where `path` is unwritable.
+    """
     from safetensors.torch import save_file
 
+    seen: set[int] = set()
+    own: dict[str, torch.Tensor] = {}
+    for key, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        address = value.untyped_storage().data_ptr()
+        if address in seen or value.numel() * value.element_size() != value.untyped_storage().nbytes():
+            value = value.clone()
+        seen.add(address)
+        own[key] = value
+    # A path may hold bytes that are no Unicode; the file must be UTF-8.
+    plain = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in metadata.items()}
     with atomic_path(path) as temporary:
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-            temporary,
-            metadata=dict(metadata),
-        )
+        save_file(own, temporary, metadata=plain)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Rewrite the header of a safetensors file in place: 8 bytes of length, JSON, spaces to fill up.
+
+    The library's writer orders the metadata anew at each call, and sorted they are always the same.
+    """
+    with path.open("rb+") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            if not header["__metadata__"]:
+                return  # no metadata, nothing to sort
+            raise RuntimeError(f"{path}: sorted header does not fit its place")
+        handle.seek(8)
+        handle.write(text.ljust(length))
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

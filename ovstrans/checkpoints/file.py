@@ -51,7 +51,6 @@ from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.bits import DAMAGED, parse_object, parse_shapes, require_entries
 from ovstrans.masks.mask import CREATED_BY, Mask
-from ovstrans.masks.stable import write_stable
 
 FORMAT = "ovstrans.checkpoint/1"
 TEXT_TOWER = "text_tower."
@@ -127,7 +126,7 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
         "shapes": _dump(shapes),
         "mask": _dump(about),
     }
-    write_stable(path, {**tensors, **extra}, metadata)
+    files.write_tensors(path, {**tensors, **extra}, metadata)
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:

@@ -21,6 +21,7 @@ runs both on the bundled mini CLIP and generated scenes, with the commands you w
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
     steps: Annotated[int, typer.Option(min=1, help="Fine-tuning steps of each arm.")] = 150,
     rounds: Annotated[int, typer.Option("--round-steps", min=0, help="Distillation steps a pruning round.")] = 10,
@@ -44,26 +45,25 @@ def demo(
     console.say("[bold]1. Prune[/]: drop 90 % of the trunk's weights, smallest first, 10 % of what is left a round.")
     console.say("   Between rounds the sparse encoder learns from the dense one, on images without labels.")
     pruned = ["--steps", str(rounds), *shared]
-    _call("prune", "--out", masks["imp"], *pruned)
+    _call(context, "prune", "--out", masks["imp"], *pruned)
     console.say("   For comparison: the same number of zeros per layer at random places, distilled as long.")
-    _call("prune", "--method", "random", "--like", masks["imp"], "--out", masks["random"], *pruned)
+    _call(context, "prune", "--method", "random", "--like", masks["imp"], "--out", masks["random"], *pruned)
 
     console.say("\n[bold]2. Analyze[/]: fit a power law to every layer's eigenvalues. A small alpha (a heavy tail)")
     console.say("   marks a well-trained layer: the plan freezes those below the median.")
-    _call("analyze", "--out", out / "alpha.json", "--plot", *switches)
+    _call(context, "analyze", "--out", out / "alpha.json", "--plot", *switches)
 
     console.say("\n[bold]3. Fine-tune[/]: DeepLabV3 on 400 labelled scenes, three times. The mask holds at every step,")
     console.say("   frozen layers stay as they are, and pixels are classified by CLIP's text embeddings.")
     for arm in ARMS:
         chosen: list[Any] = ["--mask", masks[arm], "--init", "pruned"] if arm in masks else ["--no-mask"]
-        _call(
-            "finetune", *chosen, "--plan", out / "alpha.json", "--steps", steps, "--out", out / "runs" / arm, *shared
-        )  # fmt: skip
+        run = ["--plan", out / "alpha.json", "--steps", steps, "--out", out / "runs" / arm]
+        _call(context, "finetune", *chosen, *run, *shared)
 
     console.say("\n[bold]4. Bench[/]: parameters, multiply-accumulates and mIoU, with one counter for all of them.")
     console.say("   Novel classes were never labelled in training; only their names are given here.")
     _call(
-        "bench", *(out / "runs" / arm for arm in ARMS), "--data", "scenes:test", "--limit", images,
+        context, "bench", *(out / "runs" / arm for arm in ARMS), "--data", "scenes:test", "--limit", images,
         "--json", out / "report.json", "--pictures", out / "pictures", *switches,
     )  # fmt: skip
     minutes = (time.monotonic() - began) / 60
@@ -73,16 +73,14 @@ def demo(
         console.say(f"  {path}  {what}")
 
 
-def _call(*arguments: Any) -> None:
-    """Show a command line, run it in this process, and stop the demo where it fails."""
+def _call(context: typer.Context, *arguments: Any) -> None:
+    """Show a command line and run it in this process; its error ends the demo."""
     from ovstrans import console
-    from ovstrans.cli.main import run
 
     words = [str(argument) for argument in arguments]
     console.say(f"[cyan]$ ovstrans {' '.join(words)}[/]")
-    status = run(words)
-    if status:
-        raise typer.Exit(status)
+    program: Any = context.find_root().command
+    program.main(words, standalone_mode=False)
 
 
 def _verdict(report: Path) -> str:

@@ -46,7 +46,6 @@ from ovstrans import files
 from ovstrans.errors import InputError
 from ovstrans.masks.bits import DAMAGED, pack, parse_object, parse_shapes, require_entries, unpack
 from ovstrans.masks.mask import Mask
-from ovstrans.masks.stable import write_stable
 
 FORMAT = "ovstrans.mask/1"
 METADATA = (
@@ -78,7 +77,7 @@ def save_mask(path: Path | str, mask: Mask) -> None:
         "recipe": json.dumps(mask.recipe, allow_nan=False),
         "created_by": mask.created_by,
     }
-    write_stable(path, {key: pack(kept) for key, kept in mask.tensors.items()}, metadata)
+    files.write_tensors(path, {key: pack(kept) for key, kept in mask.tensors.items()}, metadata)
 
 
 def load_mask(path: Path | str) -> Mask:

@@ -17,7 +17,6 @@ from ovstrans import files
 from ovstrans.errors import InputError
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.masks.stable import write_stable
 from ovstrans.pruning.plot import plot_densities
 from ovstrans.pruning.run import Result
 from ovstrans.training.start import pruned_weights_path
@@ -81,7 +80,7 @@ def save_weights(path: Path | str, tower: nn.Module, mask: Mask, mask_name: str 
         "recipe": json.dumps(mask.recipe, allow_nan=False),
         "created_by": mask.created_by,
     }
-    write_stable(path, tower.state_dict(), metadata)
+    files.write_tensors(path, tower.state_dict(), metadata)
 
 
 def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

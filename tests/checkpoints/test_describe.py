@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ovstrans import files
 from ovstrans.checkpoints.describe import WEIGHTS_FORMAT, describe_tensors
 from ovstrans.checkpoints.file import save_checkpoint
 from ovstrans.clip.layers import scope_convs
@@ -15,7 +16,6 @@ from ovstrans.clip.weights import weights_sha256
 from ovstrans.errors import CheckFailed, InputError, MismatchError
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.masks.stable import write_stable
 from tests.checkpoints.dummies import make_checkpoint
 from tests.masks.dummies import CLIP, MASKED, Tower, make_mask, tamper
 
@@ -119,7 +119,7 @@ def test_pruned_weights_and_the_mask_beside_them(tmp_path: Path) -> None:
     mask, tower = make_mask(method="imp"), Tower()
     mask.apply(tower)
     metadata = {"format": WEIGHTS_FORMAT, "model": "dummy", "mask": "mask.safetensors", "method": "imp"}
-    write_stable(tmp_path / "w.safetensors", tower.state_dict(), metadata)
+    files.write_tensors(tmp_path / "w.safetensors", tower.state_dict(), metadata)
     found = describe_tensors(tmp_path / "w.safetensors", verify=True)
     assert found.kind == "pruned weights" and found.facts["method"] == "imp"
     assert any("not beside them" in check for check in found.checks)

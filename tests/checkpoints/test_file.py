@@ -14,7 +14,6 @@ from safetensors import safe_open
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import FORMAT, METADATA, load_checkpoint, save_checkpoint
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.masks import stable
 from tests.checkpoints.dummies import CLIP, VOCABULARY, make_checkpoint
 from tests.masks.dummies import MASKED, Framework, cut_points, documented_code, make_mask, tamper
 
@@ -132,7 +131,7 @@ def test_failure_while_writing_keeps_the_old_file(saved: Path, monkeypatch: pyte
         path.write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stable, "save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(saved, make_checkpoint(masked=False))
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1

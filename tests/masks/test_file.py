@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from ovstrans import files
 from ovstrans.errors import InputError
 from ovstrans.masks import file as mask_file
-from ovstrans.masks import stable
 from ovstrans.masks.file import FORMAT, load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from tests.masks.dummies import MASKED, cut_points, documented_code, make_mask, tamper
@@ -174,7 +174,7 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder"):
         load_mask(tmp_path)
     foreign = tmp_path / "foreign.safetensors"
-    stable.write_stable(foreign, {"layer1.0.conv1.weight_mask": torch.ones(2)}, {"a": "b"})
+    files.write_tensors(foreign, {"layer1.0.conv1.weight_mask": torch.ones(2)}, {"a": "b"})
     with pytest.raises(InputError, match="load_foreign_mask"):
         load_mask(foreign)
 
@@ -186,7 +186,7 @@ def test_failure_while_writing_keeps_the_old_file(saved: Path, monkeypatch: pyte
         path.write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stable, "save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(InputError, match="No space left"):
         save_mask(saved, make_mask(density=0.9))
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
