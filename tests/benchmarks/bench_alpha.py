@@ -24,15 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.clip.layers import weight_matrices
-from ovstrans.clip.load import create_tower
+from ovstrans.clip.load import Clip, random_clip
+from ovstrans.clip.weights import weights_sha256
 from ovstrans.spectrum import esd, powerlaw
 from ovstrans.spectrum.analysis import analyze
 from tests.spectrum.reference import brute_force, published_loop, svd_spectrum
 
 
-def heavy_tower(model: str, seed: int = 0) -> nn.Module:
-    """A tower whose kernels are noise with uneven channels plus spikes that fall as a power law."""
-    tower = create_tower(model)
+def heavy_clip(model: str, seed: int = 0) -> Clip:
+    """A CLIP whose kernels are noise with uneven channels plus spikes that fall as a power law."""
+    clip = random_clip(model, seed)
+    tower = clip.visual
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -48,12 +50,13 @@ def heavy_tower(model: str, seed: int = 0) -> nn.Module:
                 noise = normal(outputs, inputs) * (inputs * count) ** -0.5 * torch.exp(0.4 * normal(outputs, 1))
                 left, right = torch.linalg.qr(normal(outputs, rank))[0], torch.linalg.qr(normal(inputs, rank))[0]
                 flat[:, :, position] = noise + (left * sizes) @ right.T
-    return tower
+    clip.weights_sha256 = weights_sha256(tower.state_dict())
+    return clip
 
 
-def ours(tower: nn.Module) -> dict[str, tuple[float, int]]:
-    """(alpha, tail) of every layer by `ovstrans.analyze`."""
-    return {row.name: (row.alpha or 0.0, row.n_tail or 0) for row in analyze(tower).layers}
+def ours(clip: Clip) -> dict[str, tuple[float, int]]:
+    """(alpha, tail) of every layer by `ovstrans.analyze`; loading has hashed the weights already."""
+    return {row.name: (row.alpha or 0.0, row.n_tail or 0) for row in analyze(clip).layers}
 
 
 def published(tower: nn.Module) -> dict[str, tuple[float, int]]:
@@ -119,17 +122,21 @@ def accuracy(tower: nn.Module) -> dict[str, Any]:
 
 def compare(model: str, repeat: int) -> dict[str, Any]:
     """Times, ratios, stages and accuracy as plain values."""
-    tower = heavy_tower(model)
-    runs: dict[str, Callable[[nn.Module], Any]] = {"ovstrans": ours, "published loop": published}
+    clip = heavy_clip(model)
+    tower = clip.visual
+    runs: dict[str, Callable[[], Any]] = {
+        "ovstrans": lambda: ours(clip),
+        "published loop": lambda: published(tower),
+    }
     if importlib.util.find_spec("weightwatcher"):
-        runs["weightwatcher"] = weightwatcher
+        runs["weightwatcher"] = lambda: weightwatcher(tower)
     times: dict[str, list[float]] = {name: [] for name in runs}
     found = {}
-    ours(tower)  # first calls load libraries
+    ours(clip)  # first calls load libraries
     for _ in range(repeat):
         for name, run in runs.items():
             start = time.perf_counter()
-            found[name] = run(tower)
+            found[name] = run()
             times[name].append(time.perf_counter() - start)
     best = {name: min(values) for name, values in times.items()}
     parts = min((stages(tower) for _ in range(repeat)), key=lambda part: part["eigenvalues"])

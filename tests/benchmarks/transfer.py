@@ -43,14 +43,16 @@ def prune(arm: str, seed: int, options: argparse.Namespace) -> list[object]:
     if arm in ("dense", "scratch"):
         return ["--no-mask", "--init", "random" if arm == "scratch" else "pretrained"]
     mask = options.out / f"{arm}-{seed}.safetensors"
-    common = ["--seed", seed, "--sparsity", options.sparsity, "--out", mask, *settings(options.prune_set)]
+    common = ["--seed", seed, "--out", mask, *settings(options.prune_set)]
+    sparsity = ["--sparsity", options.sparsity]
     if not mask.exists():
         if arm == "imp":
-            call("prune", "--method", "imp", *common)
+            call("prune", "--method", "imp", *sparsity, *common)
         else:
-            like = ["--like", options.out / f"imp-{seed}.safetensors"] if arm == "random-matched" else []
+            matched = ["--like", options.out / f"imp-{seed}.safetensors"]
+            amount = matched if arm == "random-matched" else sparsity
             steps = ["--steps", 0] if options.init == "pretrained" else []
-            call("prune", "--method", "random", *like, *steps, *common)
+            call("prune", "--method", "random", *amount, *steps, *common)
     return ["--mask", mask, "--init", options.init]
 
 
