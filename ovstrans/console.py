@@ -54,9 +54,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
         grid.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(_escape(str(cell)) for cell in row))
-    out = Console()
+    out = Console(emoji=False)
     if not out.is_terminal:
-        out = Console(width=max(100, 14 * len(columns) + 30))
+        out = Console(width=max(100, 14 * len(columns) + 30), emoji=False)
     out.print(grid)
 
 
@@ -123,7 +123,7 @@ def _clock(seconds: float) -> str:
 def _stderr() -> Any:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, emoji=False)
 
 
 def _escape(text: str) -> str:

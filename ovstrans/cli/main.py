@@ -68,6 +68,8 @@ def run(arguments: list[str]) -> int:
 
     try:
         result = app(arguments, standalone_mode=False)
+        if result == 130:  # typer's own answer to an interrupt
+            console.error("interrupted")
         return result if isinstance(result, int) else 0
     except OvstransError as error:
         if common.debugging():
@@ -84,6 +86,11 @@ def run(arguments: list[str]) -> int:
         # The reader went away (`| head`); point stdout elsewhere so that the exit is quiet.
         sys.stdout = None  # type: ignore[assignment]
         return 0
+    except OSError as error:  # a name too long, a full disk: whatever the system refuses
+        if common.debugging():
+            raise
+        console.error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        return 2
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of click's
             error.show()

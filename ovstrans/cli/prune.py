@@ -104,6 +104,9 @@ def prune(
     chosen = choose_settings(model, recipe=recipe, changes=settings or [], given=given)
     output.check_outputs(out, plot=plot, force=force, resume=resume)
     if json not in (None, "-"):
+        own = (out, output.pruned_weights_path(out), output.plot_path(out), output.state_path(out))
+        if Path(str(json)).resolve() in {path.resolve() for path in own}:
+            raise InputError(f"--json {json}: is one of the files that --out writes; give another name")
         files.check_output(Path(str(json)), force=force or resume)
     place = common.pick_device(device)
     pattern = load_mask(like) if like is not None else None
