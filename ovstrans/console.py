@@ -22,10 +22,10 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def say(message: str) -> None:
-    """A line for the user, on stderr."""
+def say(message: str, *, markup: bool = False) -> None:
+    """A line for the user, on stderr; with `markup` its [bold]tags[/] are styles."""
     if not _quiet:
-        _stderr().print(message, highlight=False, soft_wrap=True)
+        _stderr().print(message, highlight=False, soft_wrap=True, markup=markup)
 
 
 def warn(message: str) -> None:

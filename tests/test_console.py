@@ -32,3 +32,10 @@ def test_quiet_keeps_results_and_errors(capsys):
 def test_tables_show_brackets_as_they_are(capsys):
     console.table("T", ["name", "value"], [["[a]", 1.5]])
     assert "[a]" in capsys.readouterr().out
+
+
+def test_messages_are_shown_as_they_are(capsys):
+    console.say("wrote q[/b]/a:x:b.json")
+    console.error("--freeze quantile:x: [/b] is not a number")
+    err = capsys.readouterr().err
+    assert err == "wrote q[/b]/a:x:b.json\nerror: --freeze quantile:x: [/b] is not a number\n"

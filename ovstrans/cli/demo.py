@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,25 +43,35 @@ def demo(
     masks = {arm: out / f"{arm}.safetensors" for arm in ARMS[1:]}
     console.say(f"{_INTRO}\n")
 
-    console.say("[bold]1. Prune[/]: drop 90 % of the trunk's weights, smallest first, 10 % of what is left a round.")
+    console.say(
+        "[bold]1. Prune[/]: drop 90 % of the trunk's weights, smallest first, 10 % of what is left a round.",
+        markup=True,
+    )
     console.say("   Between rounds the sparse encoder learns from the dense one, on images without labels.")
     pruned = ["--steps", str(rounds), *shared]
     _call(context, "prune", "--out", masks["imp"], *pruned)
     console.say("   For comparison: the same number of zeros per layer at random places, distilled as long.")
     _call(context, "prune", "--method", "random", "--like", masks["imp"], "--out", masks["random"], *pruned)
 
-    console.say("\n[bold]2. Analyze[/]: fit a power law to every layer's eigenvalues. A small alpha (a heavy tail)")
+    console.say(
+        "\n[bold]2. Analyze[/]: fit a power law to every layer's eigenvalues. A small alpha (a heavy tail)", markup=True
+    )
     console.say("   marks a well-trained layer: the plan freezes those below the median.")
     _call(context, "analyze", "--out", out / "alpha.json", "--plot", *switches)
 
-    console.say("\n[bold]3. Fine-tune[/]: DeepLabV3 on 400 labelled scenes, three times. The mask holds at every step,")
+    console.say(
+        "\n[bold]3. Fine-tune[/]: DeepLabV3 on 400 labelled scenes, three times. The mask holds at every step,",
+        markup=True,
+    )
     console.say("   frozen layers stay as they are, and pixels are classified by CLIP's text embeddings.")
     for arm in ARMS:
         chosen: list[Any] = ["--mask", masks[arm], "--init", "pruned"] if arm in masks else ["--no-mask"]
         run = ["--plan", out / "alpha.json", "--steps", steps, "--out", out / "runs" / arm]
         _call(context, "finetune", *chosen, *run, *shared)
 
-    console.say("\n[bold]4. Bench[/]: parameters, multiply-accumulates and mIoU, with one counter for all of them.")
+    console.say(
+        "\n[bold]4. Bench[/]: parameters, multiply-accumulates and mIoU, with one counter for all of them.", markup=True
+    )
     console.say("   Novel classes were never labelled in training; only their names are given here.")
     _call(
         context, "bench", *(out / "runs" / arm for arm in ARMS), "--data", "scenes:test", "--limit", images,
@@ -78,7 +89,7 @@ def _call(context: typer.Context, *arguments: Any) -> None:
     from ovstrans import console
 
     words = [str(argument) for argument in arguments]
-    console.say(f"[cyan]$ ovstrans {' '.join(words)}[/]")
+    console.say(f"$ ovstrans {shlex.join(words)}")
     program: Any = context.find_root().command
     program.main(words, standalone_mode=False)
 
