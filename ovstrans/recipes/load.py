@@ -39,7 +39,10 @@ def recipe_text(name: str) -> str:
     if path.suffix == ".toml" or path.exists():
         if not path.is_file():
             raise InputError(f"{name}: no such recipe file")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError) as error:
+            raise InputError(f"{name}: not a readable text file ({error})") from error
     if name not in recipe_names():
         close = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
