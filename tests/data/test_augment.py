@@ -34,10 +34,10 @@ def interior(label: torch.Tensor, reach: int) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    height=st.integers(20, 90),
-    width=st.integers(20, 90),
+    height=st.integers(32, 90),
+    width=st.integers(32, 90),
     crop=st.tuples(st.integers(8, 80), st.integers(8, 80)),
-    low=st.floats(0.3, 1.5),
+    low=st.floats(0.6, 1.5),  # below, a block can be thinner than a pixel and leave the label, not the image
     more=st.floats(1.0, 2.0),
     seed=st.integers(0, 10_000),
 )
