@@ -34,10 +34,10 @@ def interior(label: torch.Tensor, reach: int) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    height=st.integers(32, 90),
-    width=st.integers(32, 90),
+    height=st.integers(20, 90),
+    width=st.integers(20, 90),
     crop=st.tuples(st.integers(8, 80), st.integers(8, 80)),
-    low=st.floats(0.6, 1.5),  # below, a block can be thinner than a pixel and leave the label, not the image
+    low=st.floats(0.3, 1.5),
     more=st.floats(1.0, 2.0),
     seed=st.integers(0, 10_000),
 )
@@ -58,7 +58,10 @@ def test_label_and_image_stay_aligned(
     assert (result.segment_map[padded] == 0).all()
     assert (result.segment_map[~padded] == label[~padded].int() + 1).all()
 
-    sure = interior(label, reach=4) & ~padded
+    # The outermost pixels may be mixed with a block that the crop left outside.
+    inside = torch.zeros_like(padded)
+    inside[2:-2, 2:-2] = True
+    sure = interior(label, reach=4) & ~padded & inside
     expected = GRAYS[label.long().clamp(max=len(GRAYS) - 1)]
     assert (image[0].int() - expected.int())[sure].abs().max().item() <= 2 if sure.any() else True
 
