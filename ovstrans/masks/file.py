@@ -64,18 +64,25 @@ METADATA = (
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 
 
-def save_mask(path: Path | str, mask: Mask) -> None:
-    """Write a mask, atomically; equal masks give equal bytes. InputError where `path` is unwritable."""
-    metadata = {
-        "format": FORMAT,
+def origin(mask: Mask) -> dict[str, str]:
+    """What a mask is and what it was made from, as the metadata of a file made of it."""
+    return {
         "model": mask.model,
         "pretrained": mask.pretrained,
         "weights_sha256": mask.weights_sha256,
         "method": mask.method,
         "sparsity": repr(mask.sparsity),
-        "shapes": json.dumps({key: list(shape) for key, shape in mask.shapes.items()}),
         "recipe": json.dumps(mask.recipe, allow_nan=False),
         "created_by": mask.created_by,
+    }
+
+
+def save_mask(path: Path | str, mask: Mask) -> None:
+    """Write a mask, atomically; equal masks give equal bytes. InputError where `path` is unwritable."""
+    metadata = {
+        **origin(mask),
+        "format": FORMAT,
+        "shapes": json.dumps({key: list(shape) for key, shape in mask.shapes.items()}),
     }
     files.write_tensors(path, {key: pack(kept) for key, kept in mask.tensors.items()}, metadata)
 

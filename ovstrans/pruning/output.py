@@ -8,14 +8,13 @@ weights that were pruned), `method`, `sparsity`, `mask` (file name), `recipe` (J
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ovstrans import files
 from ovstrans.errors import InputError
-from ovstrans.masks.file import save_mask
+from ovstrans.masks.file import origin, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.plot import plot_densities
 from ovstrans.pruning.run import Result
@@ -69,17 +68,7 @@ def save_result(out: Path | str, result: Result, *, plot: bool = True) -> list[P
 
 def save_weights(path: Path | str, tower: nn.Module, mask: Mask, mask_name: str = "") -> None:
     """Write a pruned tower's state dict, atomically."""
-    metadata = {
-        "format": FORMAT,
-        "model": mask.model,
-        "pretrained": mask.pretrained,
-        "weights_sha256": mask.weights_sha256,
-        "method": mask.method,
-        "sparsity": repr(mask.sparsity),
-        "mask": mask_name,
-        "recipe": json.dumps(mask.recipe, allow_nan=False),
-        "created_by": mask.created_by,
-    }
+    metadata = {**origin(mask), "format": FORMAT, "mask": mask_name}
     files.write_tensors(path, tower.state_dict(), metadata)
 
 
