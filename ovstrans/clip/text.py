@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +41,15 @@ class TextClassifier:
     def to(self, device: torch.device | str) -> TextClassifier:
         """The same on another device."""
         return replace(self, embeddings=self.embeddings.to(device), owner=self.owner.to(device))
+
+    def subset(self, classes: Sequence[int]) -> TextClassifier:
+        """The classifier of some classes, by index and in that order."""
+        if list(classes) == list(range(self.num_classes)):
+            return self
+        place = self.owner.new_full((self.num_classes,), -1)
+        place[torch.tensor(classes, dtype=torch.long)] = torch.arange(len(classes), device=place.device)
+        owner = place[self.owner]
+        return TextClassifier(self.embeddings[owner >= 0], owner[owner >= 0], self.vocabulary.subset(classes))
 
 
 def embed_vocabulary(clip: Clip, vocabulary: Vocabulary, *, cache: bool = True) -> TextClassifier:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ovstrans.data.augment import Transform
 from ovstrans.data.sample import Dataset, Sample
+from ovstrans.data.segments import Segments, segments_of
 from ovstrans.errors import InputError, OvstransError
 
 Item = tuple[int, int]
@@ -30,11 +31,13 @@ Item = tuple[int, int]
 @dataclass
 class Loaded:
     """images: float32 [B, 3, H, W], RGB in [0, 1].  labels: int64 [B, H, W], or None.
-    names: of the samples."""
+    names, captions: of the samples.  segments: of the samples, where the transform worked them out."""
 
     images: Tensor
     labels: Tensor | None
     names: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    segments: tuple[Segments, ...] | None = None
 
 
 @lru_cache(maxsize=4)
@@ -69,12 +72,13 @@ def infinite_batches(
     world: int = 1,
     workers: int = 0,
     indices: Sequence[int] | None = None,
+    segments: bool = False,
 ) -> Iterator[Loaded]:
     """Batches from `start_step` on, without end.
 
     batch_size: of this rank.  transform: called with each sample and its own generator; without one all
     images must be of one size.  workers: processes that read ahead; 0 reads when asked. The batches do
-    not depend on it.  indices: the samples to use, all by default.
+    not depend on it.  indices: the samples to use, all by default.  segments: see `collate`.
 
     Raises InputError for an empty dataset, images of different sizes, and whatever reading raises.
     """
@@ -83,11 +87,16 @@ def infinite_batches(
         raise InputError(f"{dataset.name}:{dataset.split}: no image to load; choose another split")
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}")
-    return _batches(_Reader(dataset, transform, seed, chosen), batch_size, start_step, rank, world, workers)
+    reader = _Reader(dataset, transform, seed, chosen)
+    batches = _batches(reader, batch_size, start_step, rank, world, workers)
+    return (collate(samples, segments=segments) for samples in batches)
 
 
-def collate(samples: Sequence[Sample]) -> Loaded:
-    """Samples of one size as a batch; labels are None where any sample has none."""
+def collate(samples: Sequence[Sample], *, segments: bool = False) -> Loaded:
+    """Samples of one size as a batch; labels are None where any sample has none.
+
+    segments: whether the samples come from `WithSegments` and the batch is to have them.
+    """
     shapes = {tuple(sample.image.shape) for sample in samples}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{shape[-1]}x{shape[-2]}" for shape in shapes))
@@ -97,6 +106,8 @@ def collate(samples: Sequence[Sample]) -> Loaded:
         images=torch.stack([sample.image for sample in samples]).float().div_(255),
         labels=torch.stack(labels).long() if len(labels) == len(samples) else None,
         names=tuple(sample.name for sample in samples),
+        captions=tuple(sample.caption for sample in samples),
+        segments=tuple(segments_of(sample) for sample in samples) if segments else None,
     )
 
 
@@ -126,7 +137,7 @@ class _Reader:
 
 def _batches(
     reader: _Reader, batch_size: int, start_step: int, rank: int, world: int, workers: int
-) -> Iterator[Loaded]:
+) -> Iterator[list[Sample]]:
     def steps() -> Iterator[list[Item]]:
         step = start_step
         while True:
@@ -136,12 +147,12 @@ def _batches(
 
     if workers == 0:
         for items in steps():
-            yield collate([reader.read(item) for item in items])
+            yield [reader.read(item) for item in items]
     for samples in _read_ahead(reader, steps(), workers):
         for sample in samples:
             if isinstance(sample, OvstransError):
                 raise sample
-        yield collate(samples)
+        yield samples
 
 
 def _read_ahead(reader: _Reader, steps: Iterator[list[Item]], workers: int) -> Any:

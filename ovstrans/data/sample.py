@@ -51,6 +51,7 @@ class Sample:
     caption: a sentence about the image, or "".
     segments: panoptic segments, or none.
     segment_map: int32 [H, W] of segment ids, or None.
+    regions: uint8 [N, 3, S, S], what a teacher sees of each segment, or None (see `data.segments`).
     """
 
     image: Tensor
@@ -59,6 +60,7 @@ class Sample:
     caption: str = ""
     segments: list[Segment] = field(default_factory=list)
     segment_map: Tensor | None = None
+    regions: Tensor | None = None
 
 
 class Dataset(Protocol):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,17 @@ class Vocabulary:
     def base(self) -> frozenset[int]:
         """Indices of the classes that are not novel."""
         return frozenset(range(len(self.classes))) - self.novel
+
+    def subset(self, classes: Sequence[int]) -> Vocabulary:
+        """The vocabulary of some classes, by index and in that order."""
+        place = {old: new for new, old in enumerate(classes)}
+        return replace(
+            self,
+            classes=tuple(self.classes[index] for index in classes),
+            novel=frozenset(place[index] for index in self.novel if index in place),
+            things=frozenset(place[index] for index in self.things if index in place),
+            colors=None if self.colors is None else tuple(self.colors[index] for index in classes),
+        )
 
     def palette(self) -> np.ndarray:
         """RGB colours, uint8 [K, 3]; a generated colour depends on the index alone."""

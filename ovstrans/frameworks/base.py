@@ -19,25 +19,51 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
+from ovstrans.data.segments import Segments
 from ovstrans.errors import InputError, MismatchError
 
 SIZE_DIVISOR = 32
 """Images are padded to a multiple of this, the stride of CLIP's trunk."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a framework's losses want in a batch beyond images and labels; `training.guides` provides it.
+
+    segments: panoptic targets.  teacher: CLIP's embedding of each segment's region.  captions: the
+    embeddings of their nouns.  synonyms: an embedding of some other name of each segment's class.
+    """
+
+    segments: bool = False
+    teacher: bool = False
+    captions: bool = False
+    synonyms: bool = False
+
+
 @dataclass
 class Batch:
     """images: float32 [B, 3, H, W], RGB in [0, 1].  labels: int64 [B, H, W] of class indices, or None.
-    ignore: the label value of pixels that count for nothing."""
+    ignore: the label value of pixels that count for nothing.
+    segments: per image its N segments.  captions: per image its sentence, or "".
+
+    From a guide, each per image and of unit rows, None without one: teacher [N, E], the teacher's
+    embedding of each segment's region; nouns [M, E], text embeddings of the caption's nouns; synonyms
+    [N, E], text embedding of a name of each segment's class."""
 
     images: Tensor
     labels: Tensor | None = None
     ignore: int = 255
+    segments: tuple[Segments, ...] | None = None
+    captions: tuple[str, ...] = ()
+    teacher: tuple[Tensor, ...] | None = None
+    nouns: tuple[Tensor, ...] | None = None
+    synonyms: tuple[Tensor, ...] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """Images, labels and segments on another device."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(self, images=self.images.to(device, non_blocking=True), labels=labels)
+        segments = None if self.segments is None else tuple(each.to(device) for each in self.segments)
+        return replace(self, images=self.images.to(device, non_blocking=True), labels=labels, segments=segments)
 
 
 class Framework(nn.Module):
@@ -53,6 +79,8 @@ class Framework(nn.Module):
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    needs: Needs = Needs()
+    """What its losses want in a batch; an instance may ask for more by its options."""
 
     backbone: nn.Module
     pixel_mean: Tensor
@@ -94,6 +122,11 @@ class Framework(nn.Module):
         """The classifier of the training vocabulary, on the module's device."""
         return TextClassifier(self.text_embeddings, self.text_owner, self._vocabulary)
 
+    @property
+    def base_text(self) -> TextClassifier:
+        """The classifier of the base classes alone, which a training softmax ranges over."""
+        return self.text.subset(sorted(self._vocabulary.base))
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses of a labelled batch; their sum is what training minimises."""
         raise NotImplementedError
@@ -124,8 +157,14 @@ class Framework(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise by CLIP's mean and std, then zero-pad right and below to a multiple of 32."""
         images = (images - self.pixel_mean) / self.pixel_std
-        height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
+        height, width = self.padded_size(images)
+        return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+
+    @staticmethod
+    def padded_size(images: Tensor) -> tuple[int, int]:
+        """Height and width of images [..., H, W] once they are padded to multiples of 32."""
+        height, width = int(images.shape[-2]), int(images.shape[-1])
+        return height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR
 
     @staticmethod
     def resize(logits: Tensor, image_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier, class_scores
 from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.frameworks.precision import full_precision
 
 MAX_SCALE = 100.0
 """CLIP's bound on the inverse temperature (Radford et al. 2021, sec. 2.5)."""
@@ -32,7 +32,7 @@ def cosine_scores(
     Returns [B, K, *], or [B, K + 1, *], in float32 whatever autocast says.
     """
     rows, owner, classes = text.embeddings.float(), text.owner, text.num_classes
-    with _full_precision(features):
+    with full_precision(features):
         if extra is not None:
             rows = torch.cat([rows, F.normalize(extra.float(), dim=0).unsqueeze(0)])
             owner, classes = torch.cat([owner, owner.new_tensor([classes])]), classes + 1
@@ -110,8 +110,3 @@ def geometric_ensemble(inner: Tensor, outer: Tensor, seen: Iterable[bool], *, al
     weight = torch.tensor([alpha if known else beta for known in seen], device=inner.device)
     weight = weight.view(1, -1, *[1] * (inner.dim() - 2))
     return (1 - weight) * inner.log_softmax(1) + weight * outer.log_softmax(1)
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """No autocast for what runs on this tensor's device (meta tensors know none)."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

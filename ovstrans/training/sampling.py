@@ -7,14 +7,16 @@ Which images make up a step, and how each is augmented, follows from (seed, step
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from ovstrans.data.augment import Augment
-from ovstrans.data.loading import infinite_batches
+from ovstrans.data.augment import Augment, Transform
+from ovstrans.data.loading import Loaded, infinite_batches
 from ovstrans.data.sample import Dataset, Sample
+from ovstrans.data.segments import WithSegments
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch
+from ovstrans.frameworks.base import Batch, Needs
 from ovstrans.training.distributed import World
 from ovstrans.training.precision import place_images
 from ovstrans.training.settings import Settings
@@ -45,29 +47,45 @@ class Labelled:
         sample = self.dataset[index]
         if sample.label is None:
             raise InputError(f"{self.name}:{self.split}: {sample.name or index} has no label map; training needs one")
-        sample = Sample(sample.image, sample.label, sample.name)
         if self._cache is not None:
             self._cache[index] = sample
         return sample
 
 
-def stream(dataset: Labelled, settings: Settings, world: World, *, start: int = 0) -> Iterator[Batch]:
-    """This process's batches from step `start` on, without end: images [B, 3, H, W] in [0, 1], labels [B, H, W]."""
+def stream(
+    dataset: Labelled,
+    settings: Settings,
+    world: World,
+    *,
+    start: int = 0,
+    needs: Needs = Needs(),
+    region_size: int = 0,
+) -> Iterator[Batch]:
+    """This process's batches from step `start` on, without end, with what they carry from the data alone.
+
+    region_size: side of what the teacher sees of a segment, where `needs` names the teacher.
+    """
     augment = settings.augment
-    transform = Augment(augment.scale, augment.flip, augment.jitter, augment.short_side)
+    transform: Transform = Augment(augment.scale, augment.flip, augment.jitter, augment.short_side).transform(
+        augment.crop, dataset.ignore
+    )
+    if needs.segments:
+        size = region_size if needs.teacher else 0
+        transform = WithSegments(transform, dataset.ignore, dataset.vocabulary.novel, size)
     batches = infinite_batches(
         dataset,
         batch_size=world.share(settings.training.batch),
         seed=settings.run.seed,
         start_step=start,
-        transform=transform.transform(augment.crop, dataset.ignore),
+        transform=transform,
         rank=world.rank,
         world=world.size,
         workers=settings.data.workers,
+        segments=needs.segments,
     )
-    return (_placed(batch.images, batch.labels, dataset.ignore, world.device) for batch in batches)
+    return (_placed(batch, dataset.ignore, world.device) for batch in batches)
 
 
-def _placed(images: torch.Tensor, labels: torch.Tensor | None, ignore: int, device: torch.device) -> Batch:
-    moved = None if labels is None else labels.to(device, non_blocking=True)
-    return Batch(place_images(images, device), moved, ignore)
+def _placed(loaded: Loaded, ignore: int, device: torch.device) -> Batch:
+    batch = Batch(loaded.images, loaded.labels, ignore, loaded.segments, loaded.captions).to(device)
+    return replace(batch, images=place_images(batch.images, device))
