@@ -15,27 +15,12 @@ Markdown table.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from tests.benchmarks.study import Report, call, changes, print_heading, print_table, scores, size_cells, trained
 
 ARMS = ("dense", "imp", "random", "random-matched")
-
-
-def call(*arguments: object) -> None:
-    """One `ovstrans` command; its output goes to the terminal, a failure ends the study."""
-    print("$ ovstrans", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "ovstrans.cli.main", *map(str, arguments), "--quiet"], check=True)
-
-
-def settings(values: list[str]) -> list[str]:
-    """`--set` pairs for a command line."""
-    return [word for value in values for word in ("--set", value)]
 
 
 def prune(arm: str, seed: int, options: argparse.Namespace) -> list[object]:
@@ -43,7 +28,7 @@ def prune(arm: str, seed: int, options: argparse.Namespace) -> list[object]:
     if arm in ("dense", "scratch"):
         return ["--no-mask", "--init", "random" if arm == "scratch" else "pretrained"]
     mask = options.out / f"{arm}-{seed}.safetensors"
-    common = ["--seed", seed, "--out", mask, *settings(options.prune_set)]
+    common = ["--seed", seed, "--out", mask, *changes(options.prune_set)]
     sparsity = ["--sparsity", options.sparsity]
     if not mask.exists():
         if arm == "imp":
@@ -56,20 +41,13 @@ def prune(arm: str, seed: int, options: argparse.Namespace) -> list[object]:
     return ["--mask", mask, "--init", options.init]
 
 
-def run_arm(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def run_arm(arm: str, seed: int, options: argparse.Namespace) -> Report:
     """Prune, fine-tune and evaluate one arm with one seed; returns its report."""
-    report = options.out / f"{arm}-{seed}.report.json"
-    if not report.exists():
-        chosen = prune(arm, seed, options)
-        run = options.out / f"{arm}-{seed}"
-        if not (run / "checkpoint.safetensors").exists():
-            call(
-                "finetune", "--data", options.data, "--recipe", options.recipe, "--seed", seed, "--no-plan", *chosen,
-                *settings(options.set), "--force", "--out", run,
-            )  # fmt: skip
-        tests = [word for data in options.test for word in ("--data", data)]
-        call("bench", run, *tests, "--json", report)
-    return json.loads(report.read_text())
+    arguments = [
+        "--data", options.data, "--recipe", options.recipe, "--seed", seed, "--no-plan",
+        *prune(arm, seed, options), *changes(options.set),
+    ]  # fmt: skip
+    return trained(options.out, f"{arm}-{seed}", arguments, options.test)
 
 
 def main() -> None:
@@ -89,30 +67,19 @@ def main() -> None:
     options.test = options.test or ["scenes:test"]
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    results: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[Report]] = {}
     for seed in range(options.seeds):
         for arm in options.arms.split(","):
-            report = run_arm(arm, seed, options)
-            results.setdefault(arm, []).append(report)
-    print(f"\n{options.seeds} seeds, {platform.machine()}, {(time.monotonic() - began) / 60:.0f} min\n")
-    print_table(results)
-
-
-def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
-    """A row per arm and test set: mean and standard deviation over seeds."""
-    print("| arm | data | mIoU | base | novel | nonzero params | effective MACs |")
-    print("|---|---|---|---|---|---|---|")
-    for arm, reports in results.items():
-        for data in reports[0]["datasets"]:
-            entries = [report["datasets"][data] for report in reports]
-            cells = []
-            for key in ("mIoU", "base", "novel"):
-                values = [entry[key] for entry in entries if entry.get(key) is not None]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
-            nonzero = reports[0]["params"]["nonzero"] / 1e6
-            macs = reports[0]["flops"]["effective"] / 1e9
-            print(f"| {arm} | {data} | {' | '.join(cells)} | {nonzero:.2f} M | {macs:.3f} G |")
+            results.setdefault(arm, []).append(run_arm(arm, seed, options))
+    print_heading(options.seeds, (time.monotonic() - began) / 60)
+    print_table(
+        ["arm", "data", "mIoU", "base", "novel", "hIoU", "nonzero params", "effective MACs"],
+        [
+            [arm, data, *scores(reports, data), *size_cells(reports[0])]
+            for arm, reports in results.items()
+            for data in reports[0]["datasets"]
+        ],
+    )
 
 
 if __name__ == "__main__":

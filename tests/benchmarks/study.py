@@ -1,0 +1,83 @@
+"""What the studies share: the program's own commands as separate processes, results kept, tables of means.
+
+What is already there is not run again, so an interrupted study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def call(*arguments: object) -> None:
+    """One `ovstrans` command; its output goes to the terminal, a failure ends the study."""
+    print("$ ovstrans", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "ovstrans.cli.main", *map(str, arguments), "--quiet"], check=True)
+
+
+def changes(values: Sequence[str]) -> list[str]:
+    """`--set` pairs for a command line."""
+    return [word for value in values for word in ("--set", value)]
+
+
+def trained(out: Path, name: str, arguments: Sequence[object], tests: Sequence[str], *, keep: bool = True) -> Report:
+    """Fine-tune one arm into `out/name` and evaluate it; returns its report, with `seconds_per_step` beside.
+
+    arguments: of `finetune`, without --out.  tests: datasets.  keep: whether the run folder stays.
+    """
+    report, run = out / f"{name}.report.json", out / name
+    if not report.exists():
+        if not (run / "checkpoint.safetensors").exists():
+            call("finetune", *arguments, "--force", "--out", run)
+        call("bench", run, *[word for data in tests for word in ("--data", data)], "--json", report)
+        found = json.loads(report.read_text())
+        found["seconds_per_step"] = seconds_per_step(run / "log.jsonl")
+        report.write_text(json.dumps(found, indent=2) + "\n")
+    if not keep and run.exists():
+        (run / "checkpoint.safetensors").unlink(missing_ok=True)
+    return json.loads(report.read_text())
+
+
+def seconds_per_step(log: Path) -> float:
+    """The median step of a run, in seconds."""
+    elapsed = [json.loads(line)["elapsed"] for line in log.read_text().splitlines()]
+    return statistics.median(after - before for before, after in zip([0.0, *elapsed], elapsed, strict=False))
+
+
+def cell(values: Sequence[float | None], digits: int = 1) -> str:
+    """`mean ± standard deviation`, of one value without the latter; `-` of none."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.{digits}f}{spread}"
+
+
+def scores(reports: Sequence[Report], data: str) -> list[str]:
+    """Cells of mIoU, base and novel mIoU and their harmonic mean on a dataset."""
+    entries = [report["datasets"][data] for report in reports]
+    return [cell([entry.get(key) for entry in entries]) for key in ("mIoU", "base", "novel", "hIoU")]
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A Markdown table."""
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |")
+
+
+def print_heading(seeds: int, minutes: float) -> None:
+    """What the figures come from."""
+    print(f"\n{seeds} seeds, {platform.machine()}, {minutes:.0f} min\n")
+
+
+def size_cells(report: Mapping[str, Any]) -> list[str]:
+    """Cells of nonzero parameters and effective MACs."""
+    return [f"{report['params']['nonzero'] / 1e6:.2f} M", f"{report['flops']['effective'] / 1e9:.3f} G"]
