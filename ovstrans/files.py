@@ -23,28 +23,35 @@ OUTPUT_DIR = Path("ovstrans-out")
 """Where commands write, and look for what the one before wrote, unless told otherwise."""
 
 
-def check_output(path: Path | str, *, force: bool = False, directory: bool = False) -> Path:
+def check_output(path: Path | str, *, force: bool = False, directory: bool = False, option: str = "--out") -> Path:
     """Refuse early what could not be written late.
 
-    Returns the path. Raises InputError if it exists (unless `force`), if it is a directory where a
-    file is meant or the reverse, or if its folder cannot be written.
+    option: what the user names the path with, for the message. Returns the path. Raises InputError if
+    it exists (unless `force`), if it is a directory where a file is meant or the reverse or a device,
+    or if nothing can be written in its folder, or in the nearest one that exists.
     """
     path = Path(path)
     if path.exists() and path.is_dir() != directory:
         kind, other = ("folder", "file") if directory else ("file", "folder")
-        raise InputError(f"{path}: a {other} is in the way of the {kind} to write; give another --out")
+        raise InputError(f"{path}: a {other} is in the way of the {kind} to write; give another {option}")
+    if path.exists() and not directory and not path.is_file():
+        raise InputError(f"{path}: is no ordinary file, and would be replaced by one; give another {option}")
     occupied = path.exists() and (not directory or any(path.iterdir()))
     if occupied and not force:
-        raise InputError(f"{path}: exists already; give another --out, or --force to replace it")
+        raise InputError(f"{path}: exists already; give another {option}, or --force to replace it")
     parent = path if directory and path.exists() else path.parent
     while not parent.exists():
         if parent.parent == parent:
             break
         parent = parent.parent
     if not parent.is_dir():
-        raise InputError(f"{path}: {parent} is not a folder; give another --out")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: no permission to write in {parent}; give another --out")
+        raise InputError(f"{path}: {parent} is not a folder; give another {option}")
+    try:  # permissions alone do not tell: root has all of them, also where nothing can be made
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=".ovstrans-"):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: nothing can be written in {parent} ({reason}); give another {option}") from error
     return path
 
 

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,21 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     assert files.check_output(tmp_path / "new" / "deep" / "a.json")
     (tmp_path / "empty").mkdir()
     assert files.check_output(tmp_path / "empty", directory=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "folder"]
+    with pytest.raises(InputError, match="give another --json, or --force"):
+        files.check_output(tmp_path / "file", option="--json")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which not even root can make a file")
+@pytest.mark.parametrize("name", ["/proc/x", "/proc/new/deep/a.json"])
+def test_permissions_are_tried_not_asked_for(name):
+    with pytest.raises(InputError, match=r"nothing can be written in /proc \(.+\); give another --out"):
+        files.check_output(name)
+
+
+def test_devices_are_no_outputs():
+    with pytest.raises(InputError, match="no ordinary file"):
+        files.check_output("/dev/null", force=True)
 
 
 def test_unwritable_folder_is_one_clear_error(tmp_path):
