@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from ovstrans.clip.load import DEFAULT_MODEL
 from ovstrans.errors import InputError
 from ovstrans.recipes.load import flatten, load_recipe, override
+from ovstrans.training.settings import LARGEST_BATCH, LARGEST_SEED, finite
 
 METHODS = ("imp", "magnitude", "random")
 PRECISIONS = {"auto": "auto", "fp32": "off", "bf16": "bf16"}
@@ -189,13 +190,13 @@ def _kind(annotation: str, value: Any, where: str) -> Any:
     types, words = _KINDS[annotation]
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise InputError(f"{where} is {value!r}; {words} is needed")
-    return float(cast(float, value)) if annotation == "float" else value
+    return finite(cast(float, value), where) if annotation == "float" else value
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
         raise InputError(f"{where} is {value!r}; a number of at least 0 is needed")
-    return float(value)
+    return finite(value, where)
 
 
 def _check_ranges(settings: Settings, origin: str) -> None:
@@ -207,7 +208,7 @@ def _check_ranges(settings: Settings, origin: str) -> None:
         ("prune.steps", prune.steps, prune.steps >= 0, "0 (prune only) or a number of steps"),
         ("prune.settle", prune.settle, prune.settle >= 0, "0 or a number of steps"),
         ("distill.norms", distill.norms, distill.norms in ("train", "frozen"), "train or frozen"),
-        ("optimizer.lr", optimizer.lr, 0 < optimizer.lr < float("inf"), "above 0"),
+        ("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
         ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or above"),
         ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 (off) or above"),
         ("optimizer.warmup", optimizer.warmup, optimizer.warmup >= 0, "0 (off) or a number of steps"),
@@ -215,7 +216,7 @@ def _check_ranges(settings: Settings, origin: str) -> None:
         ("data.images", data.images, data.images >= 0, "0 (all) or a number of images"),
         ("data.size", data.size, data.size >= 32, "at least 32 pixels"),
         ("data.crop", data.crop, 0 < data.crop <= 1, "above 0 and at most 1"),
-        ("data.batch", data.batch, data.batch >= 1, "at least 1"),
+        ("data.batch", data.batch, 1 <= data.batch <= LARGEST_BATCH, f"between 1 and {LARGEST_BATCH}"),
         ("data.workers", data.workers, data.workers >= 1, "at least 1"),
         (
             "run.precision",
@@ -223,10 +224,16 @@ def _check_ranges(settings: Settings, origin: str) -> None:
             settings.run.precision in PRECISIONS,
             "one of " + ", ".join(PRECISIONS),
         ),
+        ("run.seed", settings.run.seed, 0 <= settings.run.seed <= LARGEST_SEED, "between 0 and 2**63 - 1"),
     ]
     for key, value, fits, needed in checks:
         if not fits:
             raise InputError(f"recipe {origin}: {key} is {value!r}; it must be {needed}")
+    if prune.steps and distill.options and not any(distill.options.values()):
+        names = ", ".join(f"distill.{name}" for name in distill.options)
+        raise InputError(
+            f"recipe {origin}: {names} are all 0, which leaves nothing to learn from; raise one, or set prune.steps=0"
+        )
 
 
 def _hint(word: str, known: Mapping[str, Any]) -> str:

@@ -67,6 +67,13 @@ def choose_settings(
     settings = parse(table, origin)
     if framework is not None and framework != settings.model.framework:
         raise InputError(f"recipe {origin} is for {settings.model.framework}, not {framework}; leave one of them out")
+    if freeze is not None and not settings.training.plan_after:
+        raise InputError(
+            f"--freeze {freeze}: is the rule of --plan-after N, which is not given; "
+            "or plan with `ovstrans analyze --freeze` and give that file as --plan"
+        )
+    if weights is not None and settings.run.init != "pruned":
+        raise InputError(f"--weights {weights}: goes with --init pruned; add it, or leave --weights out")
     if settings.run.plan and settings.training.plan_after:
         raise InputError("--plan and --plan-after: give one; the first reads a plan, the second makes one on the way")
     if stored is not None:

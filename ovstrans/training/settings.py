@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +18,10 @@ from ovstrans.recipes.load import Recipe, flatten
 from ovstrans.spectrum.plan import check_rule
 from ovstrans.training.precision import AMP_CHOICES
 
+LARGEST_SEED = 2**63 - 1
+"""torch takes seeds of 63 bits."""
+LARGEST_BATCH = 65_536
+"""More images at once fit no machine; a typing error, and reading them would fill the memory first."""
 SCHEDULES = ("constant", "step", "poly", "cosine")
 INITS = ("pretrained", "pruned", "random")
 
@@ -139,6 +144,9 @@ def parse(recipe: Mapping[str, Any], origin: str) -> Settings:
         )
     model = dict(recipe["model"])
     own = {key: model.pop(key) for key in ("framework", "clip", "pretrained") if key in model}
+    for key, value in model.items():
+        if isinstance(value, float):
+            finite(value, f"recipe {origin}: model.{key}")
     settings = Settings(
         data=_section(Data, recipe["data"], "data", origin),
         model=_section(Model, {**own, "options": model}, "model", origin),
@@ -193,20 +201,31 @@ def _kind(annotation: str, value: Any, where: str) -> Any:
         types, words = _KINDS[annotation]
         if type(value) not in types:
             raise InputError(f"{where} is {value!r}; {words} is needed")
-        return float(value) if annotation == "float" else value
+        return finite(value, where) if annotation == "float" else value
     if annotation.startswith("tuple[float"):
         numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
         if numbers == [value] or not all(type(item) in (int, float) for item in numbers):
             raise InputError(f"{where} is {value!r}; a list of numbers is needed")
-        return tuple(float(item) for item in numbers)
+        return tuple(finite(item, where) for item in numbers)
     return value
+
+
+def finite(value: float, where: str) -> float:
+    """The number as a float; InputError, beginning with `where`, for NaN, infinity or what no float can hold."""
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise InputError(f"{where} is {result}; a finite number is needed")
+    return result
 
 
 def _check_ranges(settings: Settings, origin: str) -> None:
     training, optimizer, schedule = settings.training, settings.optimizer, settings.schedule
     checks: list[tuple[str, Any, bool, str]] = [
         ("training.steps", training.steps, training.steps >= 1, "at least 1"),
-        ("training.batch", training.batch, training.batch >= 1, "at least 1"),
+        ("training.batch", training.batch, 1 <= training.batch <= LARGEST_BATCH, f"between 1 and {LARGEST_BATCH}"),
         ("training.amp", training.amp, training.amp in AMP_CHOICES, "one of " + ", ".join(AMP_CHOICES)),
         ("training.norms", training.norms, training.norms in ("train", "frozen"), "train or frozen"),
         (
@@ -229,7 +248,7 @@ def _check_ranges(settings: Settings, origin: str) -> None:
         ("data.workers", settings.data.workers, settings.data.workers >= 0, "0 or above"),
         ("augment.crop", settings.augment.crop, settings.augment.crop >= 32, "at least 32 pixels"),
         ("run.init", settings.run.init, settings.run.init in INITS, "one of " + ", ".join(INITS)),
-        ("run.seed", settings.run.seed, settings.run.seed >= 0, "0 or above"),
+        ("run.seed", settings.run.seed, 0 <= settings.run.seed <= LARGEST_SEED, "between 0 and 2**63 - 1"),
     ]
     for key, value, fits, needed in checks:
         if not fits:

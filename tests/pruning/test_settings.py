@@ -52,6 +52,13 @@ def test_whole_numbers_stand_for_fractions(tmp_path: Path) -> None:
         ("cooldown = 0.2", "cooldown = 2", r"optimizer\.cooldown is 2\.0"),
         ('norms = "train"', 'norms = "eval"', r"distill\.norms is 'eval'.*train or frozen"),
         ("lr = 2e-3", "lr = nan", r"optimizer\.lr is nan"),
+        ("lr = 2e-3", "lr = inf", r"optimizer\.lr is inf; a finite number"),
+        ("weight_decay = ", "weight_decay = inf # ", r"optimizer\.weight_decay is inf; a finite number"),
+        ("dense = 1.0", "dense = inf", r"distill\.dense is inf; a finite number"),
+        ("dense = 1.0", "dense = nan", r"distill\.dense is nan"),
+        ("[run]", "[run]\nseed = -1", r"run\.seed is -1; it must be between 0 and 2\*\*63"),
+        ("[run]", "[run]\nseed = 9223372036854775808", r"run\.seed is 9223372036854775808"),
+        ("batch = ", "batch = 99999 # ", r"data\.batch is 99999; it must be between 1 and 65536"),
     ],
 )
 def test_what_a_recipe_must_not_say(tmp_path: Path, old: str, new: str, named: str) -> None:
@@ -61,6 +68,14 @@ def test_what_a_recipe_must_not_say(tmp_path: Path, old: str, new: str, named: s
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(InputError, match=named):
         choose_settings(recipe=str(path))
+
+
+def test_a_distillation_needs_something_to_learn_from() -> None:
+    nothing = ["distill.dense=0", "distill.pooled=0", "distill.stages=0"]
+    with pytest.raises(InputError, match=r"distill\.dense, distill\.pooled, distill\.stages are all 0"):
+        choose_settings(changes=nothing)
+    assert choose_settings(changes=[*nothing, "distill.pooled=0.1"]).distill.options["pooled"] == 0.1
+    assert choose_settings(changes=nothing, given={"prune.steps": 0}).prune.steps == 0
 
 
 def test_differences_name_the_stored_value_first() -> None:

@@ -51,6 +51,11 @@ def test_another_model_does_not_take_the_weights_of_the_recipes() -> None:
         ({"plan": "a.json", "plan_after": 3}, "--plan and --plan-after"),
         ({"init": "imagenet"}, "pretrained, pruned, random"),
         ({"steps": 0}, "at least 1"),
+        ({"freeze": "count:3"}, "--freeze count:3: is the rule of --plan-after"),
+        ({"weights": "w.safetensors"}, "--weights w.safetensors: goes with --init pruned"),
+        ({"weights": "w.safetensors", "init": "random"}, "goes with --init pruned"),
+        ({"seed": 2**63}, "run.seed is"),
+        ({"seed": -1}, "run.seed is"),
     ],
 )
 def test_contradictions_and_typing_errors_are_refused(given: dict, words: str) -> None:
@@ -75,6 +80,11 @@ def test_resuming_needs_no_argument_and_names_what_differs() -> None:
         choose_settings(stored=stored, steps=9, seed=4)
     with pytest.raises(InputError, match=r"optimizer.lr is 0.5, not 0.001"):
         choose_settings(stored=stored, recipe="deeplabv3-mini")
+
+
+def test_what_goes_together_is_taken() -> None:
+    settings = choose_settings(freeze="count:3", plan_after=5, weights="w", init="pruned", seed=2**63 - 1)
+    assert (settings.training.freeze, settings.run.weights) == ("count:3", "w")
 
 
 def test_resuming_where_nothing_is(tmp_path: Path) -> None:
