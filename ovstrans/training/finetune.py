@@ -130,7 +130,8 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
     stages = [recipe.steps] if planned else [recipe.plan_after, recipe.steps]
     held = mask.held(optimizer, framework) if mask is not None else contextlib.nullcontext()
     title = f"finetune {settings.model.framework}"
-    with held, stopping() as stop, console.progress(title, recipe.steps, done=done) as progress:
+    progressing = console.progress(title, recipe.steps, done=done)
+    with folder.guarded(world.main), held, stopping() as stop, progressing as progress:
         for end in stages:
             steps = range(done, end)
             for step in train(

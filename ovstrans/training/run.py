@@ -10,16 +10,19 @@ state/                   what --resume needs, while the run is unfinished
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovstrans import files
+from ovstrans import console, files
 from ovstrans.errors import InputError
 from ovstrans.recipes.load import load_recipe
 from ovstrans.recipes.write import toml_text
@@ -73,12 +76,7 @@ class RunFolder:
     def begin(self, settings: Settings, environment: dict[str, Any], *, force: bool) -> None:
         """Make the folder and write what is known before the first step, in place of an older run's files."""
         files.check_output(self.path, force=force, directory=True)
-        for name in _ENTRIES:
-            entry = self.path / name
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink(missing_ok=True)
+        self._clear()
         files.write_text(self.recipe, toml_text(settings.to_recipe()))
         files.write_json(self.path / "environment.json", environment)
 
@@ -107,6 +105,57 @@ class RunFolder:
             except (json.JSONDecodeError, KeyError):
                 continue  # a line that a kill cut short
         files.write_text(self.log, "".join(kept))
+
+    @contextlib.contextmanager
+    def guarded(self, main: bool = True) -> Iterator[None]:
+        """For the steps of a run: where one fails or a signal ends it, say what is saved and how to go on.
+
+        A run that has saved nothing yet is taken away, so that the next one needs no --force.
+        main: False for a process that writes nothing.
+        """
+        try:
+            yield
+        except BaseException as stop:
+            if main and self.state.exists():
+                what = "keeps what was saved" if isinstance(stop, Exception) else "saved"
+                step, command = self.saved_step(), self._command("--resume")
+                console.warn(f"{self.path}: {what} after step {step}; go on with: {command}")
+            elif main:
+                self._clear()
+                with contextlib.suppress(OSError):  # what else is there stays
+                    self.path.rmdir()
+            raise
+
+    def saved_step(self) -> int:
+        """The step after which the state was saved."""
+        import torch
+
+        # Mapped, not read: of a large state only the page with the number is touched.
+        return int(torch.load(self.state, map_location="cpu", weights_only=True, mmap=True)["step"])
+
+    def require_checkpoint(self) -> Path:
+        """The checkpoint; InputError, saying how to come by one, where the run has none."""
+        if self.checkpoint.exists():
+            return self.checkpoint
+        if self.state.exists():
+            raise InputError(f"{self.path}: this run is not finished; go on with: {self._command('--resume')}")
+        if self.recipe.exists():
+            raise InputError(
+                f"{self.path}: the run holds no checkpoint, and no state to go on from; train again: "
+                f"{self._command('--force')}"
+            )
+        raise InputError(f"{self.path}: no {self.checkpoint.name} in this folder; give a run of `ovstrans finetune`")
+
+    def _command(self, switch: str) -> str:
+        return f"ovstrans finetune {switch} --out {shlex.quote(str(self.path))}"
+
+    def _clear(self) -> None:
+        for name in _ENTRIES:
+            entry = self.path / name
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Drop the state of a finished run."""

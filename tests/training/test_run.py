@@ -9,6 +9,7 @@ import torch
 from ovstrans.errors import InputError
 from ovstrans.training.choose import choose_settings
 from ovstrans.training.run import RunFolder, environment
+from ovstrans.training.state import save_state
 
 
 def test_a_run_begins_with_its_recipe_and_its_environment(tmp_path: Path) -> None:
@@ -40,6 +41,60 @@ def test_the_log_goes_back_to_the_step_that_was_saved(tmp_path: Path) -> None:
         log.write('{"step": 6, "lo')  # a kill in the middle of a line
     folder.rewind_log(3)
     assert [json.loads(line)["step"] for line in folder.log.read_text().splitlines()] == [1, 2, 3]
+
+
+def begun(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.begin(choose_settings(), {}, force=False)
+    folder.append({"step": 1})
+    return folder
+
+
+@pytest.mark.parametrize("stop", [InputError("diverged"), KeyboardInterrupt()])
+def test_a_run_that_saved_nothing_leaves_nothing(tmp_path: Path, stop: BaseException) -> None:
+    folder = begun(tmp_path / "run")
+    with pytest.raises(type(stop)), folder.guarded():
+        raise stop
+    assert not folder.path.exists()
+    folder = begun(tmp_path / "mine")
+    (folder.path / "notes.txt").write_text("mine")
+    with pytest.raises(type(stop)), folder.guarded():
+        raise stop
+    assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
+    folder = begun(tmp_path / "follower")
+    with pytest.raises(type(stop)), folder.guarded(main=False):
+        raise stop
+    assert folder.log.exists()
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"), [(InputError("diverged"), "keeps what was saved after"), (KeyboardInterrupt(), "saved after")]
+)
+def test_what_a_run_saved_is_kept_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stop: BaseException, words: str
+) -> None:
+    folder = begun(tmp_path / "a run")
+    with pytest.raises(type(stop)), folder.guarded():
+        folder.state.parent.mkdir()
+        save_state(folder.state, {"step": 7, "model": {"w": torch.ones(3)}})
+        raise stop
+    command = f"ovstrans finetune --resume --out '{folder.path}'"
+    assert capsys.readouterr().err == f"warning: {folder.path}: {words} step 7; go on with: {command}\n"
+    assert folder.log.exists() and folder.saved_step() == 7
+
+
+def test_a_run_without_a_checkpoint_says_how_to_come_by_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give a run of `ovstrans finetune`"):
+        RunFolder(tmp_path).require_checkpoint()
+    folder = begun(tmp_path / "run")
+    with pytest.raises(InputError, match=r"no state to go on from; train again: .* finetune --force --out .*run$"):
+        folder.require_checkpoint()
+    folder.state.parent.mkdir()
+    folder.state.touch()
+    with pytest.raises(InputError, match=r"go on with: ovstrans finetune --resume --out .*run$"):
+        folder.require_checkpoint()
+    folder.checkpoint.touch()
+    assert folder.require_checkpoint() == folder.checkpoint
 
 
 def test_finished_means_a_checkpoint_and_no_state(tmp_path: Path) -> None:
