@@ -1,8 +1,8 @@
 """What a tensor file is, from what it was made, and whether it is intact.
 
-Structure is always checked in full by the file's reader. Verifying recomputes what the file claims:
-hashes of the weights it came from where those are at hand (nothing is downloaded), the fit of its tensors
-to the named architecture, zeros under the mask.
+Structure is always checked in full by the file's reader, and so is that no value is NaN or infinite.
+Verifying recomputes what the file claims: hashes of the weights it came from where those are at hand
+(nothing is downloaded), the fit of its tensors to the named architecture, zeros under the mask.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def _describe_mask(path: Path, verify: bool) -> Description:
 def _describe_checkpoint(path: Path, verify: bool) -> Description:
     checkpoint = checkpoint_file.load_checkpoint(path)
     mask, clip, state = checkpoint.mask, checkpoint.clip, checkpoint.state
+    require_finite({**state, **(checkpoint.text_tower or {})}, str(path))
     facts: dict[str, Any] = {
         "framework": checkpoint.framework,
         "options": checkpoint.options,
@@ -112,7 +113,7 @@ def _describe_checkpoint(path: Path, verify: bool) -> Description:
         facts["mask"] = _made_from(mask)
         facts.update(_counts(mask))
     facts.update(recipe=checkpoint.recipe, provenance=checkpoint.provenance, created_by=checkpoint.created_by)
-    checks = ["structure", "values agree with bitmasks", "no NaN"]
+    checks = ["structure", "values agree with bitmasks", "no NaN or infinity"]
     if verify:
         if mask is not None:
             broken = mask.violations(state)
@@ -132,6 +133,7 @@ def _describe_checkpoint(path: Path, verify: bool) -> Description:
 
 def _describe_weights(path: Path, verify: bool) -> Description:
     state = read_state_dict(path)
+    require_finite(state, str(path))
     metadata = files.read_metadata(path) if path.suffix == ".safetensors" else {}
     ours = metadata.get("format") == WEIGHTS_FORMAT
     tower = {key.removeprefix(VISUAL): value for key, value in state.items() if key.startswith(VISUAL)}
@@ -149,10 +151,8 @@ def _describe_weights(path: Path, verify: bool) -> Description:
     }
     if ours and "recipe" in metadata:
         facts["recipe"] = parse_object(metadata["recipe"], f"{path}: recipe")
-    checks = ["structure"]
+    checks = ["structure", "no NaN or infinity"]
     if verify:
-        require_finite(state, str(path))
-        checks.append("no NaN or infinity")
         if tower:
             facts["image_tower_sha256"] = weights_sha256(tower)
         if ours:

@@ -20,6 +20,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 import ovstrans
+from ovstrans import console
 from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
 from ovstrans.errors import InputError, MismatchError
 
@@ -191,6 +192,7 @@ def _fetch(model: str, tag: str, tags: list[str]) -> tuple[Path, Mapping[str, An
     if tag not in tags:
         raise InputError(f"--pretrained {tag}: neither a file nor a tag of {model}; tags are {', '.join(tags)}")
     settings = open_clip.get_pretrained_cfg(model, tag)
+    console.say(f"fetching {model} ({tag}) ...")  # a download takes its time, and so does finding no network
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with quiet_logging():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,11 @@ from ovstrans.errors import InputError
 VISUAL = "visual."
 """Prefix of the image tower's keys in an open_clip state dict."""
 
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""What older files hold beside weights; the text tower's mask is full of infinities, as it should be."""
+
+_PICKLE = b"\x80"
+"""First byte of a pickle of protocol 2 or later, which is how torch wrote files before it wrote zip archives."""
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -48,18 +54,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         state: object = files.read_tensors(path)[0]
     else:
-        _refuse_torchscript(path)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise InputError(
-                f"{path}: holds objects other than tensors, which could run code; save its state dict as "
-                f".safetensors where you trust it, and give that file ({_first_line(error)})"
-            ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{path}: not a readable weights file ({_first_line(error)}); give .safetensors or a torch state dict"
-            ) from error
+        state = _read_torch(path)
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -73,16 +68,39 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     return {key: value for key, value in tensors.items() if key not in _NOT_WEIGHTS}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _read_torch(path: Path) -> object:
+    """What a torch file holds, read without running code; every failure in one line, without torch's advice."""
+    with path.open("rb") as handle:
+        start = handle.read(2)
+    if start != b"PK" and start[:1] != _PICKLE:
+        raise InputError(f"{path}: not a weights file; give .safetensors or a torch state dict")
+    _refuse_torchscript(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was pickled
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([A-Za-z_][\w.]*) was not", str(error))
+        what = f"holds {named[1]} beside tensors" if named else "is damaged, or holds objects beside tensors"
+        raise InputError(
+            f"{path}: {what}, which could run code; save its state dict as .safetensors where you trust it, "
+            "and give that file"
+        ) from error
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise InputError(
+            f"{path}: not a weights file, or a damaged one; copy or make it again, or give .safetensors"
+        ) from error
 
 
 def _refuse_torchscript(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # damaged, in one of many ways: torch's reader will not take it either
         return
-    with zipfile.ZipFile(path) as archive:
-        scripted = any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
-    if scripted:
+    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
         raise InputError(
             f"{path}: is a TorchScript archive, which carries code and is not run here; use --pretrained openai "
             "(open_clip fetches safetensors), or save its state dict as .safetensors where you trust it"

@@ -111,8 +111,20 @@ def test_nan_weights(tmp_path: Path) -> None:
     state = Tower().state_dict()
     state["layer1.0.conv1.weight"][0] = float("nan")
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=r"x\.safetensors: layer1\.0\.conv1\.weight"):
-        describe_tensors(tmp_path / "x.safetensors", verify=True)
+    for verify in (False, True):
+        with pytest.raises(InputError, match=r"x\.safetensors: layer1\.0\.conv1\.weight"):
+            describe_tensors(tmp_path / "x.safetensors", verify=verify)
+
+
+@pytest.mark.parametrize("key", ["backbone.layer1.0.conv1.weight", "text_tower.x"])
+def test_infinity_in_a_checkpoint(tmp_path: Path, key: str) -> None:
+    """NaN its reader refuses; infinity it lets pass."""
+    checkpoint = make_checkpoint(masked=False, text_tower={"x": torch.ones(2)})
+    tensor = checkpoint.state[key] if key in checkpoint.state else checkpoint.text_tower["x"]
+    tensor.view(-1)[0] = float("inf")
+    save_checkpoint(tmp_path / "x.safetensors", checkpoint)
+    with pytest.raises(InputError, match=key.removeprefix("text_tower.")):
+        describe_tensors(tmp_path / "x.safetensors")
 
 
 def test_pruned_weights_and_the_mask_beside_them(tmp_path: Path) -> None:

@@ -66,13 +66,17 @@ def test_quickgelu_follows_the_tag(tmp_path, monkeypatch):
     assert clip.image_size == 224
 
 
-def test_offline_tag_says_what_to_do(monkeypatch):
+def test_offline_tag_says_what_it_does_and_what_to_do(monkeypatch, capsys):
+    said = []
+
     def unreachable(settings):
+        said.append(capsys.readouterr().err)
         raise OSError("no route")
 
     monkeypatch.setattr(load.open_clip, "download_pretrained", unreachable)
     with pytest.raises(InputError, match=r"RN50 .*resnet50_clip\.openai.*could not be fetched.*give the file"):
         load_clip("RN50", "openai")
+    assert said == ["fetching RN50 (openai) ...\n"]  # before the wait, not after it
 
 
 def test_unknown_names():

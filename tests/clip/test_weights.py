@@ -1,12 +1,17 @@
 """Reading weights and naming them."""
 
+import argparse
 import hashlib
 import json
 import pickle
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -63,12 +68,42 @@ def test_refuses_pickles_that_run_code(tmp_path, capsys):
     assert "ran" not in capsys.readouterr().out
 
 
+def test_names_the_object_that_is_no_tensor(tmp_path):
+    torch.save({"w": torch.ones(2), "options": argparse.Namespace(a=1)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth: holds argparse\.Namespace beside tensors, which could run code"):
+        read_state_dict(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x00" * 64])
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 def test_refuses_what_is_no_weights_file(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=name) as caught:
         read_state_dict(tmp_path / name)
+    assert "could run code" not in str(caught.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4), st.booleans(), st.booleans())
+def test_damage_anywhere_is_one_short_line(changes, archive, cut):
+    """Every way to fail is ours, without a word of torch's advice."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w.pt"
+        torch.save({"w": torch.ones(9)}, path, _use_new_zipfile_serialization=archive)
+        content = bytearray(path.read_bytes())
+        for place, value in changes:
+            content[place % len(content)] = value
+        path.write_bytes(content[: len(content) // 2] if cut else content)
+        try:
+            read_state_dict(path)
+        except InputError as error:
+            message = str(error).removeprefix(str(path))
+            assert len(message) < 200 and "weights_only" not in message and "\n" not in message
+
+
+def test_the_causal_mask_of_older_files_is_no_weight(tmp_path):
+    mask = torch.full((3, 3), float("-inf")).triu(1)
+    save_file({"conv1.weight": torch.ones(2), "attn_mask": mask}, tmp_path / "w.safetensors")
+    assert list(read_state_dict(tmp_path / "w.safetensors")) == ["conv1.weight"]
 
 
 def test_truncated_safetensors(tmp_path):
