@@ -56,6 +56,8 @@ def open_dataset(spec: str, *, split: str, size: int | None = None, labels: bool
 
 def _open_folder(spec: str, rest: str, default: str, labels: bool) -> Dataset:
     path, split = _split_off(spec, rest)
+    if path.is_file() and path.suffix != ".toml":
+        raise InputError(f"{path}: neither a folder nor a .toml file that describes one (data {spec!r})")
     described = path.suffix == ".toml" or (path / DESCRIPTION).exists()
     if not described and not labels:
         if split not in (None, ALL):
@@ -75,4 +77,8 @@ def _split_off(spec: str, rest: str) -> tuple[Path, str | None]:
             return Path(text).expanduser(), split or None
     if not rest:
         raise InputError(f"data {spec!r}: names no folder; write folder:PATH or folder:PATH:SPLIT")
-    raise InputError(f"{head if colon else rest}: no such folder of images (data {spec!r})")
+    missing = Path(head if colon else rest).expanduser()
+    beside = [path.name for path in missing.parent.iterdir()] if missing.parent.is_dir() else []
+    close = difflib.get_close_matches(missing.name, beside, n=1)
+    hint = f"; did you mean {missing.with_name(close[0])}?" if close else ""
+    raise InputError(f"{missing}: no such file or folder (data {spec!r}){hint}")

@@ -7,7 +7,7 @@
 Nothing else is needed where folders are called `train` and `val`, images and label maps share their
 file names, values are class indices and 255 is ignored. Otherwise:
 
-    name = "camvid"                   # what reports call it; default: the folder's name
+    name = "camvid"                   # what reports call it; default: this file's name, for dataset.toml its folder's
     root = "/data/camvid"             # where `images` and `labels` are; default: beside this file
     image_suffix = ".jpg"             # or a list; default: the usual image suffixes
     label_suffix = ".png"             # replaces the image's suffix in the label map's name
@@ -97,12 +97,15 @@ def read_description(path: Path) -> Description:
     """The description at a folder (its `dataset.toml`) or a `.toml` file; InputError where it is wrong."""
     path = path / DESCRIPTION if path.is_dir() else path
     if not path.exists():
-        raise InputError(f"{path}: missing; write one with classes, images and labels (see README, Your own images)")
+        raise InputError(
+            f"{path}: missing; write one with classes, images and labels (see README, On your own model and images)"
+        )
     table = read_toml(path)
     where = str(path)
     refuse_unknown(table, _KEYS, where)
     words = {key: table[key] for key in VOCABULARY_KEYS if key in table}
-    vocabulary = parse_vocabulary(words, where=where, name=path.resolve().parent.name)
+    own = path.resolve().parent.name if path.name == DESCRIPTION else path.stem
+    vocabulary = parse_vocabulary(words, where=where, name=own)
     suffixes = table.get("image_suffix", list(IMAGE_SUFFIXES))
     suffixes = [suffixes] if isinstance(suffixes, str) else suffixes
     if not isinstance(suffixes, list) or not suffixes or not all(isinstance(s, str) and s for s in suffixes):

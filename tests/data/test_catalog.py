@@ -23,6 +23,21 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_description_lends_its_name_unless_it_is_called_like_all_others(folder: Path, tmp_path: Path) -> None:
+    assert open_dataset(f"folder:{folder}", split="val").name == "my:images"
+    (tmp_path / "camvid.toml").write_text(f"root = '{folder}'\n{TOML}", encoding="utf-8")
+    assert open_dataset(f"folder:{tmp_path}/camvid.toml", split="val").name == "camvid"
+
+
+def test_a_misspelt_file_and_one_that_is_no_description(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "camvid.toml").write_text(TOML, encoding="utf-8")
+    for labels in (True, False):
+        with pytest.raises(InputError, match=r"camvid\.tml: no such file or folder .*did you mean .*/camvid\.toml\?"):
+            open_dataset(f"folder:{tmp_path}/camvid.tml", split="val", labels=labels)
+        with pytest.raises(InputError, match=r"a\.png: neither a folder nor a \.toml file"):
+            open_dataset(f"folder:{folder}/train/a.png", split="val", labels=labels)
+
+
 def test_generated_data_and_their_default_split() -> None:
     dataset = open_dataset("scenes", split="val", size=32)
     assert (dataset.name, dataset.split) == ("scenes", "val")
@@ -51,7 +66,7 @@ def test_without_labels_any_folder_will_do(folder: Path) -> None:
     assert isinstance(described, FolderDataset) and described[0].label is None
     plain = open_dataset(f"folder:{folder / 'train'}", split="train", labels=False)
     assert isinstance(plain, ImageFolder) and len(plain) == 1
-    with pytest.raises(InputError, match=r"dataset\.toml: missing"):
+    with pytest.raises(InputError, match=r"dataset\.toml: missing.*On your own model and images"):
         open_dataset(f"folder:{folder / 'train'}", split="train")
     with pytest.raises(InputError, match=r"splits need a dataset\.toml"):
         open_dataset(f"folder:{folder / 'train'}:val", split="train", labels=False)
@@ -65,8 +80,8 @@ def test_without_labels_any_folder_will_do(folder: Path) -> None:
         ("scenes:valid", "no such split"),
         ("folder", "names no folder"),
         ("folder:", "names no folder"),
-        ("folder:/no/such/place", "/no/such/place: no such folder"),
-        ("folder:/no/such/place:val", "/no/such/place: no such folder"),
+        ("folder:/no/such/place", "/no/such/place: no such file or folder"),
+        ("folder:/no/such/place:val", "/no/such/place: no such file or folder"),
     ],
 )
 def test_unknown_names_are_answered_with_what_there_is(spec: str, message: str) -> None:
