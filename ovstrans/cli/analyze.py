@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ovstrans.masks.mask import Mask
     from ovstrans.spectrum.analysis import Analysis, LayerAlpha
 
-CHECKPOINT_NAME = "checkpoint.safetensors"
-
 
 def analyze(
     target: Annotated[
@@ -102,7 +100,7 @@ def analyze(
         raise InputError(f"{out}: --out is the JSON file, pictures go beside it; give a name in .json")
     picture = files.check_output(out.with_suffix(".png"), force=force) if plot else None
     spectra = files.check_output(out.with_name(f"{out.stem}-esd.png"), force=force) if plot_esd else None
-    if json not in (None, "-") and files.check_output(Path(str(json)), force=force) == out:
+    if common.check_json(json, force=force) == out:
         raise InputError(f"{out}: --json and --out are the same file; leave out --json")
     chosen_device = common.pick_device(device)
 
@@ -156,11 +154,10 @@ def _load_checkpoint(path: Path) -> Checkpoint:
     from ovstrans import files
     from ovstrans.checkpoints.file import load_checkpoint
     from ovstrans.errors import InputError
+    from ovstrans.training.run import RunFolder
 
     if path.is_dir():
-        if not (path / CHECKPOINT_NAME).exists():
-            raise InputError(f"{path}: no {CHECKPOINT_NAME} in this folder; give a run of `ovstrans finetune`")
-        path = path / CHECKPOINT_NAME
+        path = RunFolder(path).require_checkpoint()
     files.existing_file(path)
     if path.suffix != ".safetensors" or "format" not in files.read_metadata(path):
         raise InputError(

@@ -84,9 +84,10 @@ def bench(
     from ovstrans import files
 
     place = common.pick_device(device)
-    if json not in (None, "-"):
-        files.check_output(Path(str(json)), force=force)
-    pages = OUTPUT_DIR / "bench" if pictures is None else files.check_output(pictures, force=force, directory=True)
+    common.check_json(json, force=force)
+    pages = OUTPUT_DIR / "bench"
+    if pictures is not None:
+        pages = files.check_output(pictures, force=force, directory=True, option="--pictures")
     found = _resolve(targets or _default_targets(), model, mask, plan, data or [], counter)
     work = _datasets(found, data or [])
     size = _parse_size(image_size) or _first_size(work) or PAPER_SIZE
@@ -124,7 +125,11 @@ def _resolve(
     from ovstrans.errors import InputError
     from ovstrans.masks.file import load_mask
     from ovstrans.spectrum.file import load_plan
+    from ovstrans.training.run import RunFolder
 
+    for path in map(Path, names):
+        if path.is_dir():
+            RunFolder(path).require_checkpoint()
     first = next((spec for spec in data if spec != "none"), "scenes")
     found = [
         resolve(

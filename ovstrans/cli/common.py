@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     import torch
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel="Common")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", rich_help_panel="Common")]
+_SEED = typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random (0).", rich_help_panel="Common")
+"""torch takes seeds of 63 bits."""
+Seed = Annotated[int, _SEED]
+RecipeSeed = Annotated[int | None, _SEED]
+"""A seed that the recipe may name too."""
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only results and errors.", rich_help_panel="Common")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one line.", rich_help_panel="Common")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.", rich_help_panel="Common")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.", rich_help_panel="Common")]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="Also write the result as JSON.", rich_help_panel="Common"),
@@ -59,6 +63,15 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"--device {name}: {error}") from error
 
 
+def check_json(destination: str | None, *, force: bool = False) -> Path | None:
+    """The file that `--json` names, None for stdout; InputError, before any work, where it could not be written."""
+    from ovstrans import files
+
+    if destination is None or destination == "-":
+        return None
+    return files.check_output(Path(destination), force=force, option="--json")
+
+
 def emit_json(destination: str | None, value: Any, *, force: bool = False) -> None:
     """Write `value` to a file, or to stdout for "-"; nothing where no destination is given."""
     from ovstrans import console, files
@@ -68,4 +81,4 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
     if destination == "-":
         console.show(files.json_text(value))
     else:
-        files.write_json(files.check_output(Path(destination), force=force), value)
+        files.write_json(files.check_output(Path(destination), force=force, option="--json"), value)

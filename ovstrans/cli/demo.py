@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import INTERRUPTED, common
 
 ARMS = ("dense", "random", "imp")
 """Every arm is fine-tuned alike; only the mask differs."""
@@ -24,8 +24,8 @@ runs both on the bundled mini CLIP and generated scenes, with the commands you w
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Fine-tuning steps of each arm.")] = 150,
-    rounds: Annotated[int, typer.Option("--round-steps", min=0, help="Distillation steps a pruning round.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Fine-tuning steps of each arm.")] = 120,
+    rounds: Annotated[int, typer.Option("--round-steps", min=0, help="Distillation steps a pruning round.")] = 8,
     images: Annotated[int, typer.Option(min=1, help="Test images.")] = 100,
     seed: common.Seed = 0,
     force: common.Force = False,
@@ -91,7 +91,8 @@ def _call(context: typer.Context, *arguments: Any) -> None:
     words = [str(argument) for argument in arguments]
     console.say(f"$ ovstrans {shlex.join(words)}")
     program: Any = context.find_root().command
-    program.main(words, standalone_mode=False)
+    if program.main(words, prog_name="ovstrans", standalone_mode=False) == INTERRUPTED:
+        raise KeyboardInterrupt  # typer has made a status of it
 
 
 def _verdict(report: Path) -> str:

@@ -52,10 +52,6 @@ Set = Annotated[
 Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run; default the recipe's.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run at --out, exactly.")]
 Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder to write.")]
-RunSeed = Annotated[
-    int | None,
-    typer.Option("--seed", help="Seed of everything random; default 0.", rich_help_panel="Common"),
-]
 
 
 def finetune(
@@ -77,7 +73,7 @@ def finetune(
     resume: Resume = False,
     out: Out = OUTPUT_DIR / "run",
     device: common.Device = "auto",
-    seed: RunSeed = None,
+    seed: common.RecipeSeed = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -114,6 +110,8 @@ def finetune(
         "weights": _text(weights),
         "seed": seed,
     }
+    if not resume and not follower():
+        files.check_output(out, force=force, directory=True)
     if resume:
         settings = choose.resume_settings(out, **given)
         if settings is None:
@@ -128,8 +126,6 @@ def finetune(
         )
         for note in notes:
             console.say(note)
-        if not follower():
-            files.check_output(out, force=force, directory=True)
     run(settings, out, device=common.pick_device(device), resume=resume, force=force)
 
 

@@ -31,15 +31,14 @@ def inspect(
 ) -> None:
     """Say what files are, from what they were made, and whether they are intact.
 
-    The structure is always checked in full. Exit status: 2 where a file is broken or unknown, 3 where
-    --verify finds that one does not hold what it claims.
+    The structure is always checked in full, and that no value is NaN or infinite. Exit status: 2 where a
+    file is broken or unknown, 3 where --verify finds that one does not hold what it claims.
     """
     common.start(quiet=quiet, debug=debug)
-    from ovstrans import console, files
+    from ovstrans import console
     from ovstrans.errors import OvstransError
 
-    if json not in (None, "-"):
-        files.check_output(Path(str(json)), force=force)
+    common.check_json(json, force=force)
     described: list[dict[str, Any]] = []
     failure: OvstransError | None = None
     for path in paths:
@@ -142,7 +141,7 @@ def _alpha(path: Path, verify: bool) -> Description:
         [row.name, list(row.shape), row.num_eigenvalues, row.alpha, row.D, row.name in frozen, row.warning]
         for row in analysis.layers
     ]
-    checks = ["structure"]
+    checks = ["structure", "no NaN or infinity"]
     if verify:
         alphas = {row.name: row.alpha for row in analysis.layers if len(row.shape) == 4}
         again = make_plan(alphas, plan.rule, seed=int(analysis.settings.get("seed") or 0))

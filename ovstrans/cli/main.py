@@ -1,87 +1,68 @@
-"""The `ovstrans` program: finds the subcommand, turns errors into one line and an exit status.
+"""The `ovstrans` program: runs the subcommand, turns errors into one line and an exit status.
 
-Importing this module must stay cheap: no torch, numpy or matplotlib at the top of any file here.
+Nothing is imported at the top here that takes time: before `main` runs, an interrupt cannot be answered.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Any
 
-import typer
+from ovstrans.cli import INTERRUPTED, TERMINATED
 
-from ovstrans.cli import analyze, bench, common, demo, finetune, inspect, prune, recipes
-from ovstrans.errors import OvstransError
-from ovstrans.version import __version__
-
-app = typer.Typer(
-    name="ovstrans",
-    help="Make open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count honestly.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(prune.prune)
-app.command()(analyze.analyze)
-app.command()(finetune.finetune)
-app.command()(bench.bench)
-app.command()(inspect.inspect)
-app.command()(demo.demo)
-app.add_typer(recipes.app, name="recipes")
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"ovstrans {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    """Options of the program itself."""
+_AGAIN_SECONDS = 0.5
 
 
 class _Terminated(BaseException):
     """SIGTERM, as an exception, so that `finally` blocks clean up."""
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def main() -> None:
     """Entry point of the console script; ends the process with the documented exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    try:
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGTERM, _terminate)
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # a second one, while the first was being answered
+        status = INTERRUPTED
+    except _Terminated:
+        status = TERMINATED
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on one ends the process without a word
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns 0 done, 1 our bug, 2 bad input, 3 check failed, 130/143 interrupted."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return _stopped("interrupted", INTERRUPTED)
+    except _Terminated:
+        return _stopped("terminated", TERMINATED)
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
     from ovstrans import console
+    from ovstrans.cli import common
+    from ovstrans.cli.app import app
+    from ovstrans.errors import OvstransError
 
     try:
-        result = app(arguments, standalone_mode=False)
-        if result == 130:  # typer's own answer to an interrupt
-            console.error("interrupted")
-        return result if isinstance(result, int) else 0
+        _refuse_empty(arguments)
+        result = app(arguments, prog_name="ovstrans", standalone_mode=False)
     except OvstransError as error:
         if common.debugging():
             raise
         console.error(str(error))
         return error.exit_status
-    except (KeyboardInterrupt, typer.Abort):
-        console.error("interrupted")
-        return 130
-    except _Terminated:
-        console.error("terminated")
-        return 143
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except BrokenPipeError:
         # The reader went away (`| head`); point stdout elsewhere so that the exit is quiet.
         sys.stdout = None  # type: ignore[assignment]
@@ -92,8 +73,8 @@ def run(arguments: list[str]) -> int:
         console.error(f"{error.filename or 'input or output'}: {error.strerror or error}")
         return 2
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of click's
-            error.show()
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of click's
+            _show_usage(error, arguments)
             return int(error.exit_code)
         if common.debugging():
             raise
@@ -101,6 +82,72 @@ def run(arguments: list[str]) -> int:
             f"{type(error).__name__}: {error} (this is a bug in ovstrans; run again with --debug for the traceback)"
         )
         return 1
+    if result == INTERRUPTED:  # typer's own answer to an interrupt
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """No option and no argument may be empty: a path would quietly become the working directory."""
+    from ovstrans.errors import InputError
+
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument == "" or re.fullmatch(r"--[a-z-]+=", argument):
+            name = argument[:-1] or (before if before.startswith("-") else "an argument")
+            raise InputError(f"{name}: its value is empty; give one, or leave it out")
+
+
+def _show_usage(error: Any, arguments: Sequence[str]) -> None:
+    """A usage error in one line; the help itself where a command was called without anything."""
+    from typer.main import get_command
+
+    from ovstrans import console
+    from ovstrans.cli.app import app
+
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    name, command = "ovstrans", get_command(app)
+    for word in arguments:
+        commands = getattr(command, "commands", {})
+        if word not in commands:
+            break
+        name, command = f"{name} {word}", commands[word]
+    message = " ".join(error.format_message().split()).rstrip(".")
+    console.error(f"{name}: {message} (try {name} --help)")
+
+
+def _stopped(word: str, status: int) -> int:
+    _deliver_again(0.0)
+    from ovstrans import console
+
+    console.error(word)
+    return status
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    _require_delivery(frame, _interrupt)
+    raise KeyboardInterrupt
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    _require_delivery(frame, _terminate)
+    raise _Terminated
+
+
+def _require_delivery(frame: FrameType | None, handler: Any) -> None:
+    """Some modules swallow whatever is raised while they are imported: then come again a moment later."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    if frame is not None and hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, handler)
+        _deliver_again(_AGAIN_SECONDS)
+
+
+def _deliver_again(seconds: float) -> None:
+    """Set the alarm, or with 0 take it back."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def prune(
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the density of every layer.")] = True,
     json: common.Json = None,
     device: common.Device = "auto",
-    seed: common.Seed = 0,
+    seed: common.RecipeSeed = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -78,7 +78,7 @@ def prune(
     between them. Without arguments: the bundled mini CLIP on generated scenes, to 90 % zeros.
     """
     common.start(quiet=quiet, debug=debug)
-    from ovstrans import console, files
+    from ovstrans import console
     from ovstrans.clip.load import load_clip
     from ovstrans.errors import InputError
     from ovstrans.masks.file import load_mask
@@ -103,11 +103,10 @@ def prune(
     }
     chosen = choose_settings(model, recipe=recipe, changes=settings or [], given=given)
     output.check_outputs(out, plot=plot, force=force, resume=resume)
-    if json not in (None, "-"):
-        own = (out, output.pruned_weights_path(out), output.plot_path(out), output.state_path(out))
-        if Path(str(json)).resolve() in {path.resolve() for path in own}:
-            raise InputError(f"--json {json}: is one of the files that --out writes; give another name")
-        files.check_output(Path(str(json)), force=force or resume)
+    summary = common.check_json(json, force=force or resume)
+    own = (out, output.pruned_weights_path(out), output.plot_path(out), output.state_path(out))
+    if summary is not None and summary.resolve() in {path.resolve() for path in own}:
+        raise InputError(f"--json {json}: is one of the files that --out writes; give another name")
     place = common.pick_device(device)
     pattern = load_mask(like) if like is not None else None
     clip = load_clip(model, pretrained)

@@ -19,16 +19,17 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe that `recipe
 
 
 @app.command("list")
-def list_recipes(json: common.Json = None, debug: common.Debug = False) -> None:
+def list_recipes(json: common.Json = None, force: common.Force = False, debug: common.Debug = False) -> None:
     """The recipes that ship with ovstrans, one line each."""
     common.start(debug=debug)
     from ovstrans import console
     from ovstrans.recipes.load import recipe_names, recipe_text
 
+    common.check_json(json, force=force)
     found = {name: _summary(recipe_text(name)) for name in recipe_names()}
     if json != "-":
         console.table("recipes", ["name", "what it is for"], list(found.items()))
-    common.emit_json(json, {"schema": "ovstrans.recipes/1", "recipes": found})
+    common.emit_json(json, {"schema": "ovstrans.recipes/1", "recipes": found}, force=force)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from ovstrans.cli import bench, main
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.data.catalog import open_dataset
+from ovstrans.files import write_text
 from ovstrans.frameworks import registry
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
@@ -143,12 +144,15 @@ def test_without_a_run_the_framework_is_counted_at_the_papers_size() -> None:
         (("deeplabv3", "--data", "scenes"), "no target has weights"),
         (("a", "--model", "RN50"), "carries its own"),
         (("a", "--data", "gone"), "no such dataset"),
-        (("a", "--pictures", "a"), "exists already"),
+        (("a", "--pictures", "a"), "a: exists already; give another --pictures, or --force"),
+        (("a", "--json", "a"), "give another --json"),
+        (("a", "b"), "train again: ovstrans finetune --force --out b"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "a" in arguments:
         write_run(Path("a"))
+        write_text("b/recipe.toml", "")  # a run that was killed before it saved anything
     status = main.run(["bench", *arguments, "--device", "cpu"])
     shown = capsys.readouterr()
     assert status == 2

@@ -1,6 +1,9 @@
 """The demo, with every step cut short."""
 
 import json
+from typing import Any
+
+import pytest
 
 from ovstrans.cli.main import run
 
@@ -21,3 +24,17 @@ def test_the_demo_makes_what_it_lists(tmp_path, capsys, monkeypatch):
     assert "nan" not in err
     assert run(["demo"]) == 2  # what is there is not overwritten
     assert "exists already" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_the_demo_and_not_a_step_of_it(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ovstrans.pruning.run.prune", interrupted)
+    assert run(["demo", "--round-steps", "0"]) == 130
+    err = capsys.readouterr().err
+    assert err.count("$ ovstrans ") == 1 and err.endswith("error: interrupted\n")

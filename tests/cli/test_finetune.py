@@ -98,12 +98,46 @@ def test_an_interrupt_saves_and_resume_needs_no_other_argument(
             assert run([*arguments, "--out", "run"]) == status
     finally:
         signal.signal(signal.SIGTERM, previous)
-    capsys.readouterr()
+    assert "run: saved after step 1; go on with: ovstrans finetune --resume --out run\n" in capsys.readouterr().err
     assert run(["finetune", "--resume", "--out", "run", "--device", "cpu", "--set", "optimizer.lr=9.0"]) == 2
     assert "optimizer.lr is 0.001, not 9.0" in capsys.readouterr().err
     assert run(["finetune", "--resume", "--out", "run", "--device", "cpu"]) == 0
     assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [1, 2]
     assert "going on after step 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_run_that_diverges_keeps_what_it_saved_or_leaves_nothing(
+    arguments: list[str], saved: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = ["--set", "optimizer.lr=1e30", "--set", "schedule.warmup=0", "--set", f"training.save_every={2 - saved}"]
+    assert run([*arguments, *wild, "--out", "run"]) == 2
+    err = capsys.readouterr().err
+    assert "training diverged: lower optimizer.lr" in err.splitlines()[-1]
+    assert ("run: keeps what was saved after step 1; " in err) is saved
+    assert Path("run").exists() is saved
+    if not saved:
+        assert run([*arguments, "--out", "run"]) == 0  # nothing is in the way
+
+
+def test_a_resumed_run_takes_its_own_mask_and_no_other(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the mask nor the plan in ovstrans-out is for a run that was started without."""
+    leave_mask(Path("ovstrans-out/mask.safetensors"))
+    append = RunFolder.append
+
+    def noisy(self: RunFolder, entry: dict) -> None:
+        append(self, entry)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", noisy)
+        assert run([*arguments, "--no-mask"]) == 130
+    capsys.readouterr()
+    assert run(["finetune", "--resume", "--device", "cpu"]) == 0
+    assert load_checkpoint("ovstrans-out/run/checkpoint.safetensors").mask is None
+    assert "mask.safetensors" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,6 +155,12 @@ def test_an_interrupt_saves_and_resume_needs_no_other_argument(
         (["--plan-after", "1", "--freeze", "mean"], "mean"),
         (["--device", "tpu"], "use auto, cpu or cuda"),
         (["--out", "clip.safetensors"], "give another --out"),
+        (["--freeze", "count:3"], "--plan-after N"),
+        (["--weights", "clip.safetensors"], "goes with --init pruned"),
+        (["--set", "optimizer.lr=inf"], "optimizer.lr is inf; a finite number"),
+        (["--set", "optimizer.clip_norm=nan"], "optimizer.clip_norm is nan; a finite number"),
+        (["--set", "training.batch=99999"], "between 1 and 65536"),
+        (["--seed", "-1"], "--seed"),
         (["--resume"], "no run to resume"),
         (["deeplabv4"], "did you mean 'deeplabv3'"),
     ],
@@ -133,6 +173,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err and err.count("\n") == 1
     assert sorted(path for path in Path().rglob("*") if "cache" not in path.parts) == before
+
+
+def test_nothing_is_said_of_mask_and_plan_where_the_run_cannot_be_written(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_mask(Path("ovstrans-out/mask.safetensors"))
+    assert run([*arguments, "--out", "clip.safetensors"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: clip.safetensors") and err.count("\n") == 1
 
 
 def test_a_mask_for_another_model_is_left_aside(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

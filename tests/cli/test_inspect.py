@@ -109,6 +109,17 @@ def test_json_file_is_not_overwritten_without_force(files: dict[str, Path], tmp_
     assert run(["inspect", mask, "--json", str(out), "--force"]) == 0
 
 
+def test_nan_is_found_without_verifying(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(files["weights.pt"], weights_only=True)
+    state["layer1.0.conv1.weight"][0] = float("nan")
+    torch.save(state, files["weights.pt"])
+    files["alpha.json"].write_text(files["alpha.json"].read_text().replace('"D": ', '"D": NaN, "was": ', 1))
+    for name, words in (("weights.pt", "layer1.0.conv1.weight holds"), ("alpha.json", "D is nan")):
+        assert run(["inspect", str(files[name])]) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1
+
+
 def test_verified_plan(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert "plan follows from the alphas" in as_json(capsys, str(files["alpha.json"]), "--verify")[0]["checks"]
     value = json.loads(files["alpha.json"].read_text())

@@ -1,11 +1,16 @@
 """The program: exit statuses, one-line errors, and a fast --help."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from ovstrans.cli import main
+from ovstrans.cli.app import app
 from ovstrans.errors import CheckFailed, InputError
 
 COMMANDS = ("prune", "analyze", "finetune", "bench", "inspect", "demo", "recipes")
@@ -37,19 +42,93 @@ def test_exit_statuses(monkeypatch, capsys, error, status):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(main, "app", fail)
+    monkeypatch.setattr("ovstrans.cli.app.app", fail)
     assert main.run([]) == status
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert "Traceback" not in err
 
 
-def test_usage_errors_exit_with_2(capsys):
-    assert main.run(["prune", "--no-such-option"]) == 2
-    assert main.run(["nonsense"]) == 2
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "command", "words"),
+    [
+        (["prune", "--foo"], "ovstrans prune", "No such option: --foo"),
+        (["prune", "--out"], "ovstrans prune", "Option '--out' requires an argument"),
+        (["recipes", "copy", "--out"], "ovstrans recipes copy", "requires an argument"),
+        (["nonsense"], "ovstrans", "No such command 'nonsense'"),
+        (["inspect"], "ovstrans inspect", "Missing argument"),
+        (["prune", "--steps", "few"], "ovstrans prune", "'--steps'"),
+        (["prune", "--seed", "-1"], "ovstrans prune", "'--seed'"),
+        (["analyze", "--seed", str(2**63)], "ovstrans analyze", "'--seed'"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_with_2(capsys, arguments, command, words):
+    assert main.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {command}: ") and words in captured.err
+    assert captured.err.endswith(f"(try {command} --help)\n") and captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["finetune", "--out", ""], "--out"),
+        (["finetune", "--out="], "--out"),
+        (["analyze", "--plot-esd", ""], "--plot-esd"),
+        (["inspect", ""], "an argument"),
+    ],
+)
+def test_nothing_may_be_empty(capsys, tmp_path, monkeypatch, arguments, name):
+    monkeypatch.chdir(tmp_path)
+    assert main.run(arguments) == 2
+    assert capsys.readouterr().err == f"error: {name}: its value is empty; give one, or leave it out\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize(("name", "status", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_during_the_imports_is_one_line(tmp_path, swallowed, name, status, word):
+    """Before the command line is read, and where the module that is being imported swallows the exception."""
+    wait = "except BaseException:\n    time.sleep(60)\n" if swallowed else "finally:\n    pass\n"
+    (tmp_path / "typer.py").write_text(f"import signal, time\ntry:\n    signal.raise_signal(signal.{name})\n{wait}")
+    done = subprocess.run(
+        [sys.executable, "-m", "ovstrans.cli.main", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (status, f"error: {word}\n")
 
 
 def test_version(capsys):
     assert main.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ovstrans 0.")
+
+
+def leaves(command, name=""):
+    """Every command that does something, by its name."""
+    found = getattr(command, "commands", None)
+    if found is None:
+        return {name: command}
+    return {
+        path: leaf for word, inner in found.items() for path, leaf in leaves(inner, f"{name} {word}".strip()).items()
+    }
+
+
+def test_the_readme_lists_the_commands_of_the_common_options():
+    """`--option ...`: `command`, `command`, ... in the section on commands; and --debug is everywhere."""
+    commands = leaves(get_command(app))
+    having = {
+        option: {name for name, command in commands.items() if any(option in found.opts for found in command.params)}
+        for option in ("--json", "--device", "--seed", "--debug")
+    }
+    assert having.pop("--debug") == set(commands)
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Commands")[1].split("\n## ")[0]
+    listed = {
+        option: set(re.findall(r"`([^`]+)`", names))
+        for option, names in re.findall(r"`(--\w+)[^`]*`:\s((?:`[^`]+`,?\s)*`[^`]+`)\.", section)
+    }
+    assert listed == having

@@ -247,6 +247,12 @@ def test_force_replaces(prune: Callable[..., int], folder: Path) -> None:
         (["--out", "mask.pt"], "mask.pt"),
         (["--out", "file.txt/mask.safetensors"], "file.txt"),
         (["--device", "tpu"], "tpu"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**70)], "--seed"),
+        (["--batch", "99999"], "between 1 and 65536"),
+        (["--lr", "inf"], "optimizer.lr is inf; a finite number"),
+        (["--json", "empty"], "give another --json"),
+        ([word for term in ("dense", "pooled", "stages") for word in ("--set", f"distill.{term}=0")], "are all 0"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -22,6 +22,15 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["recipes"]["deeplabv3-mini"].startswith("DeepLabV3 on the bundled RN-mini")
 
 
+def test_json_file_is_not_overwritten_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.json").write_text("mine")
+    assert run(["recipes", "list", "--json", str(tmp_path / "r.json")]) == 2
+    captured = capsys.readouterr()
+    assert "give another --json, or --force" in captured.err and captured.out == ""
+    assert run(["recipes", "list", "--json", str(tmp_path / "r.json"), "--force"]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["recipes"]
+
+
 def test_show_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes", "show", "deeplabv3-mini"]) == 0
     assert capsys.readouterr().out == recipe_text("deeplabv3-mini")
