@@ -1,7 +1,8 @@
 """DeepLabV3 on a CLIP trunk, open-vocabulary: every pixel is embedded and compared with class names.
 
-Chen et al. 2017 (arXiv 1706.05587) for the head; OpenTrans sec. 4.1 for its open-vocabulary use.
-The stem and bottlenecks are exactly CLIP's, a trous at strides below 32.
+Chen et al. 2017 (arXiv 1706.05587) for the head, Chen et al. 2018 (arXiv 1802.02611) for its decoder;
+OpenTrans sec. 4.1 for its open-vocabulary use. The stem and bottlenecks are exactly CLIP's, a trous at
+strides below 32.
 
 Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `K` classes, `E` embedding.
 """
@@ -28,11 +29,12 @@ from ovstrans.frameworks.classifier import (
     seen_classes,
     training_targets,
 )
+from ovstrans.frameworks.deeplab_decoder import Decoder, raised
 
 RATES: Mapping[int, tuple[int, int, int]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 """Atrous rates by output stride: one field of view in image pixels (Chen et al. 2017, sec. 4.1)."""
 
-CLIP_PATHS = ("none", "sum", "ensemble")
+CHOICES: Mapping[str, tuple[str, ...]] = {"decoder": ("none", "plus"), "clip_path": ("none", "sum", "ensemble")}
 
 
 class ClipPath(nn.Module):
@@ -48,10 +50,15 @@ class ClipPath(nn.Module):
         self.attnpool = nn.ModuleDict({"v_proj": pool.v_proj, "c_proj": pool.c_proj})
         self.requires_grad_(False)
 
-    def forward(self, res5: Tensor, text: TextClassifier | None = None, scale: float = 1.0) -> Tensor:
-        """[B, C, h, w] to unit embeddings [B, E, h, w], or with `text` to its class scores [B, K, h, w]."""
-        dense = F.normalize(dense_embedding(self, res5).float(), dim=1)
-        return dense if text is None else cosine_scores(dense, text, scale)
+    def forward(self, res5: Tensor, like: Tensor, text: TextClassifier | None = None, scale: float = 1.0) -> Tensor:
+        """[B, C, *, *] to unit embeddings [B, E, h, w], or with `text` to its class scores [B, K, h, w].
+
+        like: a map [B, *, h, w] whose size the result gets, by interpolation where it is not res5's own.
+        """
+        dense = dense_embedding(self, res5).float()
+        if text is None:
+            return F.normalize(raised(dense, like), dim=1)
+        return raised(cosine_scores(F.normalize(dense, dim=1), text, scale), like)  # raised last: few channels
 
 
 class DeepLabV3(Framework):
@@ -63,8 +70,12 @@ class DeepLabV3(Framework):
 
     Options:
       output_stride  32, 16 or 8
-      width          channels of ASPP and of the layer after it
-      dropout        after ASPP
+      width          channels of ASPP and of what follows it
+      dropout        after ASPP, and after the first convolution of the decoder
+      decoder        "none": DeepLabV3, one more convolution at the output stride; "plus": DeepLabV3+, two
+                     more at stride 4, over ASPP's output and res2
+      low_width      channels that "plus" reduces res2 to
+      last_dropout   after the last convolution of "plus"
       clip_path      "none"; "sum": clip_weight times CLIP's dense unit embedding is added to the head's
                      before normalisation, and the head starts at zero, so training starts from CLIP's
                      zero-shot answer; "ensemble": at inference the head's and CLIP's probabilities are
@@ -77,6 +88,9 @@ class DeepLabV3(Framework):
         "output_stride": 16,
         "width": 256,
         "dropout": 0.5,
+        "decoder": "none",
+        "low_width": 48,
+        "last_dropout": 0.1,
         "clip_path": "none",
         "clip_weight": 1.0,
         "clip_scale": 100.0,
@@ -94,43 +108,67 @@ class DeepLabV3(Framework):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(tower=tower, mean=mean, std=std, text=text, options=options)
-        if self.options["clip_path"] not in CLIP_PATHS:
-            raise InputError(
-                f"framework {self.name}: option clip_path = {self.options['clip_path']!r}; "
-                f"use {', '.join(map(repr, CLIP_PATHS))}"
-            )
-        if self.options["width"] < 1:
-            raise InputError(f"framework {self.name}: option width = {self.options['width']}; at least 1 is needed")
+        self._check_options()
         trunk = cast(Any, self.backbone)
+        if getattr(trunk, "attnpool", None) is None:
+            raise InputError(f"framework {self.name}: needs a CLIP ResNet with its attention pool, like RN50")
         set_output_stride(self.backbone, self.options["output_stride"])
         channels, width = trunk.attnpool.v_proj.in_features, self.options["width"]
         self.clip_path = None if self.options["clip_path"] == "none" else ClipPath(trunk.attnpool)
         trunk.attnpool = None  # attention over positions has no use here
         self.aspp = ASPP(channels, RATES[self.options["output_stride"]], width)
         cast(Any, self.aspp.project)[3].p = self.options["dropout"]
-        self.embed = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, self.embed_dim, 1),
-        )
+        between: list[nn.Module] = []
+        self.decoder: Decoder | None = None
+        if self.options["decoder"] == "plus":
+            rest = {name: self.options[name] for name in ("low_width", "width", "dropout", "last_dropout")}
+            self.decoder = Decoder(trunk.layer1[-1].conv3.out_channels, **rest)
+        else:
+            between = [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        last = nn.Conv2d(width, self.embed_dim, 1)
         if self.options["clip_path"] == "sum":
-            last = cast(nn.Conv2d, self.embed[3])
             nn.init.zeros_(last.weight)
             nn.init.zeros_(cast(Tensor, last.bias))
+        self.embed = nn.Sequential(*between, last)
         self.classifier = TextScores(self.embed_dim)
 
+    def _check_options(self) -> None:
+        """InputError for a value that no head can have."""
+        for option, known in CHOICES.items():
+            if self.options[option] not in known:
+                raise InputError(
+                    f"framework {self.name}: option {option} = {self.options[option]!r}; "
+                    f"use {', '.join(map(repr, known))}"
+                )
+        for option in ("width", "low_width"):
+            if self.options[option] < 1:
+                raise InputError(
+                    f"framework {self.name}: option {option} = {self.options[option]}; at least 1 is needed"
+                )
+        for option in ("dropout", "last_dropout"):
+            if not 0 <= self.options[option] < 1:
+                raise InputError(
+                    f"framework {self.name}: option {option} = {self.options[option]}; "
+                    "a chance from 0 to below 1 is needed"
+                )
+
     def components(self) -> dict[str, nn.Module]:
-        """trunk, aspp, embed, classifier, and clip_path where the option is on."""
-        parts = {"trunk": self.backbone, "aspp": self.aspp, "embed": self.embed, "classifier": self.classifier}
-        return parts if self.clip_path is None else {**parts, "clip_path": self.clip_path}
+        """trunk, aspp, embed, classifier; decoder and clip_path where the options are on."""
+        parts = {"trunk": self.backbone, "aspp": self.aspp, "decoder": self.decoder, "embed": self.embed}
+        parts |= {"classifier": self.classifier, "clip_path": self.clip_path}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(pixel embeddings [B, E, h, w], res5 [B, C, h, w]) of images [B, 3, H, W] in [0, 1]."""
-        res5 = stages(self.backbone, self.prepare(images))["res5"]
-        embedding = self.embed(self.aspp(res5))
+        """(pixel embeddings [B, E, h, w], res5 [B, C, *, *]) of images [B, 3, H, W] in [0, 1].
+
+        The embeddings have res5's stride, or 4 with the decoder "plus".
+        """
+        found = stages(self.backbone, self.prepare(images))
+        res5 = found["res5"]
+        far = self.aspp(res5)
+        embedding = self.embed(far if self.decoder is None else self.decoder(far, found["res2"]))
         if self.clip_path is not None and self.options["clip_path"] == "sum":
-            embedding = embedding.float() + self.options["clip_weight"] * self.clip_path(res5)
+            embedding = embedding.float() + self.options["clip_weight"] * self.clip_path(res5, embedding)
         return embedding, res5
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -160,7 +198,7 @@ class DeepLabV3(Framework):
             return scores
         return geometric_ensemble(
             scores,
-            self.clip_path(res5, text, self.options["clip_scale"]),
+            self.clip_path(res5, scores, text, self.options["clip_scale"]),
             seen_classes(text.vocabulary, self._vocabulary),
             alpha=self.options["alpha"],
             beta=self.options["beta"],
