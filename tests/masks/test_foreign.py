@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import prune
 
 from ovstrans.errors import InputError
-from ovstrans.masks.foreign import load_foreign_mask
+from ovstrans.masks.foreign import load_foreign_mask, mask_of_zeros
 from tests.masks.dummies import MASKED, Framework, make_mask
 
 
@@ -66,3 +66,13 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=name):
             load_foreign_mask(tmp_path / name)
     assert not marker.exists()
+
+
+def test_mask_of_zeros() -> None:
+    mask, tower = make_mask(), Framework().backbone
+    mask.apply(tower)
+    found = mask_of_zeros(tower.state_dict(), "w.pth", model="dummy", pretrained="tag")
+    assert all(torch.equal(found.tensors[key], kept) for key, kept in mask.tensors.items())
+    assert list(found.tensors) == list(MASKED) and (found.method, found.pretrained) == ("zeros", "tag")
+    with pytest.raises(InputError, match="w.pth: no weight of its layers is exactly zero"):
+        mask_of_zeros(Framework().backbone.state_dict(), "w.pth", model="dummy")
