@@ -1,6 +1,9 @@
 """Which tensors of an image tower are what: prunable convolutions, scopes, matrices with a spectrum.
 
-Layers are named by their key in open_clip's image tower without `visual.`, never by position.
+Layers are named by their key in open_clip's image tower without `visual.`, never by position:
+`layer1.0.conv1` of a ResNet, `trunk.stages.0.blocks.0.mlp.fc1` of a ConvNeXt. The pointwise convolutions
+of a ConvNeXt's blocks hold nearly all of its weights, and timm writes most of them as linear layers over
+channels-last maps: they count as convolutions here, under either spelling.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from torch import Tensor, nn
 
 from ovstrans.errors import InputError
 
-BODY = ("layer1.", "layer2.", "layer3.", "layer4.")
+_CONVNEXT_BODY = "trunk.stages."
+
+BODY = ("layer1.", "layer2.", "layer3.", "layer4.", _CONVNEXT_BODY)
+"""How the names of the body's layers begin, in a ResNet or in a ConvNeXt."""
 
 
 def find_tower(module: nn.Module) -> nn.Module:
@@ -23,17 +29,21 @@ def find_tower(module: nn.Module) -> nn.Module:
     return module
 
 
-def trunk_convs(tower: nn.Module) -> dict[str, nn.Conv2d]:
-    """Every convolution, in order (RN50: 55); the attention pool has none."""
-    return {name: module for name, module in tower.named_modules() if isinstance(module, nn.Conv2d)}
+def trunk_convs(tower: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Every convolution, in order (RN50: 55; ConvNeXt-L: 112); the attention pool or projection has none."""
+    return {
+        name: module
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and name.startswith(_CONVNEXT_BODY))
+    }
 
 
-def scope_convs(tower: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d]:
+def scope_convs(tower: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d | nn.Linear]:
     """The convolutions that pruning may cut.
 
-    scope: `body` (layer1 to layer4, what OpenTrans transfers), `trunk` (all but the first, what it
-    ranks), or comma-separated patterns over layer names (`layer3.*,layer4.*`). Raises InputError for
-    a pattern that matches nothing.
+    scope: `body` (layer1 to layer4, what OpenTrans transfers; a ConvNeXt's four stages), `trunk` (all
+    but the first, what it ranks), or comma-separated patterns over layer names (`layer3.*,layer4.*`).
+    Raises InputError for a pattern that matches nothing.
     """
     convs = trunk_convs(tower)
     if scope == "body":
@@ -53,9 +63,11 @@ def scope_convs(tower: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d]:
 
 
 def weight_matrices(tower: nn.Module) -> dict[str, Tensor]:
-    """Every weight with a spectrum: convolutions (4-d) and linear layers (2-d), the attention pool's too.
+    """Every weight with a spectrum: convolutions (4-d) and linear layers (2-d), the head's too.
 
-    Fused attention weights [3E, E] are split into `NAME.q`, `NAME.k`, `NAME.v`.
+    Fused attention weights [3E, E] are split into `NAME.q`, `NAME.k`, `NAME.v`. A depthwise kernel
+    [C, 1, k, k] is the matrix [C, k*k] of its filters: taken by kernel position it would fall into
+    columns, which have no spectrum.
     """
     found: dict[str, Tensor] = {}
     for name, module in tower.named_modules():
@@ -63,5 +75,7 @@ def weight_matrices(tower: nn.Module) -> dict[str, Tensor]:
             for part, weight in zip("qkv", module.in_proj_weight.detach().chunk(3), strict=True):
                 found[f"{name}.{part}"] = weight
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            found[name] = module.weight.detach()
+            weight = module.weight.detach()
+            depthwise = isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+            found[name] = weight.flatten(1) if depthwise else weight
     return found

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import ovstrans
 from ovstrans import console
+from ovstrans.clip.convnext import create_convnext, is_convnext
 from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
 from ovstrans.errors import InputError, MismatchError
 
@@ -29,6 +30,9 @@ DEFAULT_MODEL = "RN-mini"
 
 BUNDLED = "bundled"
 """Name of the weights that ship with the package."""
+
+_FIRST = {"ResNet": "conv1.weight", "ConvNeXt": "trunk.stem.0.weight"}
+"""The first weight of either kind of image tower."""
 
 
 @dataclass
@@ -74,7 +78,7 @@ class Clip:
 
 
 def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
-    """A CLIP with a ModifiedResNet image tower, in eval mode and float32.
+    """A CLIP with a ModifiedResNet or ConvNeXt image tower, in eval mode and float32.
 
     pretrained: an open_clip tag (weights come from the hub or its cache), a file (`.safetensors` or a
     state dict; of a whole CLIP or of the image tower alone), or None for the bundled weights of
@@ -122,6 +126,8 @@ def random_clip(model: str = DEFAULT_MODEL, seed: int = 0) -> Clip:
 def create_tower(model: str = DEFAULT_MODEL) -> nn.Module:
     """The image tower alone, with random weights; inside `with torch.device("meta")` it takes no memory."""
     config, _ = _config(model)
+    if is_convnext(config):
+        return create_convnext(config)
     vision = config["vision_cfg"]
     width, size = vision["width"], vision["image_size"]
     heads = width * 32 // vision.get("head_width", 64)
@@ -140,8 +146,10 @@ def model_info(model: str) -> tuple[int, int, tuple[float, ...], tuple[float, ..
 
 
 def model_names() -> list[str]:
-    """Models whose image tower is a ModifiedResNet, the bundled one first."""
-    return [DEFAULT_MODEL, *(name for name in open_clip.list_models() if name.startswith("RN"))]
+    """Models whose image tower is a ModifiedResNet or a ConvNeXt, the bundled one first."""
+    known = open_clip.list_models()
+    resnets = [name for name in known if name.startswith("RN")]
+    return [DEFAULT_MODEL, *resnets, *(name for name in known if is_convnext(open_clip.get_model_config(name)))]
 
 
 def bundled_folder() -> Path:
@@ -165,7 +173,7 @@ def quiet_logging() -> Iterator[None]:
 
 
 def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model configuration, preprocessing) of a name; InputError where it is unknown or not a ResNet."""
+    """(model configuration, preprocessing) of a name; InputError where it is unknown or of another kind."""
     preprocess: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     if model == DEFAULT_MODEL:
         both = json.loads((bundled_folder() / "open_clip_config.json").read_text())
@@ -175,11 +183,14 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
         close = difflib.get_close_matches(model, model_names(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"model {model!r}: unknown; {hint}known are {', '.join(model_names())}")
-    if not isinstance(config["vision_cfg"].get("layers"), (list, tuple)):
+    if not (is_convnext(config) or isinstance(config["vision_cfg"].get("layers"), (list, tuple))):
         raise InputError(
-            f"model {model!r}: its image tower is not a ModifiedResNet; models that work are {', '.join(model_names())}"
+            f"model {model!r}: its image tower is not a ModifiedResNet or a ConvNeXt; "
+            f"models that work are {', '.join(model_names())}"
         )
-    return copy.deepcopy(config), preprocess
+    config = copy.deepcopy(config)
+    config["vision_cfg"]["timm_model_pretrained"] = False  # weights come from a CLIP, never from timm's hub
+    return config, preprocess
 
 
 def _default_pretrained(model: str) -> str:
@@ -214,6 +225,7 @@ def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any])
     wanted = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
     with quiet_logging():
         module = open_clip.CLIP(**wanted)
+    module.visual.output_dim = config["embed_dim"]  # a TimmModel does not say so itself
     return Clip(
         model=module,
         name=model,
@@ -228,14 +240,15 @@ def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any])
 
 def _load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> bool:
     """Load a whole CLIP, or an image tower alone; returns whether the text tower was there."""
-    tower_only = "visual.conv1.weight" not in state
+    wanted = module.state_dict()
+    kind, anchor = next(item for item in _FIRST.items() if VISUAL + item[1] in wanted)
+    tower_only = VISUAL + anchor not in state
     if tower_only:
-        if "conv1.weight" not in state:
+        if anchor not in state:
             raise MismatchError(
-                f"{origin}: no image tower of a CLIP ResNet in it (neither visual.conv1.weight nor conv1.weight)"
+                f"{origin}: no image tower of a CLIP {kind} in it (neither {VISUAL}{anchor} nor {anchor})"
             )
         state = {VISUAL + key: value for key, value in state.items()}
-    wanted = module.state_dict()
     for key, value in state.items():
         if key in wanted and wanted[key].shape != value.shape:
             expected, found = list(wanted[key].shape), list(value.shape)

@@ -1,11 +1,13 @@
-"""The trunk of a CLIP ResNet: stage features, dense embeddings, output stride.
+"""The trunk of a CLIP image tower: stage features, dense embeddings, output stride.
 
-Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding.
+A tower is of one of two kinds: open_clip's ModifiedResNet, or its TimmModel around timm's ConvNeXt.
+
+Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding, `N` rows.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +19,57 @@ STAGES = ("stem", "res2", "res3", "res4", "res5")
 """Feature maps at strides 4, 4, 8, 16 and 32."""
 
 
+def kind(tower: nn.Module) -> Literal["resnet", "convnext"]:
+    """Which of the two a tower is, whatever of its head is still there."""
+    return "convnext" if isinstance(getattr(tower, "trunk", None), nn.Module) else "resnet"
+
+
 def stages(tower: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Features of every stage. images: normalised, [B, 3, H, W]; each result is [B, C, h, w]."""
-    trunk = cast(Any, tower)
-    features = {"stem": trunk.stem(images)}
-    current = features["stem"]
-    for name, layer in zip(STAGES[1:], (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4), strict=True):
+    inner = cast(Any, tower)
+    if kind(tower) == "convnext":
+        layers = (inner.trunk.stem, *inner.trunk.stages)
+    else:
+        layers = (inner.stem, inner.layer1, inner.layer2, inner.layer3, inner.layer4)
+    features: dict[str, Tensor] = {}
+    current = images
+    for name, layer in zip(STAGES, layers, strict=True):
         current = features[name] = layer(current)
     return features
 
 
-def dense_embedding(tower: nn.Module, res5: Tensor) -> Tensor:
-    """CLIP embeddings at every position: the attention pool's value path, without the attention.
+def channels(tower: nn.Module) -> dict[str, int]:
+    """Channels C of res2 to res5, read off the layers: nothing runs, so meta towers will do."""
+    inner = cast(Any, tower)
+    if kind(tower) == "convnext":
+        last = [stage.blocks[-1].conv_dw for stage in inner.trunk.stages]
+    else:
+        last = [layer[-1].conv3 for layer in (inner.layer1, inner.layer2, inner.layer3, inner.layer4)]
+    return {name: conv.out_channels for name, conv in zip(STAGES[1:], last, strict=True)}
 
-    res5: [B, C, h, w]. Returns [B, E, h, w], not normalised. The value and output projections act
-    on each position by itself, as 1x1 convolutions (Zhou et al., ECCV 2022, sec. 3.2), so the result
-    lives in the space of the text embeddings.
+
+def project(tower: nn.Module, features: Tensor) -> Tensor:
+    """A ConvNeXt's embeddings [N, E], not normalised, of features [N, C] that are pooled already.
+
+    The tower's own head: the trunk's norm, whose global pool has a single position to average, then
+    open_clip's projection.
     """
+    inner = cast(Any, tower)
+    return inner.head(inner.trunk.head(features[:, :, None, None]))
+
+
+def dense_embedding(tower: nn.Module, res5: Tensor) -> Tensor:
+    """CLIP embeddings at every position: the head without its pooling.
+
+    res5: [B, C, h, w]. Returns [B, E, h, w], not normalised, in the space of the text embeddings. Of a
+    ResNet's attention pool the value and output projections act on each position by itself, as 1x1
+    convolutions (Zhou et al., ECCV 2022, sec. 3.2); so do a ConvNeXt's norm and projection.
+    """
+    if kind(tower) == "convnext":
+        res5 = cast(Any, tower).trunk.norm_pre(res5)
+        batch, width, *size = res5.shape
+        rows = project(tower, res5.flatten(2).transpose(1, 2).reshape(-1, width))
+        return rows.reshape(batch, -1, rows.shape[-1]).transpose(1, 2).unflatten(2, size)
     pool = cast(Any, tower).attnpool
     value = F.conv2d(res5, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
     return F.conv2d(value, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)
@@ -60,12 +96,17 @@ class SpreadPool2d(nn.Module):
 
 
 def set_output_stride(tower: nn.Module, stride: int) -> None:
-    """Set the trunk's output stride to 32, 16 or 8, in place, without touching a weight.
+    """Set a ResNet trunk's output stride to 32, 16 or 8, in place, without touching a weight.
 
     Strided stages are evaluated at every position and what follows is dilated (the a trous
     algorithm): at the positions shared with output stride 32 the features keep their exact values.
-    Raises InputError for any other stride, or for a map the trunk cannot pool this way.
+    Raises InputError for any other stride, for a ConvNeXt at any but 32, or for a map the trunk
+    cannot pool this way.
     """
+    if kind(tower) == "convnext":
+        if stride != 32:
+            raise InputError(f"output stride {stride}: only CLIP ResNets offer it; a ConvNeXt runs at 32")
+        return
     if stride not in (8, 16, 32):
         raise InputError(f"output stride {stride}: not offered; use 32, 16 or 8")
     trunk = cast(Any, tower)
