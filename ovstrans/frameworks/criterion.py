@@ -75,7 +75,7 @@ class Criterion:
             mask_weight=mask_cost,
             dice_weight=dice_cost,
         )
-        self._published = published.Mask2FormerLoss(config, {})
+        self._published: Any = published.Mask2FormerLoss(config, {})
 
     def match(self, masks: Tensor, scores: Tensor, targets: Sequence[Targets]) -> list[Match]:
         """Each segment's query, at the least total cost.

@@ -34,12 +34,13 @@ class HeadOutput:
     """What the head found, before the first decoder layer and after each: L + 1 entries, the last one final.
 
     queries: [B, Q, D] each, normalised.  masks: logits [B, Q, h, w] each, at stride 4.
-    mask_features: [B, D, h, w], at stride 4.
+    mask_features: [B, D, h, w], at stride 4.  features: res2 to res5, what the head read.
     """
 
     queries: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
     mask_features: Tensor
+    features: Mapping[str, Tensor]
 
 
 class MaskHead(nn.Module):
@@ -96,6 +97,7 @@ class MaskHead(nn.Module):
         # The library leaves this one uninitialised, on the CPU whatever the device.
         self.pixel_decoder.level_embed = nn.Parameter(torch.empty(self.pixel_decoder.level_embed.shape))
         self.reset_parameters()
+        self.train()
 
     def reset_parameters(self) -> None:
         """Initialise as the published models do (Mask2Former's and Deformable DETR's code).
@@ -120,6 +122,17 @@ class MaskHead(nn.Module):
             for parameter in layer.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
+            _reset_attention(layer.self_attn)
+
+    def train(self, mode: bool = True) -> MaskHead:
+        """Train mode, but for the encoder of the pixel decoder.
+
+        There it would add nothing (dropout is 0) but a look for infinities in every layer, for which a GPU
+        has to wait and which meta tensors cannot answer.
+        """
+        super().train(mode)
+        self.pixel_decoder.encoder.eval()
+        return self
 
     def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
         """features: res2 to res5, [B, C, h, w] each. The pixel decoder computes in float32 whatever autocast says."""
@@ -132,7 +145,7 @@ class MaskHead(nn.Module):
             output_hidden_states=True,
         )
         queries = tuple(each.transpose(0, 1) for each in found.intermediate_hidden_states)
-        return HeadOutput(queries, tuple(found.masks_queries_logits), pixels.mask_features)
+        return HeadOutput(queries, tuple(found.masks_queries_logits), pixels.mask_features, features)
 
 
 def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
@@ -140,9 +153,10 @@ def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
 
     features: [B, C, h, w].  masks: logits [B, Q, h, w]; inside is above 0, without a gradient.
     """
-    inside = (masks.detach() > 0).to(features.dtype)
-    area = inside.sum((-2, -1))[..., None] + 1e-8
-    return torch.einsum("bchw,bqhw->bqc", features, inside) / area
+    with full_precision(features):  # a sum over a whole map overflows half precision
+        inside = (masks.detach() > 0).float()
+        area = inside.sum((-2, -1))[..., None] + 1e-8
+        return torch.einsum("bchw,bqhw->bqc", features.float(), inside) / area
 
 
 def _reset_deformable(attention: Any) -> None:
@@ -161,6 +175,15 @@ def _reset_deformable(attention: Any) -> None:
     for linear in (attention.value_proj, attention.output_proj):
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)
+
+
+def _reset_attention(attention: Any) -> None:
+    """As torch's attention, which holds the three projections as one matrix [3D, D]: bound sqrt(6 / 4D), no biases."""
+    for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+        bound = math.sqrt(6 / (4 * linear.in_features))
+        nn.init.uniform_(linear.weight, -bound, bound)
+        nn.init.zeros_(linear.bias)
+    nn.init.zeros_(attention.out_proj.bias)
 
 
 def _reset_conv(conv: nn.Conv2d, weight: Any) -> None:
