@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.data.segments import Segments
+from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 
 SIZE_DIVISOR = 32
@@ -81,6 +82,8 @@ class Framework(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {}
     needs: Needs = Needs()
     """What its losses want in a batch; an instance may ask for more by its options."""
+    templates: ClassVar[str | None] = None
+    """The prompts its class names fill, by name (see `data.templates`); None for the vocabulary's own."""
 
     backbone: nn.Module
     pixel_mean: Tensor
@@ -116,6 +119,11 @@ class Framework(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("text_embeddings", text.embeddings.detach().clone().float(), persistent=False)
         self.register_buffer("text_owner", text.owner.detach().clone(), persistent=False)
+
+    @classmethod
+    def worded(cls, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary with its class names as this framework writes them into prompts."""
+        return vocabulary
 
     @property
     def text(self) -> TextClassifier:

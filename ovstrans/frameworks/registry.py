@@ -1,8 +1,12 @@
-"""The frameworks by name: building one, and bringing one back from its checkpoint."""
+"""The frameworks by name: building one, and bringing one back from its checkpoint.
+
+A framework's module is imported when it is asked for: some bring libraries that take their time.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +18,13 @@ from ovstrans.clip.load import create_tower
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks.base import Framework
-from ovstrans.frameworks.deeplabv3 import DeepLabV3
 
-_FRAMEWORKS: dict[str, type[Framework]] = {kind.name: kind for kind in (DeepLabV3,)}
+_FRAMEWORKS = {
+    "deeplabv3": ("ovstrans.frameworks.deeplabv3", "DeepLabV3"),
+    "fcclip": ("ovstrans.frameworks.fcclip", "FCCLIP"),
+    "gkc": ("ovstrans.frameworks.gkc", "GKC"),
+}
+"""Name to module and class."""
 
 
 def names() -> list[str]:
@@ -26,7 +34,17 @@ def names() -> list[str]:
 
 def defaults(name: str) -> dict[str, Any]:
     """A framework's options with their default values; InputError for an unknown name."""
-    return dict(_find(name).defaults)
+    return dict(find(name).defaults)
+
+
+def find(name: str) -> type[Framework]:
+    """The class of a framework; InputError for an unknown name."""
+    if name not in _FRAMEWORKS:
+        close = difflib.get_close_matches(name, _FRAMEWORKS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"framework {name!r}: unknown; {hint}known are {', '.join(names())}")
+    module, kind = _FRAMEWORKS[name]
+    return getattr(importlib.import_module(module), kind)
 
 
 def build(
@@ -42,7 +60,7 @@ def build(
 
     Raises InputError for an unknown name or option.
     """
-    return _find(name)(tower=tower, mean=mean, std=std, text=text, options=options)
+    return find(name)(tower=tower, mean=mean, std=std, text=text, options=options)
 
 
 def restore(checkpoint: Checkpoint) -> Framework:
@@ -67,14 +85,6 @@ def restore(checkpoint: Checkpoint) -> Framework:
     own = {key: _own_copy(value) for key, value in checkpoint.state.items()}
     framework.load_state_dict(own, assign=True)
     return framework.eval()
-
-
-def _find(name: str) -> type[Framework]:
-    if name not in _FRAMEWORKS:
-        close = difflib.get_close_matches(name, _FRAMEWORKS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"framework {name!r}: unknown; {hint}known are {', '.join(names())}")
-    return _FRAMEWORKS[name]
 
 
 def _own_copy(value: Tensor) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import Clip, load_clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
+from ovstrans.data.templates import DATASET, template_set
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import MismatchError
+from ovstrans.frameworks import registry
 
 
 def text_clip(checkpoint: Checkpoint) -> Clip:
@@ -43,3 +47,15 @@ def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary) -> TextClassi
     if (trained.classes, trained.templates) == (vocabulary.classes, vocabulary.templates):
         return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, vocabulary)
     return embed_vocabulary(text_clip(checkpoint), vocabulary)
+
+
+def prompted(vocabulary: Vocabulary, framework: str, options: Mapping[str, Any]) -> Vocabulary:
+    """`vocabulary` with the class names and prompts that a framework asks for.
+
+    The option `templates` names the prompts, else the framework's own choice does; "dataset" keeps the
+    vocabulary's. Doing it twice changes nothing. Raises InputError for an unknown framework or name.
+    """
+    kind = registry.find(framework)
+    chosen = options.get("templates", kind.templates)
+    worded = kind.worded(vocabulary)
+    return worded if chosen in (None, DATASET) else replace(worded, templates=template_set(chosen))

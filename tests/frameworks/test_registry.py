@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,33 @@ def checkpoint_of(clip: Clip, framework: Framework) -> Checkpoint:
 
 
 def test_names_and_defaults() -> None:
-    assert registry.names() == ["deeplabv3"]
+    assert registry.names() == ["deeplabv3", "fcclip", "gkc"]
     assert registry.defaults("deeplabv3")["output_stride"] == 16
-    with pytest.raises(InputError, match=r"'deeplabv2': unknown; did you mean 'deeplabv3'\? known are deeplabv3"):
+    with pytest.raises(
+        InputError, match=r"'deeplabv2': unknown; did you mean 'deeplabv3'\? known are deeplabv3, fcclip"
+    ):
         registry.defaults("deeplabv2")
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_name_is_a_framework(name: str) -> None:
+    kind = registry.find(name)
+    assert issubclass(kind, Framework) and kind.name == name
+    assert registry.defaults(name) == dict(kind.defaults)
+
+
+def test_frameworks_are_imported_when_they_are_asked_for() -> None:
+    """The command line and DeepLab do without Mask2Former's modules."""
+    code = """
+import sys
+from ovstrans.frameworks import registry
+registry.names(), registry.defaults("deeplabv3")
+module = "transformers.models.mask2former.modeling_mask2former"
+assert module not in sys.modules, "too early"
+registry.defaults("fcclip")
+assert module in sys.modules, "this test tests nothing"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("path", ["none", "sum", "ensemble"])

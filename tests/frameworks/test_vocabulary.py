@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
+from ovstrans.data.templates import template_set
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.frameworks.vocabulary import classifier_for, text_clip
+from ovstrans.frameworks import registry
+from ovstrans.frameworks.deeplabv3 import DeepLabV3
+from ovstrans.frameworks.vocabulary import classifier_for, prompted, text_clip
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +69,26 @@ def test_a_foreign_text_tower_is_refused(clip: Clip, text: TextClassifier) -> No
     del checkpoint.text_tower["text_projection"]
     with pytest.raises(MismatchError, match="text_projection of RN-mini is missing"):
         text_clip(checkpoint)
+
+
+def test_a_framework_chooses_its_prompts(vocabulary: Vocabulary) -> None:
+    own = replace(vocabulary, templates=("one {} of mine",))
+    assert prompted(own, "deeplabv3", {}) == own
+    assert prompted(own, "fcclip", {}) == replace(own, templates=template_set("vild"))
+    assert prompted(own, "fcclip", {"templates": "bare"}).templates == ("{}",)
+    assert prompted(own, "fcclip", {"templates": "dataset"}) == own
+    for options in ({}, {"templates": "clip"}, registry.defaults("fcclip")):
+        once = prompted(own, "fcclip", options)
+        assert prompted(once, "fcclip", options) == once
+    with pytest.raises(InputError, match="templates 'vidl': unknown; did you mean 'vild'"):
+        prompted(own, "fcclip", {"templates": "vidl"})
+    with pytest.raises(InputError, match="framework 'fclip': unknown; did you mean 'fcclip'"):
+        prompted(own, "fclip", {})
+
+
+def test_a_framework_may_choose_its_words(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_names(_cls: type, given: Vocabulary) -> Vocabulary:
+        return replace(given, classes=tuple(names[:1] for names in given.classes))
+
+    monkeypatch.setattr(DeepLabV3, "worded", classmethod(first_names))
+    assert prompted(vocabulary, "deeplabv3", {}).classes == (("cat",), ("dog",), ("grass",), ("sky",))
