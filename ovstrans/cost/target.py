@@ -146,9 +146,7 @@ def _from_checkpoint(name: str, path: Path) -> Target:
     if kind == "run":
         path = path / RUN_CHECKPOINT
         if not path.exists():
-            raise InputError(
-                f"{name}: no {RUN_CHECKPOINT} in this folder; finish the run (`ovstrans finetune --resume`)"
-            )
+            raise InputError(f"{name}: no {RUN_CHECKPOINT} in this folder; give a finished run of `ovstrans finetune`")
     checkpoint = load_checkpoint(path)
     framework = registry.restore(checkpoint)
     return Target(

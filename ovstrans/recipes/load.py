@@ -23,6 +23,9 @@ else:
 
 Recipe = dict[str, Any]
 
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", list: "a list"}
+"""The kinds of value that a recipe holds, in the user's words."""
+
 
 def recipe_names() -> list[str]:
     """The names of the recipes that ship with the package, sorted."""
@@ -114,5 +117,6 @@ def _same_kind(key: str, old: Any, new: Any) -> Any:
     else:
         fits = isinstance(new, type(old))
     if not fits:
-        raise InputError(f"--set {key}={new}: a {type(old).__name__} is needed, like {old!r}")
+        words = _WORDS.get(type(old), f"a {type(old).__name__}")
+        raise InputError(f"--set {key}={new}: {words} is needed, like {old!r}")
     return new

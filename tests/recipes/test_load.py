@@ -30,10 +30,10 @@ def test_settings_are_read_as_toml_and_lie_over_a_copy() -> None:
         ("a.rat=1", "did you mean 'a.rate'"),
         ("b.rate=1", "no such key"),
         ("a=1", "no such key"),
-        ("a.steps=1.5", "a int is needed"),
-        ("a.steps=true", "a int is needed"),
-        ("a.on=1", "a bool is needed"),
-        ("a.rate=fast", "a float is needed"),
+        ("a.steps=1.5", "a whole number is needed"),
+        ("a.steps=true", "a whole number is needed"),
+        ("a.on=1", "true or false is needed"),
+        ("a.rate=fast", "a number is needed"),
     ],
 )
 def test_bad_settings_are_refused(setting: str, words: str) -> None:
