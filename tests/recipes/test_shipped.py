@@ -6,9 +6,12 @@ import re
 
 import pytest
 
+from ovstrans.cost.target import blank_framework
+from ovstrans.frameworks import registry
 from ovstrans.recipes.load import load_recipe, recipe_names, recipe_text
+from ovstrans.training.settings import parse
 
-FINETUNE = [name for name in recipe_names() if name.startswith("deeplabv3")]
+FINETUNE = [name for name in recipe_names() if "framework" in load_recipe(name).get("model", {})]
 
 
 @pytest.mark.parametrize("name", FINETUNE)
@@ -19,14 +22,23 @@ def test_every_value_has_a_comment(name: str) -> None:
     assert bare == []
 
 
-def test_the_three_recipes_have_the_same_keys() -> None:
+def test_fine_tuning_recipes_have_the_same_keys() -> None:
     """But for [model], which lists the framework's options that matter to the recipe."""
-    assert len(FINETUNE) == 3
+    assert {"deeplabv3-mini", "deeplabv3-rn50-coco", "fcclip-mini", "fcclip-rn50-coco"} <= set(FINETUNE)
     keys = [
         {(section, key) for section, table in load_recipe(name).items() for key in table if section != "model"}
         for name in FINETUNE
     ]
-    assert keys[0] == keys[1] == keys[2]
+    assert all(each == keys[0] for each in keys)
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_recipes_can_be_built(name: str) -> None:
+    """Every key and every option of the framework is known, of its kind and within range."""
+    settings = parse(load_recipe(name), name)
+    model = settings.model
+    assert name.startswith(f"{model.framework}-")
+    blank_framework(model.framework, model.clip, options=model.options)
 
 
 def test_opentrans_fine_tuning_as_published() -> None:
@@ -42,3 +54,25 @@ def test_opentrans_fine_tuning_as_published() -> None:
     assert (steps, recipe["training"]["batch"], recipe["augment"]["crop"]) == (50_000, 28, 512)
     assert [round(drop * steps) for drop in recipe["schedule"]["drops"]] == [40_000, 45_000]
     assert (recipe["schedule"]["kind"], recipe["schedule"]["drop_factor"]) == ("step", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "clip", "tag", "trunk"),
+    [
+        ("fcclip-rn50-coco", "RN50", "openai", "train"),
+        ("fcclip-convnext-l-coco", "convnext_large_d_320", "laion2b_s29b_b131k_ft_soup", "frozen"),
+    ],
+)
+def test_fcclip_as_published(name: str, clip: str, tag: str, trunk: str) -> None:
+    """FC-CLIP's released configuration; the trunk of RN50 trains as in OpenTrans sec. 6.1."""
+    recipe = load_recipe(name)
+    model, steps = recipe["model"], recipe["training"]["steps"]
+    assert (model["clip"], model["pretrained"], model["trunk"]) == (clip, tag, trunk)
+    published = registry.defaults("fcclip")
+    assert {key: value for key, value in model.items() if published.get(key, value) != value} == (
+        {} if trunk == "frozen" else {"trunk": "train"}
+    )
+    assert recipe["optimizer"] == {"lr": 1e-4, "backbone_rate": 0.1, "weight_decay": 0.05, "clip_norm": 0.01}
+    assert (steps, recipe["training"]["batch"], recipe["augment"]["crop"]) == (368_750, 16, 1024)
+    assert [round(drop * steps) for drop in recipe["schedule"]["drops"]] == [327_778, 355_092]
+    assert (recipe["augment"]["scale"], recipe["augment"]["flip"]) == ([0.1, 2.0], 0.5)
