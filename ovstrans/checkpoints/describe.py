@@ -165,8 +165,9 @@ def _describe_weights(path: Path, verify: bool) -> Description:
 def _verify_pruned(path: Path, metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> list[str]:
     """Checks of pruned weights against the mask that lies beside them, and against their origin."""
     checks = [_origin(path, *(metadata.get(key, "") for key in ("model", "pretrained", "weights_sha256")))]
-    beside = path.with_name(Path(metadata.get("mask", "")).name)
-    if not metadata.get("mask") or not beside.is_file():
+    name = Path(metadata.get("mask", "")).name
+    beside = path.with_name(name) if name else None
+    if beside is None or not beside.is_file():
         return [*checks, "their mask is not beside them: zeros not checked"]
     broken = mask_file.load_mask(beside).violations(state)
     if broken:

@@ -74,27 +74,25 @@ def read_foreign(path: Path | str) -> Foreign:
     return Foreign(path, _unwrapped(state), about, metadata, tuple(ignored))
 
 
-def bake(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def bake(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """A state that torch's pruning wrote, with its masks applied for good.
 
-    `W_orig` and `W_mask` become `W`, exactly zero where the mask is. Returns the state, which keeps
-    masks that have no weight, and the masks applied, by W. Raises InputError, beginning with `where`,
-    for a weight without its mask, MismatchError where their shapes differ.
+    `W_orig` and `W_mask` become `W`, exactly zero where the mask is; masks that have no weight stay. Raises
+    InputError, beginning with `where`, for a weight without its mask, MismatchError where their shapes differ.
     """
-    baked, masks = dict(state), {}
+    baked = dict(state)
     for key, weight in state.items():
-        name = key.removesuffix(ORIGINAL)
-        if name == key or not key.endswith("weight" + ORIGINAL):
+        if not key.endswith(f".weight{ORIGINAL}"):
             continue
+        name = key.removesuffix(ORIGINAL)
         if name + MASK not in state:
             raise InputError(f"{where}: {key} has no {name + MASK} beside it; save both, or the pruned weight itself")
         kept = state[name + MASK]
         if kept.shape != weight.shape:
             raise MismatchError(f"{where}: {key} has shape {list(weight.shape)}, its mask {list(kept.shape)}")
         del baked[key], baked[name + MASK]
-        masks[name] = kept != 0
-        baked[name] = weight.masked_fill(~masks[name], 0)
-    return baked, masks
+        baked[name] = weight.masked_fill(kept == 0, 0)
+    return baked
 
 
 def _read_object(path: Path) -> Any:

@@ -10,7 +10,7 @@ import open_clip
 from torch import Tensor
 
 from ovstrans.checkpoints.describe import WEIGHTS_FORMAT
-from ovstrans.checkpoints.foreign import bake
+from ovstrans.checkpoints.foreign import MASK, bake
 from ovstrans.checkpoints.imported import Imported, match
 from ovstrans.clip.load import Clip, load_clip, random_clip
 from ovstrans.clip.weights import VISUAL, require_finite
@@ -21,9 +21,10 @@ from ovstrans.masks.foreign import mask_of_entries, mask_of_zeros
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.match import reference_weights, tower_tensors
 
-_POOL = f"{VISUAL}attnpool."
-"""Frameworks drop the attention pool; a CLIP's own serves."""
+_HEADS = tuple(f"{VISUAL}{part}." for part in ("attnpool", "head", "trunk.head", "trunk.norm_pre"))
+"""What a CLIP puts on its trunk (of a ResNet, of a ConvNeXt). Frameworks drop it; the CLIP's own serves."""
 
+_MASKED = f".weight{MASK}"
 _TOLD = ("pretrained", "weights_sha256", "method", "created_by")
 """What pruned weights say of their mask, as strings."""
 
@@ -81,32 +82,40 @@ def clip_from_weights(
 ) -> PlainClip:
     """A CLIP with the weights of a file: a whole one's, an image tower's, or the trunk in a framework's state.
 
-    state: by any names that wrappers give (`backbone.layer1...`, `visual.layer1...`); weights beside their
-    masks, as torch's pruning leaves them, are baked. What the file lacks besides the trunk (text tower,
-    attention pool) comes from the CLIP that `model` and `pretrained` name; trunk weights too with
-    `partial`.  mask: to apply; None: the file's own, if it has one.
+    state: by any names that wrappers give (`backbone.layer1...`, `visual.layer1...`). What the file lacks
+    besides the trunk (text tower, attention pool) comes from the CLIP that `model` and `pretrained` name;
+    trunk weights too with `partial`.  mask: to apply, or None.
 
     Raises MismatchError where shapes are not the model's or the trunk is not whole, InputError where the
     CLIP's own weights are needed and cannot be had, or where a value is NaN.
     """
-    baked, masks = bake(state, where)
-    baked = {key: value for key, value in baked.items() if not key.endswith(".weight_mask")}
-    found = _by_open_clip_names(baked)
     clip = random_clip(model)
-    imported = match(found, clip.model.state_dict(), where)
-    imported.require(where, needed=lambda key: not partial and key.startswith(VISUAL) and not key.startswith(_POOL))
+    imported = match(_by_open_clip_names(state), clip.model.state_dict(), where)
+    imported.require(where, needed=lambda key: not partial and key.startswith(VISUAL) and not key.startswith(_HEADS))
     if imported.missing:
         clip = _whole(load_clip(model, pretrained))
     else:
         clip.pretrained, clip.weights_sha256 = pretrained or "", ""
     require_finite(imported.state, where)
     clip.model.load_state_dict(imported.state, strict=False)
-    if mask is None and masks:
-        entries = {f"{key}_mask": kept for key, kept in masks.items()}
-        mask = mask_of_entries(entries, where, model=model, pretrained=clip.pretrained)
     if mask is not None:
         mask.apply(clip.model)
     return PlainClip(clip, mask, imported)
+
+
+def without_masks(
+    state: Mapping[str, Tensor], where: str, *, model: str, pretrained: str, body: bool
+) -> tuple[dict[str, Tensor], Mask | None]:
+    """(the weights of a file with its masks applied, its mask) where torch's pruning left both in it.
+
+    body: of the mask, what is of layer1 to layer4; the weights are under all of it. None where there is no
+    mask. Raises InputError for a weight without its mask, MismatchError where model and masks do not fit.
+    """
+    if not any(key.endswith(_MASKED) for key in state):
+        return dict(state), None
+    mask = mask_in(state, where, model=model, pretrained=pretrained, body=body)
+    baked = bake(state, where)
+    return {key: value for key, value in baked.items() if not key.endswith(_MASKED)}, mask
 
 
 def mask_in(state: Mapping[str, Tensor], where: str, *, model: str, pretrained: str, body: bool) -> Mask:
@@ -115,7 +124,7 @@ def mask_in(state: Mapping[str, Tensor], where: str, *, model: str, pretrained: 
     body: of the entries, those of layer1 to layer4 only. Raises InputError where there is neither,
     MismatchError where the model does not have such layers.
     """
-    if any(key.endswith(".weight_mask") for key in state):
+    if any(key.endswith(_MASKED) for key in state):
         mask = mask_of_entries(state, where, model=model, pretrained=pretrained, body=body)
     else:
         mask = mask_of_zeros(tower_tensors(state), where, model=model, pretrained=pretrained)

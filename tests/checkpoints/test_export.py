@@ -20,7 +20,15 @@ from ovstrans import files
 from ovstrans.checkpoints import export
 from ovstrans.checkpoints.export import check_suffix, read_about, recorded_mask, recorded_tower, write
 from ovstrans.checkpoints.foreign import read_foreign
-from ovstrans.checkpoints.plain import PlainClip, clip_from_weights, mask_in, masked_clip, open_clip_name, pruned_mask
+from ovstrans.checkpoints.plain import (
+    PlainClip,
+    clip_from_weights,
+    mask_in,
+    masked_clip,
+    open_clip_name,
+    pruned_mask,
+    without_masks,
+)
 from ovstrans.clip.layers import scope_convs
 from ovstrans.clip.load import Clip, bundled_folder, random_clip
 from ovstrans.clip.trunk import stages
@@ -264,7 +272,10 @@ def test_opentrans_backbone_becomes_a_whole_clip(clip_file: Path) -> None:
             state[f"backbone.{key}_orig"], state[f"backbone.{key}_mask"] = value, mask.tensors[key].float()
         elif not key.startswith("attnpool."):
             state[f"backbone.{key}"] = value
-    found = clip_from_weights(state, "imp21.pth", model="RN-mini", pretrained=str(clip_file))
+    weights, own = without_masks(state, "imp21.pth", model="RN-mini", pretrained="", body=True)
+    assert own is not None and own.method == "imported" and not any(key.endswith("_mask") for key in weights)
+    assert_masks_equal(own, mask)
+    found = clip_from_weights(weights, "imp21.pth", model="RN-mini", pretrained=str(clip_file), mask=own)
     assert found.imported is not None
     assert found.imported.unexpected == ("sem_seg_head.predictor.class_embed.weight",)
     assert all(not key.startswith("visual.") or "attnpool" in key for key in found.imported.missing)
@@ -275,9 +286,8 @@ def test_opentrans_backbone_becomes_a_whole_clip(clip_file: Path) -> None:
     original = files.read_tensors(clip_file)[0]
     for key in ("visual.attnpool.positional_embedding", "token_embedding.weight"):
         assert torch.equal(found.state[key], original[key])
-    assert found.mask is not None and found.mask.method == "imported"
-    assert all(torch.equal(found.mask.tensors[key], kept) for key, kept in mask.tensors.items())
-    assert_masks_equal(mask_in(state, "imp21.pth", model="RN-mini", pretrained="", body=True), mask)
+    assert found.mask is own and own.violations(found.clip.model) == []
+    assert without_masks(weights, "file", model="RN-mini", pretrained="", body=True)[1] is None
 
 
 def assert_masks_equal(found: Mask, wanted: Mask) -> None:
