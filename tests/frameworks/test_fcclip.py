@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,55 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ovstrans import files
-from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from ovstrans.clip.layers import find_tower, scope_convs
 from ovstrans.clip.load import Clip
 from ovstrans.clip.pooling import valid_masks
 from ovstrans.clip.text import TextClassifier
 from ovstrans.cost.params import count_params
 from ovstrans.cost.report import cost_report
 from ovstrans.cost.target import Target, blank_framework
-from ovstrans.data.segments import Segments
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
-from ovstrans.frameworks import registry
-from ovstrans.frameworks.base import Batch
-from ovstrans.frameworks.fcclip import FCCLIP
 from ovstrans.frameworks.mask2former import HeadOutput
-from ovstrans.masks.mask import Mask
-from ovstrans.training.freeze import recalibrate, train_mode
-from ovstrans.training.precision import Precision
-from tests.clip.towers import small_convnext
 from tests.frameworks import golden_case as case
 from tests.frameworks.conftest import make_text
-
-TINY = {**case.SMALL, "encoder_layers": 1, "decoder_layers": 2, "points": 64}
-
-
-def make(clip: Clip, text: TextClassifier, **options: Any) -> FCCLIP:
-    torch.manual_seed(0)
-    framework = FCCLIP(
-        tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"trunk": "train", **TINY, **options}
-    )
-    return framework.eval()
-
-
-def segments(*boxes: tuple[int, int, int, int, int], size: tuple[int, int] = (64, 64)) -> Segments:
-    """Segments of (class, top, left, bottom, right)."""
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (_, top, left, bottom, right) in zip(masks, boxes, strict=True):
-        mask[top:bottom, left:right] = True
-    return Segments(masks, torch.tensor([box[0] for box in boxes], dtype=torch.int64), torch.arange(len(boxes)))
-
-
-def batch_of(*found: Segments) -> Batch:
-    images = torch.rand(len(found), 3, 64, 64, generator=torch.Generator().manual_seed(4))
-    return Batch(images, segments=found)
-
-
-USUAL = batch_of(segments((0, 0, 0, 32, 64), (2, 32, 0, 64, 30)), segments((3, 10, 10, 50, 64)))
-NOTHING = segments()
-
+from tests.frameworks.fcclip_case import TINY, USUAL, make
 
 # --- Upstream's answers -----------------------------------------------------------------------------
 
@@ -246,151 +207,6 @@ def test_novel_classes_give_no_signal(clip: Clip, text: TextClassifier) -> None:
     }
 
 
-# --- Training ---------------------------------------------------------------------------------------
-
-
-def steps(framework: FCCLIP, count: int, batch: Batch = USUAL, *, amp: bool = True) -> Iterator[dict[str, Tensor]]:
-    """Optimizer steps; yields the losses of each."""
-    optimizer = torch.optim.AdamW([each for each in framework.parameters() if each.requires_grad], lr=1e-3)
-    for _ in range(count):
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            losses = framework(batch)
-        torch.stack(list(losses.values())).sum().backward()
-        yield losses
-        missing = [name for name, each in framework.named_parameters() if each.requires_grad and each.grad is None]
-        assert missing == []  # DDP would wait for them
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-@pytest.mark.parametrize("trunk", ["frozen", "train"])
-def test_trains_in_mixed_precision(clip: Clip, text: TextClassifier, trunk: str) -> None:
-    """Finite for three steps; a frozen trunk keeps weights and BatchNorm, CLIP's head is frozen either way."""
-    framework = make(clip, text, trunk=trunk).train()
-    before = {key: value.clone() for key, value in framework.state_dict().items()}
-    for losses in steps(framework, 3):
-        assert all(torch.isfinite(value) and value.dtype == torch.float32 for value in losses.values())
-    assert all(torch.isfinite(each).all() for each in framework.parameters())
-    moved = {key for key, value in framework.state_dict().items() if not torch.equal(value, before[key])}
-    assert not any(key.startswith("clip_head.") for key in moved)
-    in_trunk = {key for key in before if key.startswith("backbone.")}
-    if trunk == "frozen":
-        assert not moved & in_trunk
-        assert not any(each.requires_grad for each in framework.backbone.parameters())
-        assert not any(module.training for module in framework.backbone.modules())
-    else:
-        assert {"backbone.conv1.weight", "backbone.layer4.1.conv3.weight", "backbone.bn1.running_mean"} <= moved
-        assert not {key for key in in_trunk if key.endswith("weight")} - moved
-    untouched = {key for key in before if not key.startswith(("backbone.", "clip_head."))} - moved
-    assert untouched == set()
-
-
-@pytest.mark.parametrize("norms", ["train", "frozen"])
-def test_a_frozen_trunk_stays_frozen_in_train_mode(clip: Clip, text: TextClassifier, norms: str) -> None:
-    framework = make(clip, text, trunk="frozen")
-    train_mode(framework, norms=norms)
-    assert framework.training and framework.class_head.training
-    assert framework.clip_head is not None
-    assert not any(each.training for each in (*framework.backbone.modules(), *framework.clip_head.modules()))
-    assert not framework.trunk(USUAL.images)["res5"].requires_grad
-    assert framework.head(framework.trunk(USUAL.images)).masks[-1].requires_grad
-
-
-def test_a_pruned_frozen_trunk_can_have_its_statistics_renewed(clip: Clip, text: TextClassifier) -> None:
-    framework = make(clip, text, trunk="frozen")
-    before = framework.backbone.bn1.running_mean.clone()
-    assert recalibrate(framework, [USUAL], Precision("cpu", None)) == 1
-    assert not torch.equal(framework.backbone.bn1.running_mean, before)
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        batch_of(NOTHING, segments((0, 0, 0, 64, 64))),
-        batch_of(NOTHING, NOTHING),
-        batch_of(segments((2, 40, 40, 41, 42)), segments((0, 0, 0, 3, 3))),
-        batch_of(segments(*[(0, row, 0, row + 4, 64) for row in range(0, 64, 4)]), NOTHING),
-    ],
-    ids=["one without", "all without", "smaller than a cell", "more than queries"],
-)
-def test_unusual_targets(clip: Clip, text: TextClassifier, batch: Batch) -> None:
-    framework = make(clip, text, trunk="frozen").train()
-    for losses in steps(framework, 2, batch, amp=False):
-        assert all(torch.isfinite(value) for value in losses.values())
-        assert float(losses["class"].detach()) > 0
-        anything = any(len(each) for each in batch.segments or ())
-        assert (float(losses["mask"].detach()) > 0) == anything
-
-
-def test_training_needs_segments(clip: Clip, text: TextClassifier) -> None:
-    with pytest.raises(InputError, match="training needs segments"):
-        make(clip, text).losses(Batch(torch.rand(2, 3, 64, 64)))
-
-
-# --- With the rest of the house ---------------------------------------------------------------------
-
-
-def mask_of(framework: FCCLIP) -> Mask:
-    generator = torch.Generator().manual_seed(2)
-    convs = scope_convs(find_tower(framework))
-    tensors = {
-        f"{name}.weight": torch.rand(conv.weight.shape, generator=generator) > 0.9 for name, conv in convs.items()
-    }
-    return Mask(tensors, model="RN-mini", method="random")
-
-
-@pytest.mark.parametrize("trunk", ["frozen", "train"])
-def test_a_mask_stays_in_force(clip: Clip, text: TextClassifier, trunk: str) -> None:
-    framework = make(clip, text, trunk=trunk).train()
-    assert find_tower(framework) is framework.backbone
-    mask = mask_of(framework)
-    mask.apply(framework)
-    optimizer = torch.optim.AdamW([each for each in framework.parameters() if each.requires_grad], lr=1e-2)
-    with mask.held(optimizer, framework):
-        sum(framework(USUAL).values()).backward()  # type: ignore[union-attr]
-        optimizer.step()
-    assert mask.violations(framework) == []
-    kept = mask.tensors["layer4.1.conv2.weight"]
-    weight = framework.backbone.layer4[1].conv2.weight.detach()
-    assert torch.equal(weight[kept], clip.visual.layer4[1].conv2.weight.detach()[kept]) == (trunk == "frozen")
-
-
-def checkpoint_of(clip: Clip, framework: FCCLIP, mask: Mask | None = None) -> Checkpoint:
-    return Checkpoint(
-        framework=framework.name,
-        options=framework.options,
-        state=framework.state_dict(),
-        mask=mask,
-        text_embeddings=framework.text.embeddings,
-        text_owner=framework.text.owner,
-        vocabulary=framework.text.vocabulary,
-        clip=clip.describe(),
-    )
-
-
-@pytest.mark.parametrize("ensemble", [True, False])
-@pytest.mark.parametrize("trunk", ["frozen", "train"])
-def test_restore_gives_the_same_answers(
-    clip: Clip, text: TextClassifier, tmp_path: Path, trunk: str, ensemble: bool
-) -> None:
-    framework = make(clip, text, trunk=trunk, ensemble=ensemble)
-    mask = mask_of(framework)
-    mask.apply(framework)
-    with torch.no_grad():
-        for name, parameter in framework.named_parameters():
-            if not name.startswith("backbone."):
-                parameter.add_(0.01 * torch.randn_like(parameter))
-    save_checkpoint(tmp_path / "c.safetensors", checkpoint_of(clip, framework, mask))
-    again = registry.restore(load_checkpoint(tmp_path / "c.safetensors"))
-    images = torch.rand(1, 3, 50, 70)
-    with torch.no_grad():
-        assert torch.equal(again.segment(images), framework.segment(images))
-    assert [each.requires_grad for each in again.parameters()] == [
-        each.requires_grad for each in framework.parameters()
-    ]
-    assert not again.training
-
-
 def test_the_three_kinds_of_segmentation(clip: Clip, text: TextClassifier) -> None:
     things = replace(text, vocabulary=replace(text.vocabulary, things=frozenset({0})))
     framework = make(clip, things)
@@ -404,28 +220,6 @@ def test_the_three_kinds_of_segmentation(clip: Clip, text: TextClassifier) -> No
             assert all(each.isthing == (each.class_index == 0) for each in found)
         for each in framework.instances(images, top=7):
             assert set(each.classes.tolist()) <= {0} and each.masks.shape[1:] == (50, 70)
-
-
-def test_convnext(text: TextClassifier) -> None:
-    """Trains, ensembles over empty masks too (as published), and takes only its head off the tower."""
-    tower = small_convnext(seed=1)
-    words = make_text(text.vocabulary, 32)
-    torch.manual_seed(0)
-    mean, std = (0.5,) * 3, (0.25,) * 3
-    framework = FCCLIP(tower=tower, mean=mean, std=std, text=words, options={**TINY, "trunk": "train"}).train()
-    for losses in steps(framework, 2, amp=False):
-        assert all(torch.isfinite(value) for value in losses.values())
-    framework.eval()
-    assert framework.clip_head is not None and tower.head is not None
-    assert any("head" in name for name, _ in framework.clip_head.named_parameters())
-    assert not any("head" in name for name, _ in framework.backbone.named_parameters())
-    masks = torch.full((1, 2, 16, 16), -1.0)
-    res5 = torch.randn(1, 64, 2, 2)
-    found = HeadOutput((torch.randn(1, 2, 32),) * 3, (masks,) * 3, torch.randn(1, 32, 16, 16), {})
-    with torch.no_grad():
-        blend = framework.probabilities(found, {"res5": res5}, words)
-        alone = framework.class_scores(found, 2, words).softmax(-1)
-    assert torch.isfinite(blend).all() and not torch.allclose(blend, alone, atol=1e-4)
 
 
 @pytest.mark.parametrize(
