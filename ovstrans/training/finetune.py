@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from ovstrans.clip.text import embed_vocabulary
 from ovstrans.data.catalog import open_dataset
 from ovstrans.errors import InputError, OvstransError
 from ovstrans.frameworks import registry
-from ovstrans.frameworks.base import Framework
+from ovstrans.frameworks.base import Batch, Framework
+from ovstrans.frameworks.vocabulary import prompted
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.training import distributed
 from ovstrans.training.distributed import World
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
+from ovstrans.training.guides import make_guide
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import drop_frozen, make_optimizer, schedule
 from ovstrans.training.precision import pick_precision, place
@@ -77,13 +80,14 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
     check_plan(frozen, tower, settings.run.plan or str(folder.state))
 
     # The framework, its weights under the mask, its frozen layers without gradients.
+    vocabulary = prompted(dataset.vocabulary, settings.model.framework, settings.model.options)
     seed_step(seed, -1)
     framework = registry.build(
         settings.model.framework,
         tower=tower,
         mean=clip.mean,
         std=clip.std,
-        text=embed_vocabulary(clip, dataset.vocabulary),
+        text=embed_vocabulary(clip, vocabulary),
         options=settings.model.options,
     )
     if state is not None:
@@ -94,6 +98,14 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
     freeze(framework, frozen, norms=recipe.freeze_norms)
     if state is None and recipe.bn_recalibrate:
         recalibrate(framework, islice(stream(dataset, settings, world), recipe.bn_recalibrate), precision)
+
+    # What the losses want beyond the data; the guide stays out of the framework and its checkpoint.
+    guide = make_guide(settings, framework.needs, clip, vocabulary, world, precision)
+
+    def batches(start: int) -> Iterator[Batch]:
+        """The batches from step `start` on."""
+        found = stream(dataset, settings, world, start=start, needs=framework.needs, region_size=clip.image_size)
+        return found if guide is None else guide.follow(found, start)
 
     # The optimizer sees what may change and nothing else.
     train_mode(framework, frozen=frozen, norms=recipe.norms, freeze_norms=recipe.freeze_norms)
@@ -112,6 +124,11 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
         else:
             folder.rewind_log(done)
         console.say(_headline(settings, clip, mask, frozen, precision.name, done))
+        if framework.needs.captions and not dataset[0].caption:
+            console.warn(
+                f"{dataset.name}:{dataset.split}: its first image has no caption; the loss on captions is 0 for such "
+                "images, --set model.grounding_weight=0 leaves it out"
+            )
     world.barrier()
 
     def snapshot(step: int) -> dict[str, Any]:
@@ -136,7 +153,7 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
             steps = range(done, end)
             for step in train(
                 distributed.parallel(framework, world),
-                stream(dataset, settings, world, start=done),
+                batches(done),
                 optimizer,
                 steps=steps,
                 rate=schedule(recipe.steps, settings.schedule),

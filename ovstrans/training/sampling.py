@@ -63,14 +63,14 @@ def stream(
 ) -> Iterator[Batch]:
     """This process's batches from step `start` on, without end, with what they carry from the data alone.
 
-    region_size: side of what the teacher sees of a segment, where `needs` names the teacher.
+    region_size: side of what CLIP sees of a segment, where `needs` names the teacher or synonyms.
     """
     augment = settings.augment
     transform: Transform = Augment(augment.scale, augment.flip, augment.jitter, augment.short_side).transform(
         augment.crop, dataset.ignore
     )
     if needs.segments:
-        size = region_size if needs.teacher else 0
+        size = region_size if needs.teacher or needs.synonyms else 0
         transform = WithSegments(transform, dataset.ignore, dataset.vocabulary.novel, size)
     batches = infinite_batches(
         dataset,

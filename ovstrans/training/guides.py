@@ -1,0 +1,180 @@
+"""Guides: what a framework learns from beyond its labels, made by a frozen CLIP as training goes.
+
+A guide fills the fields of a batch that `Needs` names: the teacher's view of each segment, the nouns of
+captions, synonyms of class names (Han et al. 2023, GKC, arXiv 2303.09181). It belongs to the run and
+not to the framework, so nothing of it gets into a checkpoint.
+
+What it makes of a step follows from (seed, step, rank) and the step's batch alone: its draws have a
+generator of their own, regions are embedded a batch at a time and never kept (in a batch of other
+make-up the last bits would differ), and nouns, which are kept, are embedded one by one.
+
+Shapes: `N` segments of an image, `M` nouns of a caption, `S` side of a region, `E` embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovstrans.clip.load import Clip, load_clip
+from ovstrans.clip.text import embed_texts, embed_vocabulary
+from ovstrans.data.nouns import nouns
+from ovstrans.data.segments import Segments
+from ovstrans.data.synonyms import synonyms
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch, Needs
+from ovstrans.training.distributed import World
+from ovstrans.training.precision import Precision, place, place_images
+from ovstrans.training.settings import Settings
+from ovstrans.training.state import derive_seed
+
+NOUN_DROP = 0.25
+"""Chance that a caption's noun is left out (GKC's code)."""
+MAX_NOUNS = 5
+"""Most nouns of a caption (GKC's code)."""
+LIKELY = 0.1
+"""CLIP's probability from which on a synonym may be chosen (GKC's code, its `thresRand`)."""
+PROMPT = "a photo of {}"
+"""What synonyms are judged in (GKC's code)."""
+CHUNK = 64
+"""Regions that the image tower sees at once."""
+
+
+class Guide:
+    """Fills batches, on the device, by a copy of a CLIP as it is now: make it before weights change.
+
+    needs: what to fill in.  vocabulary: that the segments' classes are indices of, its names as the
+    framework words them.  seed: of the run.  rank: of this process.  Raises InputError where the CLIP
+    has no text tower and one is needed.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        needs: Needs,
+        vocabulary: Vocabulary,
+        *,
+        device: torch.device,
+        precision: Precision,
+        seed: int,
+        rank: int = 0,
+    ) -> None:
+        self.needs, self.device, self.precision, self.seed, self.rank = needs, device, precision, seed, rank
+        self.names = _Names(clip, vocabulary) if needs.synonyms else None
+        self.clip = replace(clip, model=copy.deepcopy(clip.model).eval().requires_grad_(False))
+        place(self.clip.model, device)
+        self._nouns: dict[str, Tensor] = {}
+        if needs.captions and not clip.has_text:
+            raise InputError(f"{clip.pretrained}: holds the image tower only, but captions need the text tower")
+
+    def follow(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
+        """The batches of step `start` (counted from 0) and on, filled in."""
+        for number, batch in enumerate(batches, start):
+            yield self.fill(batch, number)
+
+    def fill(self, batch: Batch, step: int) -> Batch:
+        """The batch with what `needs` names.
+
+        batch: on the device; its segments with their regions where teacher or synonyms are wanted.
+        """
+        draws = torch.Generator().manual_seed(derive_seed(self.seed, "guide", step, self.rank))
+        if self.needs.captions:
+            batch = replace(batch, nouns=tuple(self._words(caption, draws) for caption in batch.captions))
+        if self.needs.teacher or self.needs.synonyms:
+            regions = [_regions_of(segments) for segments in batch.segments or ()]
+            seen = self.see(torch.cat(regions)).split([len(each) for each in regions])
+            if self.needs.synonyms:
+                batch = replace(batch, synonyms=tuple(self._synonyms(batch, seen, draws)))
+            if self.needs.teacher:
+                batch = replace(batch, teacher=seen)
+        return batch
+
+    def see(self, regions: Tensor) -> Tensor:
+        """CLIP's image embeddings, unit rows [N, E], of regions uint8 [N, 3, S, S]."""
+        mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (self.clip.mean, self.clip.std))
+        rows = [torch.zeros(0, self.clip.embed_dim, device=self.device)]
+        with torch.no_grad(), self.precision.autocast():
+            for chunk in regions.split(CHUNK) if len(regions) else ():
+                images = (chunk.to(self.device).float() / 255 - mean) / std
+                rows.append(self.clip.model.encode_image(place_images(images, self.device)).float())
+        return F.normalize(torch.cat(rows), dim=1)
+
+    def _words(self, caption: str, draws: torch.Generator) -> Tensor:
+        """Embeddings [M, E] of some of a caption's nouns."""
+        chosen = choose_nouns(nouns(caption), draws)
+        for word in chosen:
+            if word not in self._nouns:
+                self._nouns[word] = embed_texts(self.clip, [word])[0].to(self.device)
+        none = torch.zeros(0, self.clip.embed_dim, device=self.device)
+        return torch.stack([self._nouns[word] for word in chosen]) if chosen else none
+
+    def _synonyms(self, batch: Batch, seen: Sequence[Tensor], draws: torch.Generator) -> Iterator[Tensor]:
+        """Per image the embedding [N, E] of a name for each segment, by CLIP's view of it."""
+        assert self.names is not None and batch.segments is not None
+        scale = self.clip.model.logit_scale.exp().item()
+        for segments, views in zip(batch.segments, seen, strict=True):
+            rows = [torch.zeros(0, self.clip.embed_dim)]
+            for kind, view in zip(segments.classes.tolist(), views.cpu(), strict=True):
+                likely = (scale * self.names.prompts[kind] @ view).softmax(0)
+                rows.append(self.names.bare[kind][choose_name(likely, draws)][None])
+            yield torch.cat(rows).to(self.device)
+
+
+def make_guide(
+    settings: Settings, needs: Needs, clip: Clip, vocabulary: Vocabulary, world: World, precision: Precision
+) -> Guide | None:
+    """The guide of a run, around CLIP as it was trained; None where `needs` names nothing that one gives."""
+    if not (needs.teacher or needs.captions or needs.synonyms):
+        return None
+    if settings.run.init == "pruned":  # pruned weights have taken the place of CLIP's own
+        clip = load_clip(settings.model.clip, settings.model.pretrained or None)
+    rank, seed = world.rank, settings.run.seed
+    return Guide(clip, needs, vocabulary, device=world.device, precision=precision, seed=seed, rank=rank)
+
+
+class _Names:
+    """Per class the embeddings of its names, bare and in a prompt, [n, E] each; the disk keeps both."""
+
+    def __init__(self, clip: Clip, vocabulary: Vocabulary) -> None:
+        known = tuple(names_of(each) for each in vocabulary.classes)
+        counts = [len(each) for each in known]
+        both = (
+            embed_vocabulary(clip, Vocabulary("synonyms", known, templates=(template,))) for template in ("{}", PROMPT)
+        )
+        self.bare, self.prompts = (classifier.embeddings.split(counts) for classifier in both)
+
+
+def names_of(own: tuple[str, ...]) -> tuple[str, ...]:
+    """The names a class may go by: its own, then WordNet's synonyms of the first, each once."""
+    return tuple(dict.fromkeys((*own, *synonyms(own[0]))))
+
+
+def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
+    """Each word kept with 1 - NOUN_DROP, all of them if none would be; at most MAX_NOUNS, drawn evenly."""
+    kept = (torch.rand(len(words), generator=draws) >= NOUN_DROP).nonzero().flatten()
+    if not len(kept):
+        kept = torch.arange(len(words))
+    if len(kept) > MAX_NOUNS:
+        kept = kept[torch.randperm(len(kept), generator=draws)[:MAX_NOUNS]].sort().values
+    return [words[number] for number in kept.tolist()]
+
+
+def choose_name(likely: Tensor, draws: torch.Generator) -> int:
+    """One of the names that CLIP finds likely, evenly; the likeliest where none is.
+
+    likely: probabilities [n] of a class's names.
+    """
+    candidates = (likely > LIKELY).nonzero().flatten().tolist() or [int(likely.argmax())]
+    return candidates[int(torch.randint(len(candidates), (), generator=draws))]
+
+
+def _regions_of(segments: Segments) -> Tensor:
+    if segments.regions is None:
+        raise InputError("the batch's segments have no regions for CLIP to look at; see data.segments")
+    return segments.regions
