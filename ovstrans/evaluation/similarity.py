@@ -68,7 +68,8 @@ def trunk_similarity(one: nn.Module, other: nn.Module, batches: Iterable[Tensor]
         for images in batches:
             left, right = stages(one, images), stages(other, images)
             for name in COMPARED:
-                size = min(left[name].shape[-2:], right[name].shape[-2:])
+                height, width = min(left[name].shape[-2:], right[name].shape[-2:])
+                size = (int(height), int(width))
                 pooled = [nn.functional.adaptive_avg_pool2d(each[name].float(), size) for each in (left, right)]
                 found[name].add(*(each.flatten(2).transpose(1, 2).flatten(0, 1) for each in pooled))
     values = {name: each.value() for name, each in found.items()}
