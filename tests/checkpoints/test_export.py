@@ -91,23 +91,6 @@ def test_pruned_clip_loads_in_open_clip(tmp_path: Path, pruned: PlainClip, suffi
     assert told["tensors"] == len(loaded.state_dict())
 
 
-@pytest.mark.slow
-def test_pruned_rn50_loads_in_open_clip_by_name(tmp_path: Path) -> None:
-    clip = random_clip("RN50")
-    mask = draw_mask(clip)
-    mask.apply(clip.model)
-    write(tmp_path / "rn50.safetensors", PlainClip(clip, mask), "dense")
-    model, _, preprocess = open_clip.create_model_and_transforms("RN50", pretrained=str(tmp_path / "rn50.safetensors"))
-    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    words = open_clip.get_tokenizer("RN50")(["a cat", "a dog"])
-    with torch.inference_mode():
-        ours, theirs = clip.model(images, words), model.eval()(images, words)
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert mask.violations(model) == [] and preprocess is not None
-    weights = [value for key, value in model.visual.state_dict().items() if key in mask.tensors]
-    assert sum(int((value == 0).sum()) for value in weights) == mask.total - mask.kept
-
-
 def test_equal_exports_are_equal_bytes(tmp_path: Path, pruned: PlainClip) -> None:
     for suffix in (".safetensors", ".pth"):
         for kind in ("dense", "detectron2"):

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -60,6 +61,26 @@ def test_a_mask_or_pruned_weights_become_a_whole_clip(
     assert_masks_equal(load_mask("again.safetensors"), load_mask("mask.safetensors"))
     assert load_mask("again.safetensors").method == "random"
     assert found["sparsity"] == load_mask("mask.safetensors").sparsity and found["missing"] == []
+
+
+@pytest.mark.slow
+def test_rn50_from_prune_to_open_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    clip = random_clip("RN50")
+    files.write_tensors("rn50.safetensors", clip.model.state_dict(), {})
+    oneshot = ["--pretrained", "rn50.safetensors", "--method", "magnitude", "--steps", "0", "--sparsity", "0.7"]
+    assert run(["prune", "RN50", *oneshot, "--no-plot", "--device", "cpu", "--out", "mask.safetensors"]) == 0
+    assert run(["export", "mask.safetensors", "--out", "pruned.safetensors"]) == 0
+    model, _, _ = open_clip.create_model_and_transforms("RN50", pretrained="pruned.safetensors")
+    mask = load_mask("mask.safetensors")
+    zeros = sum(int((model.visual.get_parameter(key) == 0).sum()) for key in mask.tensors)
+    assert zeros == mask.total - mask.kept == round(0.7 * 23_445_504)
+    mask.apply(clip.model)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    words = open_clip.get_tokenizer("RN50")(["a cat", "a dog"])
+    with torch.inference_mode():
+        ours, theirs = clip.model(images, words), model.eval()(images, words)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_under_published_names_and_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
