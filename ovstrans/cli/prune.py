@@ -47,9 +47,15 @@ def prune(
     steps: Annotated[
         int | None, typer.Option(help="Distillation steps a round; 0 only prunes.", rich_help_panel=_DISTIL)
     ] = None,
-    distill: Annotated[str | None, typer.Option(help="Distillation loss (features).", rich_help_panel=_DISTIL)] = None,
+    distill: Annotated[
+        str | None,
+        typer.Option(
+            help="features (from images alone), or on labelled data text-guided, vision-guided, semantic.",
+            rich_help_panel=_DISTIL,
+        ),
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Unlabelled images: scenes, folder:PATH.", rich_help_panel=_DISTIL)
+        str | None, typer.Option(help="Images: scenes, folder:PATH; labels are not needed.", rich_help_panel=_DISTIL)
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=_DISTIL)] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=_DISTIL)] = None,
@@ -124,13 +130,14 @@ def _run(clip: Clip, chosen: Settings, like: Mask | None, device: torch.device, 
     from ovstrans.data.catalog import open_dataset
     from ovstrans.pruning.rounds import Watch
     from ovstrans.pruning.run import prune as run
+    from ovstrans.pruning.settings import SEGMENT_LOSSES
 
     dataset = None
     if chosen.prune.steps:
         # A described folder has a train split; images without labels form one of their own.
-        spec = chosen.data.dataset
-        split = "train" if spec.startswith("folder:") else "unlabelled"
-        dataset = open_dataset(spec, split=split, size=chosen.data.size, labels=False)
+        spec, labelled = chosen.data.dataset, chosen.distill.loss in SEGMENT_LOSSES
+        split = "train" if labelled or spec.startswith("folder:") else "unlabelled"
+        dataset = open_dataset(spec, split=split, size=chosen.data.size, labels=labelled)
     if resume and not state.exists():
         console.say(f"{state}: not there, so there is nothing to resume; starting at the beginning")
     elif not resume:

@@ -48,6 +48,12 @@ def channels(tower: nn.Module) -> dict[str, int]:
     return {name: conv.out_channels for name, conv in zip(STAGES[1:], last, strict=True)}
 
 
+def heads(tower: nn.Module) -> list[nn.Module]:
+    """What carries a trunk into the space of the texts: the attention pool, or a ConvNeXt's norm and projection."""
+    inner = cast(Any, tower)
+    return [inner.trunk.head, inner.head] if kind(tower) == "convnext" else [inner.attnpool]
+
+
 def project(tower: nn.Module, features: Tensor) -> Tensor:
     """A ConvNeXt's embeddings [N, E], not normalised, of features [N, C] that are pooled already.
 

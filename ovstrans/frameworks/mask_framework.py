@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -129,9 +128,13 @@ class MaskFramework(Framework):
 
         Raises InputError where the batch has no segments (an image of it may well have none).
         """
+        return self.losses_from(self.trunk(batch.images), batch)
+
+    def losses_from(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """`losses`, given the trunk's features res2 to res5 of the batch's images."""
         if batch.segments is None:
             raise InputError(f"framework {self.name}: training needs segments, the batch has none")
-        found = self.head(self.trunk(batch.images))
+        found = self.head(features)
         columns, text = sorted(self._vocabulary.base), self.base_text
         padded = self.padded_size(batch.images)
         targets = [targets_of(segments, columns, padded) for segments in batch.segments]

@@ -1,7 +1,7 @@
 """Distillation losses: what the pruned student keeps in common with its frozen teacher.
 
-A loss is a `Distillation`, made by a factory that `LOSSES` names; `--distill NAME` picks it. Adding
-one (the text-guided region loss of OpenTrans sec. 3.2, for instance) is a class and a line there.
+A loss is a `Distillation`, made by a factory that `LOSSES` names; `--distill NAME` picks it. `features`
+needs images alone; those that look at segments are in `region_losses`.
 
 Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding.
 """
@@ -9,6 +9,7 @@ Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip
-from ovstrans.clip.trunk import dense_embedding, stages
+from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.trunk import dense_embedding, kind, project, stages
 from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch, Needs
+from ovstrans.pruning.settings import SEGMENT_LOSSES
 
 COMPARED_STAGES = ("res3", "res4", "res5")
 
@@ -25,12 +29,15 @@ COMPARED_STAGES = ("res3", "res4", "res5")
 class Distillation(nn.Module):
     """The contract of a distillation loss.
 
-    Called with (student, teacher, images): two image towers and normalised images [B, 3, H, W].
-    Returns named losses, already weighted; their sum is minimised. The teacher is in eval mode and must
-    be run without gradients. A loss may own parameters of its own: they are trained and saved along.
+    Called with (student, teacher, batch): two image towers and a batch whose images [B, 3, H, W] are
+    normalised and which has what `needs` names. Returns named losses, already weighted; their sum is
+    minimised. The teacher is in eval mode and must be run without gradients. A loss may own parameters
+    of its own: they are trained and saved along.
     """
 
-    def forward(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    needs: Needs = Needs()
+
+    def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The losses of one batch."""
         raise NotImplementedError
 
@@ -47,11 +54,11 @@ class FeatureDistillation(Distillation):
         super().__init__()
         self.dense, self.pooled, self.stages = dense, pooled, stages
 
-    def forward(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`dense`, `pooled` and `stages`, those whose weight is not 0."""
         with torch.no_grad():
-            wanted = self._features(teacher, images)
-        found = self._features(student, images)
+            wanted = self._features(teacher, batch.images)
+        found = self._features(student, batch.images)
         losses: dict[str, Tensor] = {}
         if self.dense:
             losses["dense"] = self.dense * _cosine_distance(found["dense"], wanted["dense"])
@@ -76,8 +83,10 @@ def pooled_embedding(tower: nn.Module, res5: Tensor) -> Tensor:
     """The image embedding [B, E], not normalised, from res5 [B, C, h, w] of any size.
 
     Where the map is not the one the attention pool was trained on, its positional embeddings are
-    interpolated, as CLIP's are for other resolutions.
+    interpolated, as CLIP's are for other resolutions. A ConvNeXt averages whatever map there is.
     """
+    if kind(tower) == "convnext":
+        return project(tower, cast(Any, tower).trunk.norm_pre(res5).mean((-2, -1)))
     pool = cast(nn.Module, tower.attnpool)
     positions = cast(Tensor, pool.positional_embedding)
     height, width = res5.shape[-2:]
@@ -90,20 +99,35 @@ def pooled_embedding(tower: nn.Module, res5: Tensor) -> Tensor:
     return torch.func.functional_call(pool, {"positional_embedding": resized}, (res5,))
 
 
-def _features_loss(clip: Clip, options: Mapping[str, Any]) -> Distillation:
+def _features_loss(clip: Clip, options: Mapping[str, Any], text: TextClassifier | None) -> Distillation:
     return FeatureDistillation(**options)
 
 
-LOSSES: dict[str, Callable[[Clip, Mapping[str, Any]], Distillation]] = {"features": _features_loss}
-"""Name to factory. A factory gets the CLIP being pruned (with its text tower) and the weights of its terms."""
+def _region_loss(name: str, clip: Clip, options: Mapping[str, Any], text: TextClassifier | None) -> Distillation:
+    from ovstrans.pruning.region_losses import make_region_loss  # transformers takes seconds to import
+
+    if text is None:
+        raise InputError(f"--distill {name}: looks at segments; give labelled --data")
+    return make_region_loss(name, clip, text, options)
 
 
-def make_distillation(name: str, clip: Clip, options: Mapping[str, Any]) -> Distillation:
-    """The distillation loss of a name; InputError for an unknown name or option."""
+LOSSES: dict[str, Callable[[Clip, Mapping[str, Any], TextClassifier | None], Distillation]] = {
+    "features": _features_loss,
+    **{name: partial(_region_loss, name) for name in SEGMENT_LOSSES},
+}
+"""Name to factory. A factory gets the CLIP being pruned (with its text tower), the options (weights of terms, sizes
+of a head), and the text classifier of the data's vocabulary where it has one."""
+
+
+def make_distillation(
+    name: str, clip: Clip, options: Mapping[str, Any], text: TextClassifier | None = None
+) -> Distillation:
+    """The distillation loss of a name; see `LOSSES`. InputError for an unknown name or option, or no `text` where
+    one is needed."""
     if name not in LOSSES:
-        raise InputError(f"--distill {name}: unknown; there is {', '.join(sorted(LOSSES))}")
+        raise InputError(f"--distill {name}: unknown; there is {', '.join(LOSSES)}")
     try:
-        return LOSSES[name](clip, options)
+        return LOSSES[name](clip, options, text)
     except TypeError as error:
         raise InputError(f"--distill {name}: has no such option ({error})") from error
 

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch
 from ovstrans.training.state import derive_seed
 
 _CACHE_BYTES = 512 << 20
@@ -55,10 +56,10 @@ class Images:
         return [self._index(place) for place in range(first, first + self.batch)]
 
     def views(self, step: int) -> Tensor:
-        """The batch of a step: float32 [B, 3, size, size] in [0, 1]."""
+        """The images of a step: float32 [B, 3, size, size] in [0, 1]."""
         return _stack([self._view(step, place, index) for place, index in enumerate(self.indices(step))])
 
-    def stream(self, start: int, stop: int) -> Generator[Tensor, None, None]:
+    def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps `start` to `stop` - 1; the next one is read while one is used."""
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
 
@@ -69,7 +70,7 @@ class Images:
             pending = submit(start) if start < stop else []
             for step in range(start, stop):
                 ahead = submit(step + 1) if step + 1 < stop else []
-                yield _stack([future.result() for future in pending])
+                yield Batch(_stack([future.result() for future in pending]))
                 pending = ahead
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
 """The rounds: prune, distil, prune further, without rewinding (OpenTrans Alg. 1).
 
 The student starts as a copy of the teacher and keeps its weights and its optimizer state from round
-to round; masked weights are exactly zero from the first step to the last. The attention pool is
+to round; masked weights are exactly zero from the first step to the last. The tower's head is
 neither pruned nor trained: it carries the trunk into the space of the text embeddings.
 """
 
@@ -11,19 +11,20 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ovstrans.clip.load import Clip
+from ovstrans.clip.trunk import heads
 from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.distill import Distillation
-from ovstrans.pruning.images import Images
 from ovstrans.pruning.methods import Plan, weights_of
 from ovstrans.pruning.schedule import learning_rate
 from ovstrans.pruning.scores import Masks
@@ -32,6 +33,14 @@ from ovstrans.training.distributed import World
 from ovstrans.training.loop import Step, train
 from ovstrans.training.precision import pick_precision, place, place_images
 from ovstrans.training.state import load_state, save_state
+
+
+class Views(Protocol):
+    """What is distilled from: `count` images, and the batches of steps, [B, 3, H, W] in [0, 1]."""
+
+    count: int
+
+    def stream(self, start: int, stop: int) -> Generator[Batch, None, None]: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Watch:
 
 
 class Lesson(nn.Module):
-    """Student, teacher and loss as one module: images in [0, 1] to named losses."""
+    """Student, teacher and loss as one module: a batch with images in [0, 1] to named losses."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, loss: Distillation, clip: Clip) -> None:
         super().__init__()
@@ -79,9 +88,10 @@ class Lesson(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images: float32 [B, 3, H, W] in [0, 1]."""
-        losses = self.loss(self.student, self.teacher, (images - self.mean) / self.std)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """batch: its images float32 [B, 3, H, W] in [0, 1]."""
+        normalised = replace(batch, images=(batch.images - self.mean) / self.std)
+        losses = self.loss(self.student, self.teacher, normalised)
         for name, value in ((name, float(loss.detach())) for name, loss in losses.items()):
             if not math.isfinite(value):
                 raise InputError(f"distillation: the loss {name} is {value}; lower --lr, or use --precision fp32")
@@ -92,7 +102,7 @@ def run_rounds(
     clip: Clip,
     plan: Plan,
     loss: Distillation,
-    images: Images | None,
+    images: Views | None,
     settings: Settings,
     *,
     device: torch.device,
@@ -115,7 +125,8 @@ def run_rounds(
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
     lesson = Lesson(student, teacher.requires_grad_(False), loss, clip)
     place(lesson, device)
-    cast(nn.Module, student.attnpool).requires_grad_(False)
+    for head in heads(student):
+        head.requires_grad_(False)
     lesson.set_mode(settings.distill.norms)
     optimizer = _make_optimizer(lesson, settings)
     signature = {**settings.to_recipe(), "made_from": dict(identity or {})}
@@ -130,7 +141,7 @@ def run_rounds(
     )
     watch.begin(total, first)
     with contextlib.ExitStack() as stack:
-        views: Iterator[Tensor] = iter(())
+        views: Iterator[Batch] = iter(())
         if images is not None and total:
             views = stack.enter_context(contextlib.closing(images.stream(first, total)))
         for number in range(len(finished), len(plan.counts)):
@@ -157,7 +168,7 @@ def run_rounds(
 
 def _distil(
     lesson: Lesson,
-    views: Iterator[Tensor],
+    views: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     mask: Mask,
     settings: Settings,
@@ -169,7 +180,7 @@ def _distil(
     precision = pick_precision(PRECISIONS[settings.run.precision], device)
     return train(
         lesson,
-        (place_images(batch, device) for batch in views),
+        (replace(batch, images=place_images(batch.images, device)) for batch in views),
         optimizer,
         steps=steps,
         rate=lambda step: learning_rate(step, total, 1.0, warmup=rates.warmup, cooldown=rates.cooldown),

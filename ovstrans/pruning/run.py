@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from ovstrans.clip.load import Clip
+from ovstrans.clip.text import embed_vocabulary
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask, density_rows
-from ovstrans.pruning.distill import make_distillation
+from ovstrans.pruning.distill import Distillation, make_distillation
 from ovstrans.pruning.images import Images
 from ovstrans.pruning.methods import make_plan
-from ovstrans.pruning.rounds import Round, Watch, run_rounds
-from ovstrans.pruning.settings import Settings
+from ovstrans.pruning.rounds import Round, Views, Watch, run_rounds
+from ovstrans.pruning.settings import PRECISIONS, SEGMENT_LOSSES, Settings
+from ovstrans.training.precision import pick_precision
 
 SCHEMA = "ovstrans.prune/1"
 
@@ -79,7 +81,8 @@ def prune(
 ) -> Result:
     """Prune and distil a CLIP's image tower as `settings` say; the CLIP itself is left as it is.
 
-    dataset: unlabelled images; may be None where `settings.prune.steps` is 0.  like: a mask whose
+    dataset: images, labelled where the distillation loss looks at segments; may be None where
+    `settings.prune.steps` is 0.  like: a mask whose
     layers and densities `random` takes.  state, resume: a file to keep after every round, and whether
     to go on from it, see `run_rounds`. Raises InputError for settings that do not go together, damaged
     weights, a diverging loss, or the state of another run; MismatchError for a `like` of another
@@ -89,20 +92,7 @@ def prune(
     device = torch.device(device)
     _require_finite(clip)
     plan = make_plan(clip.visual, settings.prune, settings.run.seed, like)
-    loss = make_distillation(settings.distill.loss, clip, settings.distill.options)
-    data = settings.data
-    images = None
-    if dataset is not None and settings.prune.steps:
-        images = Images(
-            dataset,
-            batch=data.batch,
-            size=data.size,
-            seed=settings.run.seed,
-            crop=data.crop,
-            flip=data.flip,
-            limit=data.images,
-            workers=data.workers,
-        )
+    loss, images = _lesson(clip, settings, dataset if settings.prune.steps else None, device)
     identity = {
         "model": clip.name,
         "weights_sha256": clip.weights_sha256,
@@ -127,6 +117,37 @@ def prune(
         recipe=recipe,
     )
     return Result(mask, tower, rounds, time.perf_counter() - start)
+
+
+def _lesson(
+    clip: Clip, settings: Settings, dataset: Dataset | None, device: torch.device
+) -> tuple[Distillation, Views | None]:
+    """The distillation loss and the images it looks at."""
+    data, name = settings.data, settings.distill.loss
+    views: dict[str, Any] = {
+        "batch": data.batch,
+        "size": data.size,
+        "seed": settings.run.seed,
+        "crop": data.crop,
+        "flip": data.flip,
+    }
+    if dataset is None:  # not a step will be made
+        return Distillation(), None
+    if name not in SEGMENT_LOSSES:
+        loss = make_distillation(name, clip, settings.distill.options)
+        return loss, Images(dataset, limit=data.images, workers=data.workers, **views)
+    from ovstrans.pruning.labelled import LabelledViews
+    from ovstrans.training.guides import Guide
+    from ovstrans.training.sampling import Labelled
+
+    labelled = Labelled(dataset, limit=data.images, cache=True)
+    vocabulary = labelled.vocabulary
+    loss = make_distillation(name, clip, settings.distill.options, embed_vocabulary(clip, vocabulary))
+    precision = pick_precision(PRECISIONS[settings.run.precision], device)
+    guide = Guide(clip, loss.needs, vocabulary, device=device, precision=precision, seed=settings.run.seed)
+    return loss, LabelledViews(
+        labelled, needs=loss.needs, region_size=clip.image_size, guide=guide, device=device, **views
+    )
 
 
 def _require_finite(clip: Clip) -> None:

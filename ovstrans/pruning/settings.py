@@ -17,6 +17,8 @@ from ovstrans.recipes.load import flatten, load_recipe, override
 from ovstrans.training.settings import LARGEST_BATCH, LARGEST_SEED, finite
 
 METHODS = ("imp", "magnitude", "random")
+SEGMENT_LOSSES = ("text-guided", "vision-guided", "semantic")
+"""Distillation losses that look at segments, hence need labelled data."""
 PRECISIONS = {"auto": "auto", "fp32": "off", "bf16": "bf16"}
 """What `--precision` takes, and the name `training.precision` has for it."""
 
@@ -48,7 +50,7 @@ class Distill:
 
     loss: str
     norms: str
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,14 @@ def choose_settings(
 ) -> Settings:
     """The settings of a run: a recipe, `KEY=VALUE` changes over it, and what else was given over both.
 
-    recipe: a shipped name or a file; by default `prune-mini` for the mini CLIP, `prune-rn50` for others.
+    recipe: a shipped name or a file; by default `prune-mini` for the mini CLIP, `prune-rn50` for others,
+    and with `-regions` after it for a distillation loss that looks at segments.
     given: values by dotted key (`prune.sparsity`), None where nothing was given. Raises InputError for
     an unknown recipe or key, and for values that make no sense.
     """
     name = recipe or ("prune-mini" if model == DEFAULT_MODEL else "prune-rn50")
+    if recipe is None and (given or {}).get("distill.loss") in SEGMENT_LOSSES:
+        name += "-regions"
     table = override(load_recipe(name), changes)
     for key, value in (given or {}).items():
         section, _, entry = key.partition(".")
@@ -138,8 +143,9 @@ def parse(recipe: Mapping[str, Any], origin: str) -> Settings:
             )
     distill = dict(recipe["distill"])
     own = {key: distill.pop(key) for key in ("loss", "norms") if key in distill}
-    for key, value in distill.items():
-        distill[key] = _number(value, f"recipe {origin}: distill.{key}")
+    if own.get("loss") not in SEGMENT_LOSSES:  # those check the options of their head themselves
+        for key, value in distill.items():
+            distill[key] = _number(value, f"recipe {origin}: distill.{key}")
     settings = Settings(
         prune=_section(Prune, recipe["prune"], "prune", origin),
         distill=_section(Distill, {**own, "options": distill}, "distill", origin),

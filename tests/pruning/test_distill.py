@@ -7,12 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip
+from ovstrans.clip.trunk import stages
 from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch
 from ovstrans.pruning.distill import FeatureDistillation, make_distillation, pooled_embedding
+from tests.clip.towers import small_convnext
 
 
-def batch(size: int = 32) -> torch.Tensor:
-    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+def batch(size: int = 32) -> Batch:
+    return Batch(torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
@@ -36,10 +39,10 @@ def test_terms_by_hand(clip: Clip) -> None:
     with torch.no_grad():
         student.layer4[0].conv3.weight.mul_(0.5)
         losses = FeatureDistillation(dense=2.0, pooled=3.0, stages=6.0)(student, clip.visual, batch())
-        found, wanted = student(batch()), clip.visual(batch())
+        found, wanted = student(batch().images), clip.visual(batch().images)
         cosine = F.cosine_similarity(found, wanted, dim=1).mean()
         trunk = [lambda x, t=tower: t.layer3(t.layer2(t.layer1(t.stem(x)))) for tower in (student, clip.visual)]
-        res5 = [student.layer4(trunk[0](batch())), clip.visual.layer4(trunk[1](batch()))]
+        res5 = [student.layer4(trunk[0](batch().images)), clip.visual.layer4(trunk[1](batch().images))]
         error = ((res5[0] - res5[1]) ** 2).sum() / (res5[1] ** 2).sum()
     assert float(losses["pooled"]) == pytest.approx(3 * (1 - float(cosine)), abs=1e-5)
     # res3 and res4 agree, so a third of the stages' error is res5's.
@@ -64,8 +67,8 @@ def test_gradients_reach_the_student_and_not_the_teacher(clip: Clip) -> None:
 def test_pooled_embedding_is_the_towers_own_at_its_size(clip: Clip) -> None:
     tower = clip.visual
     with torch.no_grad():
-        res5 = tower.layer4(tower.layer3(tower.layer2(tower.layer1(tower.stem(batch())))))
-        assert torch.equal(pooled_embedding(tower, res5), tower(batch()))
+        res5 = tower.layer4(tower.layer3(tower.layer2(tower.layer1(tower.stem(batch().images)))))
+        assert torch.equal(pooled_embedding(tower, res5), tower(batch().images))
 
 
 def test_pooled_embedding_interpolates_positions(clip: Clip) -> None:
@@ -86,3 +89,16 @@ def test_unknown_names(clip: Clip) -> None:
         make_distillation("nothing", clip, {})
     with pytest.raises(InputError, match="thick"):
         make_distillation("features", clip, {"thick": 1.0})
+
+
+def test_a_convnext_is_distilled_too() -> None:
+    tower = small_convnext(seed=0)
+    student = copy.deepcopy(tower)
+    pictures = Batch(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        same = FeatureDistillation()(student, tower, pictures)
+        assert torch.allclose(pooled_embedding(tower, stages(tower, pictures.images)["res5"]), tower(pictures.images))
+        student.trunk.stages[0].blocks[0].mlp.fc1.weight.mul_(0.3)
+        other = FeatureDistillation()(student, tower, pictures)
+    assert all(abs(float(loss)) < 1e-6 for loss in same.values())
+    assert all(float(loss) > 1e-6 for loss in other.values())

@@ -18,7 +18,7 @@ def test_a_batch_depends_on_the_step_alone(pictures: Pictures) -> None:
     wanted = [one.views(step) for step in range(6)]
     assert torch.equal(other.views(4), wanted[4])  # without those before
     streamed = list(other.stream(2, 6))
-    assert all(torch.equal(a, b) for a, b in zip(streamed, wanted[2:], strict=True))
+    assert all(torch.equal(a.images, b) for a, b in zip(streamed, wanted[2:], strict=True))
 
 
 def test_steps_and_seeds_differ(pictures: Pictures) -> None:

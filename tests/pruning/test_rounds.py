@@ -10,8 +10,9 @@ import torch
 
 from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
-from ovstrans.pruning.distill import LOSSES, Distillation
+from ovstrans.pruning.distill import LOSSES, Distillation, FeatureDistillation
 from ovstrans.pruning.rounds import Watch
 from ovstrans.pruning.run import Result, prune
 from tests.pruning.conftest import Pictures, small_clip, small_settings
@@ -66,8 +67,8 @@ def test_zeros_hold_and_the_rest_learns(clip: Clip, pictures: Pictures, method: 
 def test_zeros_hold_after_every_step(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    class Looking(LOSSES["features"](clip, {}).__class__):  # type: ignore[misc]
-        def forward(self, student: Any, teacher: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    class Looking(FeatureDistillation):
+        def forward(self, student: Any, teacher: Any, batch: Batch) -> dict[str, torch.Tensor]:
             seen.append(
                 sum(
                     int((p == 0).sum())
@@ -76,9 +77,9 @@ def test_zeros_hold_after_every_step(clip: Clip, pictures: Pictures, monkeypatch
                 )
             )
             assert not teacher.training and student.training
-            return super().forward(student, teacher, images)
+            return super().forward(student, teacher, batch)
 
-    monkeypatch.setitem(LOSSES, "features", lambda clip, options: Looking(**options))
+    monkeypatch.setitem(LOSSES, "features", lambda clip, options, text: Looking(**options))
     result = prune(clip, small_settings("optimizer.lr=0.01"), pictures)
     pruned = [result.mask.total - each.kept for each in result.rounds for _ in range(3)]
     assert seen == pruned
@@ -191,10 +192,10 @@ def test_a_losss_own_parameters_are_trained_and_resumed(
             self.scale = torch.nn.Parameter(torch.ones(()))
             made.append(self)
 
-        def forward(self, student: Any, teacher: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"own": (self.scale * student(images) - teacher(images)).square().mean()}
+        def forward(self, student: Any, teacher: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"own": (self.scale * student(batch.images) - teacher(batch.images)).square().mean()}
 
-    monkeypatch.setitem(LOSSES, "scaled", lambda clip, options: Scaled())
+    monkeypatch.setitem(LOSSES, "scaled", lambda clip, options, text: Scaled())
     settings = small_settings("distill.loss=scaled")
     prune(small_clip(), settings, pictures, state=tmp_path / "state.pt")
     final = float(made[0].scale.detach())
@@ -205,10 +206,10 @@ def test_a_losss_own_parameters_are_trained_and_resumed(
 
 def test_a_loss_that_is_not_finite(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Distillation):
-        def forward(self, student: Any, teacher: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"bad": student(images).sum() * float("nan")}
+        def forward(self, student: Any, teacher: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"bad": student(batch.images).sum() * float("nan")}
 
-    monkeypatch.setitem(LOSSES, "broken", lambda clip, options: Broken())
+    monkeypatch.setitem(LOSSES, "broken", lambda clip, options, text: Broken())
     with pytest.raises(InputError, match="bad is nan; lower --lr"):
         prune(clip, small_settings("distill.loss=broken"), pictures)
 
