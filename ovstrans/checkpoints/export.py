@@ -3,17 +3,13 @@
     dense        names of ours (of a CLIP: open_clip's), every masked weight exactly zero
     detectron2   names of the published code, zeros too; what detectron2's checkpointer reads
 
-`.safetensors` files carry their provenance in the metadata; torch files hold the state as "state_dict"
-(dense) or "model" (detectron2) and their provenance as text beside it. The entry is called "ovstrans" in
-either, a JSON object: `names` (whose the names are: "ovstrans" or a framework's upstream), `clip`,
-`mask` (what it was made from, and which tensors it is about; null without one), `created_by`, and of a
-framework `framework`, `options`, `vocabulary`, `recipe`, `provenance`.
+Torch files hold the state as "state_dict" (dense) or "model" (detectron2). Every file says what it is, see
+`checkpoints.origin`.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,18 +22,13 @@ from ovstrans import files
 from ovstrans.checkpoints.describe import WEIGHTS_FORMAT
 from ovstrans.checkpoints.file import TEXT_TOWER, Checkpoint, save_checkpoint
 from ovstrans.checkpoints.foreign import ABOUT
+from ovstrans.checkpoints.origin import OURS, describe_source
 from ovstrans.checkpoints.plain import PlainClip
 from ovstrans.checkpoints.sparse import BACKBONE
 from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import InputError
-from ovstrans.masks.bits import parse_object
-from ovstrans.masks.file import origin, save_mask
+from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import CREATED_BY, Mask
-from ovstrans.masks.match import tower_tensors
-
-FORMAT = "ovstrans.origin/1"
-OURS = "ovstrans"
-"""Whose names a file has that has ours."""
 
 TORCH_SUFFIXES = (".pth", ".pt")
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
@@ -158,56 +149,6 @@ def write_detectron2(path: Path | str, source: Checkpoint | PlainClip, like: str
         keys = [key for key in source.state if key.startswith(BACKBONE)]
         state = _tower_like(names, {key.removeprefix(BACKBONE): source.state[key] for key in keys})
     return _write(path, state, {ABOUT: describe_source(source, names)}, "model")
-
-
-def describe_source(source: Checkpoint | PlainClip, names: str) -> str:
-    """What an exported file says of itself (see above). names: whose its names are."""
-    about: dict[str, Any] = {"format": FORMAT, "names": names, "created_by": CREATED_BY}
-    if isinstance(source, PlainClip):
-        about["clip"] = source.clip.describe()
-    else:
-        about.update(
-            framework=source.framework,
-            options=source.options,
-            vocabulary=source.vocabulary.to_json(),
-            clip=source.clip,
-            recipe=source.recipe,
-            provenance=source.provenance,
-        )
-    about["mask"] = None if source.mask is None else {**origin(source.mask), "tensors": sorted(source.mask.tensors)}
-    return json.dumps(about, allow_nan=False)
-
-
-def read_about(text: str, where: str) -> dict[str, Any]:
-    """What an exported file says of itself; {} where it says nothing. InputError where it is damaged."""
-    if not text:
-        return {}
-    about = parse_object(text, f"{where}: {ABOUT}")
-    if about.get("format") != FORMAT:
-        raise InputError(f"{where}: exported as {about.get('format')!r}, which this version of ovstrans does not know")
-    return about
-
-
-def recorded_mask(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> Mask | None:
-    """The mask that a file says its backbone is under, read off the zeros; None without one.
-
-    state: by our names. Raises InputError where a tensor that it names is missing.
-    """
-    mask = about.get("mask")
-    if not isinstance(mask, dict):
-        return None
-    keys = [str(key) for key in mask.get("tensors", [])]
-    for key in keys:
-        if BACKBONE + key not in state:
-            raise InputError(f"{where}: its mask is about {key}, which is missing; copy or make the file again")
-    fields = {key: str(mask.get(key, "")) for key in ("model", "pretrained", "weights_sha256", "method", "created_by")}
-    recipe = parse_object(str(mask.get("recipe", "{}")), f"{where}: mask")
-    return Mask({key: state[BACKBONE + key] != 0 for key in keys}, recipe=recipe, path=where, **fields)
-
-
-def recorded_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower in a file's state, under the names that `recorded_mask` looks for."""
-    return {BACKBONE + key: value for key, value in tower_tensors(state).items()}
 
 
 def _renamer(framework: str, which: int) -> Renamer:

@@ -61,7 +61,7 @@ def rename(
     try:
         known = {key: value for key, value in state.items() if _knows(renamer, key, value)}
         return renamer(known), [key for key in state if key not in known]
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise MismatchError(f"{where}: its tensors do not fit their names ({error})") from error
 
 

@@ -197,4 +197,5 @@ def _advise_detectron2(found: Checkpoint, out: Path) -> None:
     if found.framework == "fcclip" and found.text_tower is None:
         console.say("its text tower is not in it; FC-CLIP's code has its own from open_clip")
     if out.suffix not in TORCH_SUFFIXES:
-        console.warn("detectron2 reads .pth; from this file Mask2Former's code would misplace the pixel decoder")
+        trap = ", and from this file Mask2Former's code would misplace the pixel decoder" * (found.framework == "gkc")
+        console.warn(f"detectron2's checkpointer reads .pth{trap}")

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovstrans.checkpoints.export import OURS, from_upstream, read_about, upstream_names
+from ovstrans.checkpoints.export import from_upstream, upstream_names
 from ovstrans.checkpoints.file import TEXT_TOWER, Checkpoint
 from ovstrans.checkpoints.foreign import Foreign
 from ovstrans.checkpoints.imported import Imported, match, rename
+from ovstrans.checkpoints.origin import OURS, read_about
 from ovstrans.checkpoints.plain import open_clip_name
 from ovstrans.clip.load import create_tower, load_clip, model_info
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
@@ -72,10 +73,12 @@ def import_checkpoint(
     """
     where = str(foreign.path)
     about = read_about(foreign.about, where)
-    name = framework or str(about.get("framework", ""))
+    name = str(about.get("framework", "")) or framework or ""
     if not name:
         known = ", ".join(upstream_names())
         raise InputError(f"{where}: does not say what it is a checkpoint of; name it with --framework ({known})")
+    if framework not in (None, name):
+        raise InputError(f"{where}: is a checkpoint of {name}, not of {framework}; leave --framework out")
     recorded: Mapping[str, Any] = about.get("clip") or {}
     clip = _clip(recorded, model, pretrained, name if not about else None)
     state, unknown = _by_our_names(foreign.state, str(about.get("names", name)), where)

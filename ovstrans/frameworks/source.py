@@ -8,10 +8,10 @@ from typing import Any
 
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
-from ovstrans.checkpoints.export import read_about, recorded_mask, recorded_tower
 from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.checkpoints.foreign import Foreign, read_foreign
 from ovstrans.checkpoints.imported import Imported
+from ovstrans.checkpoints.origin import read_about, recorded_mask, recorded_tower
 from ovstrans.checkpoints.plain import (
     PlainClip,
     clip_from_weights,

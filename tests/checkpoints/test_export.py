@@ -12,14 +12,16 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from fvcore.common.checkpoint import Checkpointer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovstrans import files
 from ovstrans.checkpoints import export
-from ovstrans.checkpoints.export import check_suffix, read_about, recorded_mask, recorded_tower, write
+from ovstrans.checkpoints.export import check_suffix, write
 from ovstrans.checkpoints.foreign import read_foreign
+from ovstrans.checkpoints.origin import read_about, recorded_mask, recorded_tower
 from ovstrans.checkpoints.plain import (
     PlainClip,
     clip_from_weights,
@@ -163,9 +165,9 @@ def test_published_head_takes_the_pixel_decoder(tmp_path: Path, monkeypatch: pyt
     saved = torch.load(tmp_path / "m.pth", weights_only=True)
     assert set(saved) == {"model", "ovstrans"} and isinstance(saved["model"], collections.OrderedDict)
     model = Published()
-    found = model.load_state_dict(saved["model"], strict=False)
-    assert found.missing_keys == [] and found.unexpected_keys == []
+    rest = Checkpointer(model, save_to_disk=False).load(str(tmp_path / "m.pth"))  # what detectron2's derives from
     assert_equal(dict(model.state_dict()), theirs)
+    assert json.loads(rest["ovstrans"])["names"] == "gkc"
     assert Published().load_state_dict(dict(saved["model"]), strict=False).missing_keys, "the trap is no trap"
 
 
@@ -231,6 +233,9 @@ def test_names_of_files(name: str, kind: str, says: str) -> None:
         ("{", "not valid JSON"),
         ("[]", "a JSON object is needed"),
         ('{"format": "ovstrans.origin/9"}', "which this version of ovstrans does not know"),
+        ('{"format": "ovstrans.origin/1"}', "clip has no 'model'"),
+        ('{"format": "ovstrans.origin/1", "clip": {"model": "RN50"}}', "clip has no 'pretrained'"),
+        ('{"format": "ovstrans.origin/1", "options": []}', "options is no object"),
     ],
 )
 def test_damaged_origin(text: str, says: str) -> None:

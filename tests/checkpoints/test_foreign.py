@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 from ovstrans.checkpoints.foreign import bake, read_foreign
 from ovstrans.checkpoints.imported import match, rename
 from ovstrans.checkpoints.pickles import read_pickle
+from ovstrans.checkpoints.upstream_names import from_fcclip
 from ovstrans.errors import InputError, MismatchError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -288,3 +289,7 @@ def test_renaming_keeps_what_it_knows() -> None:
     assert list(renamed) == ["A"] and unknown == ["x"]
     with pytest.raises(MismatchError, match="file: its tensors do not fit their names"):
         rename({"a": torch.tensor(1.0)}, renamer, "file")
+    for name, value in (("in_proj_weight", torch.tensor(1.0)), ("in_proj_bias", torch.ones(2))):
+        fused = f"sem_seg_head.predictor.transformer_self_attention_layers.0.self_attn.{name}"
+        with pytest.raises(MismatchError, match="file: its tensors do not fit their names"):
+            rename({fused: value}, from_fcclip, "file")

@@ -247,6 +247,14 @@ def test_counters_that_old_files_lack_are_zero(tmp_path: Path, checkpoints: dict
     registry.restore(with_text(back, Vocabulary.from_names("v", ["cat"])))
 
 
+def test_a_file_that_says_what_it_is_is_believed(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
+    write(tmp_path / "m.pth", checkpoints["fcclip"], "detectron2")
+    found = read_foreign(tmp_path / "m.pth")
+    assert import_checkpoint(found, framework="fcclip")[0].framework == "fcclip"
+    with pytest.raises(InputError, match="m.pth: is a checkpoint of fcclip, not of gkc; leave --framework out"):
+        import_checkpoint(found, framework="gkc")
+
+
 def test_no_published_names() -> None:
     for renamer in (to_upstream, from_upstream):
         with pytest.raises(InputError, match="deeplabv3: no published names are known for it"):
