@@ -1,27 +1,21 @@
 """Distillation losses: what the pruned student keeps in common with its frozen teacher.
 
-A loss is a `Distillation`, made by a factory that `LOSSES` names; `--distill NAME` picks it. `features`
-needs images alone; those that look at segments are in `region_losses`.
+The contract of a loss, and the one that needs images alone; those that look at segments are in
+`region_losses`, and `losses` knows all of them by name.
 
 Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.load import Clip
-from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import dense_embedding, kind, project, stages
-from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Needs
-from ovstrans.pruning.settings import SEGMENT_LOSSES
 
 COMPARED_STAGES = ("res3", "res4", "res5")
 
@@ -97,39 +91,6 @@ def pooled_embedding(tower: nn.Module, res5: Tensor) -> Tensor:
     resized = F.interpolate(grid.float(), (height, width), mode="bicubic", align_corners=False).to(positions.dtype)
     resized = torch.cat([positions[:1], resized.flatten(2).squeeze(0).t()])
     return torch.func.functional_call(pool, {"positional_embedding": resized}, (res5,))
-
-
-def _features_loss(clip: Clip, options: Mapping[str, Any], text: TextClassifier | None) -> Distillation:
-    return FeatureDistillation(**options)
-
-
-def _region_loss(name: str, clip: Clip, options: Mapping[str, Any], text: TextClassifier | None) -> Distillation:
-    from ovstrans.pruning.region_losses import make_region_loss  # transformers takes seconds to import
-
-    if text is None:
-        raise InputError(f"--distill {name}: looks at segments; give labelled --data")
-    return make_region_loss(name, clip, text, options)
-
-
-LOSSES: dict[str, Callable[[Clip, Mapping[str, Any], TextClassifier | None], Distillation]] = {
-    "features": _features_loss,
-    **{name: partial(_region_loss, name) for name in SEGMENT_LOSSES},
-}
-"""Name to factory. A factory gets the CLIP being pruned (with its text tower), the options (weights of terms, sizes
-of a head), and the text classifier of the data's vocabulary where it has one."""
-
-
-def make_distillation(
-    name: str, clip: Clip, options: Mapping[str, Any], text: TextClassifier | None = None
-) -> Distillation:
-    """The distillation loss of a name; see `LOSSES`. InputError for an unknown name or option, or no `text` where
-    one is needed."""
-    if name not in LOSSES:
-        raise InputError(f"--distill {name}: unknown; there is {', '.join(LOSSES)}")
-    try:
-        return LOSSES[name](clip, options, text)
-    except TypeError as error:
-        raise InputError(f"--distill {name}: has no such option ({error})") from error
 
 
 def _cosine_distance(one: Tensor, other: Tensor) -> Tensor:

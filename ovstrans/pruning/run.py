@@ -15,8 +15,9 @@ from ovstrans.clip.text import embed_vocabulary
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask, density_rows
-from ovstrans.pruning.distill import Distillation, make_distillation
+from ovstrans.pruning.distill import Distillation
 from ovstrans.pruning.images import Images
+from ovstrans.pruning.losses import make_distillation
 from ovstrans.pruning.methods import make_plan
 from ovstrans.pruning.rounds import Round, Views, Watch, run_rounds
 from ovstrans.pruning.settings import PRECISIONS, SEGMENT_LOSSES, Settings

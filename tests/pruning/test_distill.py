@@ -10,7 +10,8 @@ from ovstrans.clip.load import Clip
 from ovstrans.clip.trunk import stages
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
-from ovstrans.pruning.distill import FeatureDistillation, make_distillation, pooled_embedding
+from ovstrans.pruning.distill import FeatureDistillation, pooled_embedding
+from ovstrans.pruning.losses import make_distillation
 from tests.clip.towers import small_convnext
 
 

@@ -17,7 +17,7 @@ from ovstrans.data.segments import Segments
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
-from ovstrans.pruning.distill import make_distillation
+from ovstrans.pruning.losses import make_distillation
 from ovstrans.pruning.region_losses import agree
 
 SMALL = {"queries": 5, "width": 32, "heads": 2, "encoder_layers": 1, "encoder_ffn": 32, "decoder_layers": 1}

@@ -12,7 +12,8 @@ from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
-from ovstrans.pruning.distill import LOSSES, Distillation, FeatureDistillation
+from ovstrans.pruning.distill import Distillation, FeatureDistillation
+from ovstrans.pruning.losses import LOSSES
 from ovstrans.pruning.rounds import Watch
 from ovstrans.pruning.run import Result, prune
 from tests.pruning.conftest import Pictures, small_clip, small_settings
