@@ -125,13 +125,14 @@ class MaskHead(nn.Module):
             _reset_attention(layer.self_attn)
 
     def train(self, mode: bool = True) -> MaskHead:
-        """Train mode, but for the encoder of the pixel decoder.
+        """Train mode, but where it would only look at values: for those a GPU waits, and meta tensors have none.
 
-        There it would add nothing (dropout is 0) but a look for infinities in every layer, for which a GPU
-        has to wait and which meta tensors cannot answer.
+        The pixel decoder's encoder would look for infinities in every layer, and the transformer decoder
+        (of transformers below 5.21) for layers to drop; dropout is 0 in both.
         """
         super().train(mode)
         self.pixel_decoder.encoder.eval()
+        self.transformer.decoder.training = False
         return self
 
     def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
