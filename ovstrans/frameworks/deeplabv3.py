@@ -19,6 +19,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import dense_embedding, set_output_stride, stages
+from ovstrans.data.templates import DATASET, template_names
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.classifier import (
@@ -34,7 +35,11 @@ from ovstrans.frameworks.deeplab_decoder import Decoder, raised
 RATES: Mapping[int, tuple[int, int, int]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 """Atrous rates by output stride: one field of view in image pixels (Chen et al. 2017, sec. 4.1)."""
 
-CHOICES: Mapping[str, tuple[str, ...]] = {"decoder": ("none", "plus"), "clip_path": ("none", "sum", "ensemble")}
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "decoder": ("none", "plus"),
+    "clip_path": ("none", "sum", "ensemble"),
+    "templates": tuple(template_names()),
+}
 
 
 class ClipPath(nn.Module):
@@ -81,6 +86,7 @@ class DeepLabV3(Framework):
                      zero-shot answer; "ensemble": at inference the head's and CLIP's probabilities are
                      blended as in FC-CLIP, by alpha for trained class names and beta for others
       clip_scale     inverse temperature of CLIP's own scores in the ensemble
+      templates      prompts of class names, by name (see `data.templates`), or "dataset": the vocabulary's own
     """
 
     name: ClassVar[str] = "deeplabv3"
@@ -96,6 +102,7 @@ class DeepLabV3(Framework):
         "clip_scale": 100.0,
         "alpha": 0.4,
         "beta": 0.8,
+        "templates": DATASET,
     }
 
     def __init__(

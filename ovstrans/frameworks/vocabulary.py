@@ -38,15 +38,15 @@ def text_clip(checkpoint: Checkpoint) -> Clip:
 
 
 def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary) -> TextClassifier:
-    """The text classifier of `vocabulary` for a checkpoint's framework.
+    """The text classifier of `vocabulary` for a checkpoint's framework, worded and prompted as that asks.
 
     The training vocabulary's own rows where names and templates are the same, so that neither text
     tower nor cache is needed; else embedded anew. Raises as `text_clip` does.
     """
-    trained = checkpoint.vocabulary
-    if (trained.classes, trained.templates) == (vocabulary.classes, vocabulary.templates):
-        return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, vocabulary)
-    return embed_vocabulary(text_clip(checkpoint), vocabulary)
+    trained, asked = checkpoint.vocabulary, prompted(vocabulary, checkpoint.framework, checkpoint.options)
+    if (trained.classes, trained.templates) == (asked.classes, asked.templates):
+        return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, asked)
+    return embed_vocabulary(text_clip(checkpoint), asked)
 
 
 def prompted(vocabulary: Vocabulary, framework: str, options: Mapping[str, Any]) -> Vocabulary:

@@ -49,6 +49,16 @@ def test_new_names_are_embedded_by_the_carried_tower(text: TextClassifier) -> No
     assert found.owner.tolist() == [0, 0, 1] and found.vocabulary is other
 
 
+def test_new_names_are_prompted_as_in_training(text: TextClassifier) -> None:
+    trained = random_clip("RN-mini", seed=5)
+    checkpoint = checkpoint_of(trained, text)
+    checkpoint.options = {"templates": "clip"}
+    other = Vocabulary.from_names("other", ["water"], templates=("some {} of theirs",))
+    found = classifier_for(checkpoint, other)
+    expected = embed_vocabulary(trained, replace(other, templates=("a photo of a {}.",)), cache=False)
+    torch.testing.assert_close(found.embeddings, expected.embeddings)
+
+
 def test_known_names_need_no_text_tower(clip: Clip, text: TextClassifier) -> None:
     checkpoint = checkpoint_of(clip, text)
     checkpoint.text_tower = None
