@@ -11,13 +11,13 @@ Shapes: `B` batch, `Q` queries (masks), `C` channels, `h w` feature map at strid
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.precision import full_precision
 from ovstrans.clip.trunk import kind, project
 
 
@@ -33,7 +33,7 @@ def mask_embeddings(tower: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
     embeddings resized bilinearly. As published, and unlike in the attention pool itself, the mean is
     not among the keys. ConvNeXt: the mean over the positions inside, through norm and projection.
     """
-    with _full_precision(res5):
+    with full_precision(res5):
         res5 = res5.float()
         inside = _inside(masks, (int(res5.shape[-2]), int(res5.shape[-1])))
         if kind(tower) == "convnext":
@@ -45,13 +45,8 @@ def mask_embeddings(tower: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
 
 def valid_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Which masks hold anything, bool [B, Q], once logits [B, Q, *, *] are resized to `size` (h, w)."""
-    with _full_precision(masks):
+    with full_precision(masks):
         return _inside(masks, size).flatten(2).any(dim=2)
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """No autocast on this tensor's device (meta tensors know none)."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _inside(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -54,6 +54,15 @@ def heads(tower: nn.Module) -> list[nn.Module]:
     return [inner.trunk.head, inner.head] if kind(tower) == "convnext" else [inner.attnpool]
 
 
+def drop_head(tower: nn.Module) -> None:
+    """Leave of an image tower its trunk, in place."""
+    given = cast(Any, tower)
+    if kind(tower) == "convnext":
+        given.trunk.norm_pre = given.trunk.head = given.head = None
+    else:
+        given.attnpool = None
+
+
 def project(tower: nn.Module, features: Tensor) -> Tensor:
     """A ConvNeXt's embeddings [N, E], not normalised, of features [N, C] that are pooled already.
 

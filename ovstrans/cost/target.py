@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
 from ovstrans.clip.load import DEFAULT_MODEL, create_tower, model_info, model_names
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import stages
+from ovstrans.clip.trunk import drop_head, stages
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
@@ -60,11 +60,11 @@ class Target:
 
 
 class Trunk(nn.Module):
-    """The trunk of an image tower alone: stem and stages, no attention pool."""
+    """The trunk of an image tower alone: stem and stages, no head."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
-        tower.attnpool = None  # type: ignore[assignment]
+        drop_head(tower)
         self.backbone = tower
 
     def forward(self, images: Tensor) -> Tensor:

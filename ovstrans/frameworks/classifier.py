@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier, class_scores
 from ovstrans.data.vocabulary import Vocabulary
-from ovstrans.frameworks.precision import full_precision
 
 MAX_SCALE = 100.0
 """CLIP's bound on the inverse temperature (Radford et al. 2021, sec. 2.5)."""

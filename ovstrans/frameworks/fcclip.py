@@ -66,22 +66,13 @@ class ClipHead(nn.Module):
             self.head = given.head
         else:
             self.attnpool = given.attnpool
-        drop_head(tower)
+        clip_trunk.drop_head(tower)
         self.requires_grad_(False)
 
     def forward(self, res5: Tensor, masks: Tensor, text: TextClassifier) -> Tensor:
         """Features [B, C, h, w] and mask logits [B, Q, *, *] to class logits [B, Q, K]."""
         embedding = mask_embeddings(self, res5, masks)
         return cosine_scores(embedding.transpose(1, 2), text, self.scale).transpose(1, 2)
-
-
-def drop_head(tower: nn.Module) -> None:
-    """Leave of an image tower its trunk, in place."""
-    given = cast(Any, tower)
-    if clip_trunk.kind(tower) == "convnext":
-        given.trunk.norm_pre = given.trunk.head = given.head = None
-    else:
-        given.attnpool = None
 
 
 class FCCLIP(MaskFramework):
@@ -133,7 +124,7 @@ class FCCLIP(MaskFramework):
         if self.options["ensemble"]:
             self.clip_head = ClipHead(self.backbone, self.options["clip_scale"])
         else:
-            drop_head(self.backbone)
+            clip_trunk.drop_head(self.backbone)
         self.backbone.requires_grad_(not self.frozen_trunk)
         self.train(self.training)
 

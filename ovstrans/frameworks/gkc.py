@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.trunk import drop_head
 from ovstrans.data.synonyms import clean_name
 from ovstrans.data.templates import template_names
 from ovstrans.data.vocabulary import Vocabulary
@@ -26,11 +28,9 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Needs
 from ovstrans.frameworks.criterion import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.diversify import diversify
-from ovstrans.frameworks.fcclip import drop_head
 from ovstrans.frameworks.grounding import grounding_loss
 from ovstrans.frameworks.mask2former import HeadOutput
 from ovstrans.frameworks.mask_framework import MaskFramework
-from ovstrans.frameworks.precision import full_precision
 from ovstrans.frameworks.query_head import ClipPool, QueryClassifier, TrainingOnly
 from ovstrans.frameworks.region_distill import KINDS, chosen_regions, distillation_terms, mean
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as published
 
+from ovstrans.clip.precision import full_precision
 from ovstrans.errors import InputError
-from ovstrans.frameworks.precision import full_precision
 
 FEATURES = ("res2", "res3", "res4", "res5")
 """The stages a head reads, at strides 4, 8, 16 and 32."""

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from ovstrans.clip.pooling import mask_embeddings
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import kind
+from ovstrans.clip.trunk import drop_head, kind
 from ovstrans.frameworks.classifier import cosine_scores
-from ovstrans.frameworks.fcclip import drop_head
 
 NON_OBJECT_STD = 512**-0.5
 """Of the non-object embedding at the start: one over the root of the width of CLIP RN50's text tower."""

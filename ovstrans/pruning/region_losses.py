@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip
+from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import channels, stages
 from ovstrans.frameworks.base import Batch, Needs, resolve_options
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.frameworks.mask2former import FEATURES, MaskHead
-from ovstrans.frameworks.precision import full_precision
 from ovstrans.frameworks.region_distill import distillation_loss
 from ovstrans.pruning.distill import Distillation
 

@@ -1,4 +1,4 @@
-"""Parts of a framework that compute in float32 under autocast."""
+"""Parts that compute in float32 under autocast."""
 
 from __future__ import annotations
 
