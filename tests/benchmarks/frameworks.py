@@ -1,11 +1,12 @@
 """Does one mask serve several frameworks? DeepLabV3, FC-CLIP and GKC under masks that were made once.
 
     python -m tests.benchmarks.frameworks --out FOLDER [--seeds 3] [--frameworks deeplabv3,fcclip,gkc]
-        [--arms dense,imp,random] [--distill features] [--steps N] [--set KEY=VALUE ...]
+        [--arms dense,imp,random] [--distill features] [--set KEY=VALUE ...]
 
 One IMP mask of the mini CLIP and one random mask of the same sparsity, each with the weights that the
 same number of distillation steps left, then every framework by its mini recipe under each mask and
-dense, with each seed. Goes on where it stopped; prints a Markdown table.
+dense, with each seed. Goes on where it stopped; prints a Markdown table. Reports of published tables are in
+`tests/benchmarks/results/`: copied into FOLDER, they need not be made again.
 """
 
 from __future__ import annotations

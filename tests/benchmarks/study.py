@@ -38,7 +38,8 @@ def trained(out: Path, name: str, arguments: Sequence[object], tests: Sequence[s
         if not (run / "checkpoint.safetensors").exists():
             call("finetune", *arguments, "--force", "--out", run)
         call("bench", run, *[word for data in tests for word in ("--data", data)], "--json", report)
-        found = json.loads(report.read_text())
+        found = json.loads(report.read_text().replace(f"{out}/", ""))  # whose folder it was is nobody's business
+        found["environment"]["platform"] = platform.machine()
         found["seconds_per_step"] = seconds_per_step(run / "log.jsonl")
         report.write_text(json.dumps(found, indent=2) + "\n")
     if not keep and run.exists():
