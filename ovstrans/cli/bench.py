@@ -223,7 +223,7 @@ def _evaluate(
         for name, dataset in mine.items():
             assert target.checkpoint is not None
             total = len(dataset) if limit is None else min(limit, len(dataset))
-            chosen = {total * number // show for number in range(min(show, total))} if show else set()
+            chosen = _spread(total, show)
             rows = drawn.setdefault(id(dataset), (name, dataset, {}))[2]
             text = classifier_for(target.checkpoint, dataset.vocabulary).to(device)
             framework: Any = target.module.to(device)
@@ -245,6 +245,12 @@ def _evaluate(
                 path, [rows[index] for index in sorted(rows)], dataset.vocabulary, title=name, ignore=dataset.ignore
             )
             console.say(f"wrote {path}")
+
+
+def _spread(total: int, show: int) -> set[int]:
+    """`show` of so many images, evenly spread; all of them where there are fewer."""
+    count = min(show, total)
+    return {total * number // count for number in range(count)}
 
 
 def _titles(found: Sequence[Target]) -> list[str]:

@@ -5,6 +5,7 @@ Nothing is imported at the top here that takes time: before `main` runs, an inte
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -23,6 +24,8 @@ class _Terminated(BaseException):
 
 def main() -> None:
     """Entry point of the console script; ends the process with the documented exit status."""
+    if "RANK" in os.environ:  # under torchrun, where DDP would advise us on its arguments from every process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         signal.signal(signal.SIGINT, _interrupt)
         signal.signal(signal.SIGTERM, _terminate)

@@ -194,14 +194,19 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _default_pretrained(model: str) -> str:
+    if model == DEFAULT_MODEL:
+        return BUNDLED
     tags = open_clip.list_pretrained_tags_by_model(model)
-    return tags[0] if tags else BUNDLED
+    if not tags:
+        raise InputError(f"model {model}: open_clip knows no weights of it; give a file with --pretrained FILE")
+    return tags[0]
 
 
 def _fetch(model: str, tag: str, tags: list[str]) -> tuple[Path, Mapping[str, Any]]:
     """The local file of a tag, downloaded where it is not cached yet, and the tag's settings."""
     if tag not in tags:
-        raise InputError(f"--pretrained {tag}: neither a file nor a tag of {model}; tags are {', '.join(tags)}")
+        known = f"tags are {', '.join(tags)}" if tags else "it has none; give a file"
+        raise InputError(f"--pretrained {tag}: neither a file nor a tag of {model}; {known}")
     settings = open_clip.get_pretrained_cfg(model, tag)
     console.say(f"fetching {model} ({tag}) ...")  # a download takes its time, and so does finding no network
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

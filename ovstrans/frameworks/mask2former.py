@@ -69,7 +69,9 @@ class MaskHead(nn.Module):
         for name, value in (
             ("queries", queries),
             ("encoder_layers", encoder_layers),
+            ("encoder_ffn", encoder_ffn),
             ("decoder_layers", decoder_layers),
+            ("decoder_ffn", decoder_ffn),
         ):
             if value < 1:
                 raise InputError(f"mask head: {name} = {value}; at least 1 is needed")

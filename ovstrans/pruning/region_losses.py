@@ -94,7 +94,9 @@ class SemanticDistillation(Distillation):
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """GKC's losses: mask, dice, class, and those of its options."""
-        return self.gkc.losses_from(stages(student, batch.images), batch)
+        height, width = self.gkc.padded_size(batch.images)
+        images = F.pad(batch.images, (0, width - batch.images.shape[-1], 0, height - batch.images.shape[-2]))
+        return self.gkc.losses_from(stages(student, images), batch)
 
 
 def agree(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +104,8 @@ def agree(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
     rows: [Q, E].  known: [N, E]; unit rows both.
     """
-    likeness = (rows.detach() @ known.t()).cpu().numpy()
+    # Where a student has diverged any pairing will do: the loss is what is to say so.
+    likeness = (rows.detach() @ known.t()).nan_to_num().cpu().numpy()
     query, region = linear_sum_assignment(likeness, maximize=True)
     return torch.as_tensor(query, device=rows.device), torch.as_tensor(region, device=rows.device)
 

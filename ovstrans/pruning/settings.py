@@ -19,6 +19,8 @@ from ovstrans.training.settings import LARGEST_BATCH, LARGEST_SEED, finite
 METHODS = ("imp", "magnitude", "random")
 SEGMENT_LOSSES = ("text-guided", "vision-guided", "semantic")
 """Distillation losses that look at segments, hence need labelled data."""
+NORM_SIZE = 64
+"""From this side on, in pixels, the last stage has more than one position of an image."""
 PRECISIONS = {"auto": "auto", "fp32": "off", "bf16": "bf16"}
 """What `--precision` takes, and the name `training.precision` has for it."""
 
@@ -235,6 +237,11 @@ def _check_ranges(settings: Settings, origin: str) -> None:
     for key, value, fits, needed in checks:
         if not fits:
             raise InputError(f"recipe {origin}: {key} is {value!r}; it must be {needed}")
+    if prune.steps and distill.norms == "train" and data.batch == 1 and data.size < NORM_SIZE:
+        raise InputError(
+            f"recipe {origin}: data.batch = 1 at data.size = {data.size} gives BatchNorm one position to average over; "
+            f"take 2 images, {NORM_SIZE} pixels, or distill.norms=frozen"
+        )
     if prune.steps and distill.options and not any(distill.options.values()):
         names = ", ".join(f"distill.{name}" for name in distill.options)
         raise InputError(

@@ -123,7 +123,7 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
                 save_mask(folder.mask, mask)
         else:
             folder.rewind_log(done)
-        console.say(_headline(settings, clip, mask, frozen, precision.name, done))
+        console.say(_headline(settings, clip, mask, _frozen(framework, frozen), precision.name, done))
         if framework.needs.captions and not dataset[0].caption:
             console.warn(
                 f"{dataset.name}:{dataset.split}: its first image has no caption; the loss on captions is 0 for such "
@@ -255,7 +255,13 @@ def _log_entry(step: Step, batch: int, elapsed: float) -> dict[str, Any]:
     }
 
 
-def _headline(settings: Settings, clip: Clip, mask: Mask | None, frozen: list[str], precision: str, done: int) -> str:
+def _frozen(framework: Framework, frozen: list[str]) -> str:
+    """What does not train: the trunk where its framework keeps it so, else so many layers."""
+    trains = any(parameter.requires_grad for parameter in framework.backbone.parameters())
+    return f"{len(frozen) or 'no'} layers frozen" if trains else "trunk frozen"
+
+
+def _headline(settings: Settings, clip: Clip, mask: Mask | None, frozen: str, precision: str, done: int) -> str:
     """One line on what is about to be trained."""
     parts = [f"{settings.model.framework} on {clip.name} ({settings.run.init} weights), {settings.data.dataset}"]
     if mask is None:
@@ -263,5 +269,5 @@ def _headline(settings: Settings, clip: Clip, mask: Mask | None, frozen: list[st
     else:
         transfer = "" if mask.made_from(clip.weights_sha256) else ", transferred from other weights"
         parts.append(f"mask of {mask.sparsity:.1%} zeros{transfer}")
-    parts += [f"{len(frozen) or 'no'} layers frozen", precision]
+    parts += [frozen, precision]
     return (f"going on after step {done}: " if done else "") + ", ".join(parts)

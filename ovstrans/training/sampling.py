@@ -25,8 +25,8 @@ from ovstrans.training.settings import Settings
 class Labelled:
     """A dataset to train on: the first `limit` images of another (0: all), kept in memory if `cache`.
 
-    Raises InputError where the first image does not read or has no label map; others are read when
-    their turn comes.
+    Raises InputError where the first image does not read or has no label map (others are read when
+    their turn comes), or where every class is novel.
     """
 
     def __init__(self, dataset: Dataset, *, limit: int = 0, cache: bool = False) -> None:
@@ -37,6 +37,11 @@ class Labelled:
         if self._length == 0:
             raise InputError(f"{self.name}:{self.split}: holds no image to train on")
         self[0]
+        if not self.vocabulary.base:
+            raise InputError(
+                f"{self.name}:{self.split}: all {len(self.vocabulary)} classes are novel, which leaves nothing to "
+                "train on; take some out of novel"
+            )
 
     def __len__(self) -> int:
         return self._length

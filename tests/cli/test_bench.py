@@ -180,3 +180,8 @@ def test_image_sizes() -> None:
     assert bench._parse_size("800x1216") == (800, 1216)
     assert bench._parse_size("512") == (512, 512)
     assert bench._parse_size(None) is None
+
+
+def test_pages_show_as_many_images_as_asked_where_there_are_so_many():
+    assert bench._spread(3, 4) == {0, 1, 2} and bench._spread(0, 4) == bench._spread(9, 0) == set()
+    assert bench._spread(400, 4) == {0, 100, 200, 300}

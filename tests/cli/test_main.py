@@ -102,6 +102,21 @@ def test_a_signal_during_the_imports_is_one_line(tmp_path, swallowed, name, stat
     assert (done.returncode, done.stderr) == (status, f"error: {word}\n")
 
 
+def test_processes_under_torchrun_keep_ddps_advice_to_themselves():
+    script = "import os; from ovstrans.cli import main; main.run = lambda words: print(level()) or 0; "
+    script += "level = lambda: os.environ.get('TORCH_CPP_LOG_LEVEL'); main.main()"
+    alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "TORCH_CPP_LOG_LEVEL")}
+    for given, expected in (
+        ({}, "None"),
+        ({"RANK": "1"}, "ERROR"),
+        ({"RANK": "1", "TORCH_CPP_LOG_LEVEL": "INFO"}, "INFO"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**alone, **given}
+        )
+        assert done.stdout.strip() == expected
+
+
 def test_version(capsys):
     assert main.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ovstrans 0.")

@@ -86,6 +86,10 @@ def test_unknown_names():
         load_clip("ViT-B-32")
     with pytest.raises(InputError, match="tags are openai"):
         load_clip("RN50", "nonsense")
+    with pytest.raises(InputError, match=r"model convnext_tiny: .*--pretrained FILE"):
+        load_clip("convnext_tiny")
+    with pytest.raises(InputError, match="nonsense: neither a file nor a tag of convnext_tiny; it has none"):
+        load_clip("convnext_tiny", "nonsense")
     with pytest.raises(InputError, match=r"missing\.safetensors: no such file"):
         load_clip(DEFAULT_MODEL, "missing.safetensors")
 

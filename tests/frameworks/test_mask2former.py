@@ -152,6 +152,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         ({"heads": 5}, "of the heads"),
         ({"queries": 0}, "queries = 0; at least 1"),
         ({"decoder_layers": 0}, "decoder_layers = 0"),
+        ({"encoder_ffn": 0}, "encoder_ffn = 0"),
+        ({"decoder_ffn": -1}, "decoder_ffn = -1"),
     ):
         with pytest.raises(InputError, match=message):
             MaskHead(CHANNELS, **{**SMALL, **wrong})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -79,6 +80,28 @@ def test_images_without_segments(clip: Clip, name: str) -> None:
     assert torch.isfinite(total)
     if name != "semantic":
         assert float(total.detach()) == 0
+
+
+def test_masks_lie_where_the_image_does_at_any_size(clip: Clip) -> None:
+    """GKC pads images to multiples of 32, and its targets with them; the student must see what GKC would."""
+    options = {**SMALL, "points": 16, "grounding_weight": 0.0, "region_drop": 0.0}
+    loss = make_distillation("semantic", clip, options, text_of(clip))
+    whole, batch = copy.deepcopy(loss.gkc), batch_of(clip)
+    whole.backbone = copy.deepcopy(clip.visual)
+    images = torch.rand(3, 3, 40, 52)
+    batch.segments = tuple(replace(each, masks=each.masks[:, :40, :52]) for each in batch.segments)
+    torch.manual_seed(0)
+    expected = whole.losses(replace(batch, images=images))
+    torch.manual_seed(0)
+    found = loss(clip.visual, clip.visual, replace(batch, images=(images - whole.pixel_mean) / whole.pixel_std))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_a_diverged_student_is_still_paired() -> None:
+    query, region = agree(torch.full((3, 4), torch.nan), unit(2, 4))
+    assert len(query) == len(region) == 2
 
 
 def test_a_class_counts_once_whatever_else_it_is_called(clip: Clip) -> None:

@@ -93,3 +93,11 @@ def test_no_steps_are_none_at_all() -> None:
     prune = choose_settings(changes=["prune.steps=0", "prune.settle=7"]).prune
     assert prune.total_steps(3) == 0
     assert [len(prune.steps_of(number, 3)) for number in range(3)] == [0, 0, 0]
+
+
+def test_batchnorm_needs_more_than_one_position() -> None:
+    alone = ["data.batch=1", "data.size=32"]
+    with pytest.raises(InputError, match=r"data\.batch = 1 at data\.size = 32.*distill\.norms=frozen"):
+        choose_settings(changes=alone)
+    for other in ("data.batch=2", "data.size=64", "distill.norms=frozen", "prune.steps=0"):
+        choose_settings(changes=[*alone, other])

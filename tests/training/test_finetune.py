@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,17 @@ def test_a_plan_made_on_the_way_holds_from_then_on(
         key for key in end if key.endswith("conv1.weight") and key[len("backbone.") : -len(".weight")] not in frozen
     )
     assert not torch.equal(end[other], weights[other])
+
+
+@pytest.mark.parametrize(("option", "said"), [("frozen", ", trunk frozen,"), ("train", ", 3 layers frozen,")])
+def test_the_headline_says_what_does_not_train(
+    tiny: Tiny, tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    settings = tiny("training.steps=1", plan=str(plan_file))
+    sizes = {"width": 32, "heads": 2, "encoder_layers": 1, "encoder_ffn": 32, "decoder_layers": 1, "decoder_ffn": 32}
+    options = {**sizes, "trunk": option, "points": 16, "templates": "dataset"}
+    finetune(replace(settings, model=replace(settings.model, framework="fcclip", options=options)), tmp_path / "run")
+    assert said in "".join(capsys.readouterr())
 
 
 def test_frozen_layers_have_no_optimizer_state(

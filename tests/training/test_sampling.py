@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -81,6 +82,13 @@ class Unlabelled:
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), name="one")
+
+
+def test_novel_classes_alone_teach_nothing() -> None:
+    source = Scenes("train", size=32)
+    source.vocabulary = replace(source.vocabulary, novel=frozenset(range(len(source.vocabulary))))
+    with pytest.raises(InputError, match=r"scenes:train: all \d+ classes are novel.*take some out"):
+        Labelled(source)
 
 
 @pytest.mark.parametrize(("count", "words"), [(0, "no image"), (2, "one has no label map")])
