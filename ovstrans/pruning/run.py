@@ -22,6 +22,7 @@ from ovstrans.pruning.methods import make_plan
 from ovstrans.pruning.rounds import Round, Views, Watch, run_rounds
 from ovstrans.pruning.settings import PRECISIONS, SEGMENT_LOSSES, Settings
 from ovstrans.training.precision import pick_precision
+from ovstrans.training.state import seed_step
 
 SCHEMA = "ovstrans.prune/1"
 
@@ -93,6 +94,7 @@ def prune(
     device = torch.device(device)
     _require_finite(clip)
     plan = make_plan(clip.visual, settings.prune, settings.run.seed, like)
+    seed_step(settings.run.seed, -1)  # a loss may have a head, which starts at random
     loss, images = _lesson(clip, settings, dataset if settings.prune.steps else None, device)
     identity = {
         "model": clip.name,

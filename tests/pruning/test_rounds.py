@@ -173,6 +173,25 @@ def test_seeds_change_what_is_seen(clip: Clip, pictures: Pictures) -> None:
     assert results[0] == results[1] != results[2]
 
 
+def test_a_losss_head_starts_from_the_seed_alone(
+    clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Headed(Distillation):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(16, 4)
+
+        def forward(self, student: Any, teacher: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"own": (self.head(student(batch.images)) - self.head(teacher(batch.images))).square().mean()}
+
+    monkeypatch.setitem(LOSSES, "headed", lambda clip, options, text: Headed())
+    results = []
+    for drawn_before in (0, 7):
+        torch.rand(drawn_before)
+        results.append(prune(clip, small_settings("distill.loss=headed"), pictures))
+    assert_same(*results)
+
+
 def test_frozen_norms_keep_their_statistics(clip: Clip, pictures: Pictures) -> None:
     name = "layer2.0.bn1.running_mean"
     dense = clip.visual.state_dict()[name]
