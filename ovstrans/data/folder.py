@@ -29,6 +29,9 @@ class FolderDataset:
     Raises InputError for an unknown split, a missing folder, no image, an image without label map.
     """
 
+    published_size: tuple[int, int] | None = None
+    videos: Sequence[range] = ()
+
     def __init__(self, description: Description, split: str, *, labels: bool = True) -> None:
         self.description = description
         self.vocabulary = description.vocabulary
@@ -72,6 +75,8 @@ class ImageFolder:
     """Any folder of images, at any depth, in the order of their paths: samples without labels."""
 
     ignore = IGNORE
+    published_size: tuple[int, int] | None = None
+    videos: Sequence[range] = ()
 
     def __init__(self, folder: Path, split: str = ALL) -> None:
         """Raises InputError where there is no folder, or no image in it."""

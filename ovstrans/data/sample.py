@@ -5,6 +5,7 @@ Shapes: `H W` image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +32,7 @@ class Segment:
     class_index: its class in the vocabulary, or the ignore label.
     isthing: whether it is countable.
     area: its visible pixels.
+    iscrowd: whether it is a group of things that nobody told apart; evaluation neither wants nor minds it.
     attributes: what is known beyond the class, such as colour and texture.
     """
 
@@ -39,6 +41,7 @@ class Segment:
     isthing: bool
     area: int
     attributes: dict[str, str] = field(default_factory=dict)
+    iscrowd: bool = False
 
 
 @dataclass
@@ -70,12 +73,17 @@ class Dataset(Protocol):
     split: which part of it this is.
     vocabulary: its classes; empty where nothing is labelled.
     ignore: the label of pixels that count nowhere.
+    published_size: short and long side of images at evaluation, as papers on this dataset have it; None for
+    the images' own.
+    videos: index ranges of the frames that follow each other, a range a video; empty for single images.
     """
 
     name: str
     split: str
     vocabulary: Vocabulary
     ignore: int
+    published_size: tuple[int, int] | None
+    videos: Sequence[range]
 
     def __len__(self) -> int: ...
 

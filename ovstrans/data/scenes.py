@@ -10,6 +10,7 @@ and when testing, and are never drawn in the split that segmenters train on.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,8 @@ class Scenes:
     """
 
     ignore = 255
+    published_size: tuple[int, int] | None = None
+    videos: Sequence[range] = ()
 
     def __init__(
         self,

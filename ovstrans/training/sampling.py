@@ -32,6 +32,7 @@ class Labelled:
     def __init__(self, dataset: Dataset, *, limit: int = 0, cache: bool = False) -> None:
         self.dataset, self.name, self.split = dataset, dataset.name, dataset.split
         self.vocabulary, self.ignore = dataset.vocabulary, dataset.ignore
+        self.published_size, self.videos = dataset.published_size, dataset.videos
         self._length = min(limit or len(dataset), len(dataset))
         self._cache: dict[int, Sample] | None = {} if cache else None
         if self._length == 0:

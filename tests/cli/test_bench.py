@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.cli import bench, main
+from ovstrans.cli import bench, bench_data, main
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.data.catalog import open_dataset
@@ -183,5 +183,5 @@ def test_image_sizes() -> None:
 
 
 def test_pages_show_as_many_images_as_asked_where_there_are_so_many():
-    assert bench._spread(3, 4) == {0, 1, 2} and bench._spread(0, 4) == bench._spread(9, 0) == set()
-    assert bench._spread(400, 4) == {0, 100, 200, 300}
+    assert bench_data._spread(3, 4) == {0, 1, 2} and bench_data._spread(0, 4) == bench_data._spread(9, 0) == set()
+    assert bench_data._spread(400, 4) == {0, 100, 200, 300}
