@@ -29,7 +29,7 @@ def changes(values: Sequence[str]) -> list[str]:
 
 
 def trained(out: Path, name: str, arguments: Sequence[object], tests: Sequence[str], *, keep: bool = True) -> Report:
-    """Fine-tune one arm into `out/name` and evaluate it; returns its report, with `seconds_per_step` beside.
+    """Fine-tune one arm into `out/name` and evaluate it; returns its report.
 
     arguments: of `finetune`, without --out.  tests: datasets.  keep: whether the run folder stays.
     """
@@ -40,17 +40,16 @@ def trained(out: Path, name: str, arguments: Sequence[object], tests: Sequence[s
         call("bench", run, *[word for data in tests for word in ("--data", data)], "--json", report)
         found = json.loads(report.read_text().replace(f"{out}/", ""))  # whose folder it was is nobody's business
         found["environment"]["platform"] = platform.machine()
-        found["seconds_per_step"] = seconds_per_step(run / "log.jsonl")
         report.write_text(json.dumps(found, indent=2) + "\n")
     if not keep and run.exists():
         (run / "checkpoint.safetensors").unlink(missing_ok=True)
     return json.loads(report.read_text())
 
 
-def seconds_per_step(log: Path) -> float:
-    """The median step of a run, in seconds."""
+def step_seconds(log: Path) -> list[float]:
+    """How long each step of a run took."""
     elapsed = [json.loads(line)["elapsed"] for line in log.read_text().splitlines()]
-    return statistics.median(after - before for before, after in zip([0.0, *elapsed], elapsed, strict=False))
+    return [after - before for before, after in zip([0.0, *elapsed], elapsed, strict=False)]
 
 
 def cell(values: Sequence[float | None], digits: int = 1) -> str:
