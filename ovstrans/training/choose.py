@@ -76,6 +76,11 @@ def choose_settings(
         raise InputError(f"--weights {weights}: goes with --init pruned; add it, or leave --weights out")
     if settings.run.plan and settings.training.plan_after:
         raise InputError("--plan and --plan-after: give one; the first reads a plan, the second makes one on the way")
+    if _whole_trunk_frozen(settings) and (settings.run.plan or settings.training.plan_after):
+        raise InputError(
+            f'model.trunk = "frozen" keeps all of the {settings.model.framework}\'s trunk still, a freeze plan changes '
+            "nothing; leave out --plan and --plan-after, or --set model.trunk=train"
+        )
     if stored is not None:
         differ = differences(stored, settings)
         if differ:
@@ -96,7 +101,11 @@ def pick_up(settings: Settings, folder: Path, *, mask: bool = True, plan: bool =
     found: dict[str, Any] = {}
     wanted = {
         "mask": (folder / "mask.safetensors", mask, read_metadata),
-        "plan": (folder / "alpha.json", plan and not settings.training.plan_after, read_json),
+        "plan": (
+            folder / "alpha.json",
+            plan and not settings.training.plan_after and not _whole_trunk_frozen(settings),
+            read_json,
+        ),
     }
     for kind, (path, look, read) in wanted.items():
         if not look or getattr(settings.run, kind) or not path.exists():
@@ -122,6 +131,11 @@ def resume_settings(out: Path | str, **given: Any) -> Settings | None:
     if not folder.state.exists():
         raise InputError(f"{folder.path}: the run stopped before its first saved state; start it anew with --force")
     return choose_settings(stored=stored, **given)
+
+
+def _whole_trunk_frozen(settings: Settings) -> bool:
+    """Whether the framework trains nothing of the trunk, by an option of its own (FC-CLIP as published)."""
+    return settings.model.options.get("trunk") == "frozen"
 
 
 def _table(framework: str | None, recipe: str | None, stored: Settings | None) -> tuple[Recipe, str]:

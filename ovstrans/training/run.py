@@ -147,7 +147,9 @@ class RunFolder:
         raise InputError(f"{self.path}: no {self.checkpoint.name} in this folder; give a run of `ovstrans finetune`")
 
     def _command(self, switch: str) -> str:
-        return f"ovstrans finetune {switch} --out {shlex.quote(str(self.path))}"
+        processes = os.environ.get("LOCAL_WORLD_SIZE")  # under torchrun; what its other options were, it knows alone
+        program = "ovstrans" if processes is None else f"torchrun --nproc_per_node {processes} -m ovstrans.cli.main"
+        return f"{program} finetune {switch} --out {shlex.quote(str(self.path))}"
 
     def _clear(self) -> None:
         for name in _ENTRIES:

@@ -119,3 +119,15 @@ def test_what_is_for_another_model_is_left_aside_and_said(tmp_path: Path) -> Non
     settings, notes = pick_up(choose_settings(), tmp_path)
     assert (settings.run.mask, settings.run.plan) == ("", "")
     assert len(notes) == 2 and "is for RN50, not RN-mini" in notes[0]
+
+
+def test_a_plan_for_a_trunk_that_is_frozen_as_a_whole_is_refused(tmp_path):
+    frozen = ["model.trunk=frozen"]
+    for given in ({"plan": "alpha.json"}, {"plan_after": 10}):
+        with pytest.raises(InputError, match="a plan changes nothing"):
+            choose_settings("fcclip", changes=frozen, **given)
+        choose_settings("fcclip", **given)
+    (tmp_path / "alpha.json").write_text('{"model": "RN-mini"}')
+    settings, notes = pick_up(choose_settings("fcclip", changes=frozen), tmp_path)
+    assert settings.run.plan == "" and not notes
+    assert pick_up(choose_settings("fcclip"), tmp_path)[0].run.plan

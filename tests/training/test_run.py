@@ -107,3 +107,11 @@ def test_finished_means_a_checkpoint_and_no_state(tmp_path: Path) -> None:
     assert not folder.finished
     folder.end()
     assert folder.finished
+
+
+def test_how_to_go_on_names_torchrun_where_it_ran(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert folder._command("--resume") == f"ovstrans finetune --resume --out {tmp_path}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert folder._command("--resume").startswith("torchrun --nproc_per_node 4 -m ovstrans.cli.main finetune --resume")
