@@ -124,7 +124,7 @@ def test_what_is_for_another_model_is_left_aside_and_said(tmp_path: Path) -> Non
 def test_a_plan_for_a_trunk_that_is_frozen_as_a_whole_is_refused(tmp_path):
     frozen = ["model.trunk=frozen"]
     for given in ({"plan": "alpha.json"}, {"plan_after": 10}):
-        with pytest.raises(InputError, match="a plan changes nothing"):
+        with pytest.raises(InputError, match="a freeze plan changes nothing"):
             choose_settings("fcclip", changes=frozen, **given)
         choose_settings("fcclip", **given)
     (tmp_path / "alpha.json").write_text('{"model": "RN-mini"}')
