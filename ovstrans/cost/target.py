@@ -24,7 +24,7 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.mask import Mask
-from ovstrans.recipes.load import load_recipe, recipe_names
+from ovstrans.recipes.load import load_recipe, override, recipe_names
 
 RUN_CHECKPOINT = "checkpoint.safetensors"
 """The checkpoint's name inside a run folder."""
@@ -79,24 +79,28 @@ def resolve(
     mask: Mask | None = None,
     frozen: Sequence[str] = (),
     vocabulary: Vocabulary | None = None,
+    settings: Sequence[str] = (),
     device: str = "meta",
 ) -> Target:
     """The target a name stands for: an existing path first, then framework, recipe, open_clip model.
 
     model: the CLIP of a framework or recipe (default: the recipe's, or RN-mini).  mask, frozen: for
     targets without weights; a checkpoint carries its own.  vocabulary: whose text rows a framework
-    without weights is counted with.  device: "meta", or "cpu" where the counter needs real tensors.
-    Raises InputError for a name that is none of these, or a path without a checkpoint.
+    without weights is counted with.  settings: `KEY=VALUE` laid over a recipe, or over a framework's
+    options as `model.OPTION=VALUE`.  device: "meta", or "cpu" where the counter needs real tensors.
+    Raises InputError for a name that is none of these, a path without a checkpoint, or settings of a
+    target that is neither framework nor recipe.
     """
     path = Path(name)
     if path.is_dir() or (path.is_file() and path.suffix != ".toml"):
+        _refuse_settings(name, settings)
         return _from_checkpoint(name, path)
     if path.suffix == ".safetensors" or (len(path.parts) > 1 and path.suffix != ".toml"):
         raise InputError(f"{name}: no such file or folder")
-    recipe = load_recipe(name) if path.suffix == ".toml" or name in recipe_names() else None
+    recipe = load_recipe(name, settings) if path.suffix == ".toml" or name in recipe_names() else None
     if name in registry.names() or recipe is not None:
-        section: Mapping[str, Any] = (recipe or {}).get("model", {})
-        if recipe is not None and "framework" not in section:
+        section = _plain_recipe(name, settings) if recipe is None else recipe.get("model", {})
+        if "framework" not in section:
             raise InputError(f"{name}: this recipe names no framework ([model] framework = ...); nothing to count")
         options = {key: value for key, value in section.items() if key not in ("framework", "clip", "pretrained")}
         framework = str(section.get("framework", name))
@@ -105,6 +109,7 @@ def resolve(
         target = Target(name, "framework" if recipe is None else "recipe", module, module.components(), clip)
         target.about = {"framework": framework, "options": module.options}
     elif name in model_names():
+        _refuse_settings(name, settings)
         with torch.device(device):
             trunk = Trunk(create_tower(name))
         target = Target(name, "model", trunk, {"trunk": trunk.backbone}, name)
@@ -139,6 +144,17 @@ def blank_framework(
         rows = torch.zeros(len(owner), dim)
         text = TextClassifier(rows, torch.tensor(owner, dtype=torch.long), vocabulary)
         return registry.build(name, tower=create_tower(model), mean=mean, std=std, text=text, options=options)
+
+
+def _plain_recipe(name: str, settings: Sequence[str]) -> Mapping[str, Any]:
+    """The [model] section of a framework by itself: its defaults on the default CLIP."""
+    model = {"framework": name, "clip": DEFAULT_MODEL, **registry.defaults(name)}
+    return override({"model": model}, settings)["model"]
+
+
+def _refuse_settings(name: str, settings: Sequence[str]) -> None:
+    if settings:
+        raise InputError(f"--set {settings[0]}: is for frameworks and recipes; {name} has no settings")
 
 
 def _from_checkpoint(name: str, path: Path) -> Target:
