@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".p
 """File suffixes taken for images where a user names none; compared without case."""
 
 _INDEX_MODES = ("P", "L", "1")
+_COLOR_MODES = ("RGB", "RGBA", "RGBX")
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -54,6 +55,20 @@ def read_label(path: Path | str) -> np.ndarray:
             )
         values = np.array(picture)
     return values.astype(np.uint8 if values.dtype in (np.uint8, np.bool_) else np.int64)
+
+
+def read_colors(path: Path | str) -> np.ndarray:
+    """The colours of a picture whose colours are numbers, uint8 [H, W, 3]; transparency is dropped.
+
+    Raises InputError where the file is missing or broken, or holds one number a pixel.
+    """
+    with _opened(path) as picture:
+        if picture.mode not in _COLOR_MODES:
+            raise InputError(
+                f"{path}: holds one number a pixel ({picture.mode}), where three (RGB) are needed; "
+                "copy it again, without conversion"
+            )
+        return np.array(picture)[..., :3]
 
 
 def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:

@@ -1,0 +1,54 @@
+"""The published datasets that are known by name, and finding them on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ovstrans.data.layouts import Found, Layout, Pair, Published, absent, candidates
+from ovstrans.data.published_ade import ADE20K_150
+from ovstrans.data.published_dataset import PublishedDataset
+from ovstrans.data.roots import VARIABLES, looked_in
+from ovstrans.errors import InputError
+
+__all__ = ["PUBLISHED", "Found", "Layout", "Pair", "Published", "PublishedDataset", "find_layout", "not_found"]
+
+PUBLISHED: Mapping[str, Published] = {published.name: published for published in (ADE20K_150,)}
+"""Every published dataset, by name."""
+
+
+def find_layout(published: Published, split: str, roots: Sequence[Path], *, labels: bool = True) -> Found | None:
+    """Where a split of a dataset is, or None.
+
+    The first layout, root by root, that is there and lacks no file; where all of them lack some, the first.
+    labels: False needs images only.
+    Raises InputError for a split that the dataset does not have, and for broken listings.
+    """
+    if split not in published.splits:
+        raise InputError(f"data {published.name}: no split {split!r}; it has {', '.join(published.splits)}")
+    there = [
+        Found(published, split, layout, top, labels)
+        for layout, top in candidates(published, split, roots)
+        if not absent(layout, top, split, labels)
+    ]
+    return next((found for found in there if not found.missing), there[0] if there else None)
+
+
+def not_found(published: Published, split: str, roots: Sequence[Path], *, labels: bool = True) -> InputError:
+    """The error that says where a dataset was looked for, what is missing there, and what would do."""
+    partly: list[tuple[float, str]] = []
+    ways: list[str] = []
+    for layout, top in candidates(published, split, roots):
+        needs = layout.needs(split, labels)
+        lacking = absent(layout, top, split, labels)
+        if len(lacking) < len(needs):
+            share = len(lacking) / len(needs)
+            partly.append((share, f"{top} lacks {' and '.join(str(path.relative_to(top)) for path in lacking)}"))
+        way = f"{layout.name}: {layout.tops[0]}/ with " + ", ".join(" or ".join(paths) for paths in needs)
+        ways += [way] if way not in ways else []
+    nearest = f"; {min(partly)[1]}" if partly else ""
+    return InputError(
+        f"data {published.name}:{split}: not found in {looked_in(roots)}{nearest}; any of these would do: "
+        f"{'; '.join(ways)} (name the folder that holds them with --data-root or {VARIABLES[0]}; "
+        f"from {published.source})"
+    )
