@@ -23,7 +23,7 @@ app = typer.Typer(
 app.command()(prune.prune)
 app.command()(analyze.analyze)
 app.command()(finetune.finetune)
-app.command()(bench.bench)
+app.command(cls=bench.BenchCommand)(bench.bench)
 app.command()(export.export)
 app.command()(inspect.inspect)
 app.command()(demo.demo)

@@ -1,71 +1,50 @@
-"""`ovstrans bench`: params, multiply-accumulates and mIoU of any number of targets, side by side."""
+"""`ovstrans bench`: params, multiply-accumulates, mIoU and speed of any number of targets, side by side.
+
+Here is what happens, in order; the options are in `bench_options`, evaluation in `bench_data`, locks in
+`bench_lock`, what is shown in `bench_show`.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from ovstrans.cli import bench_options as options
 from ovstrans.cli import common
+from ovstrans.cli.bench_options import BenchCommand
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
+    from ovstrans.cost.request import Request
     from ovstrans.cost.target import Target
+
+__all__ = ["BenchCommand", "bench"]
 
 PAPER_SIZE = (800, 1216)
 """Where published inference costs are counted (OpenTrans sec. 4.1): the first COCO validation image."""
 
-_COUNT = "Counting"
-_EVALUATE = "Evaluating"
-
 
 def bench(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TARGET]...",
-            help="Runs, checkpoints, frameworks, recipes or CLIP models; by default the run of `finetune`.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="CLIP of a framework or recipe.", rich_help_panel=_COUNT)] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="Count targets without weights under this mask.", rich_help_panel=_COUNT)
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Count what trains under this freeze plan.", rich_help_panel=_COUNT)
-    ] = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW", help="Where to count; by default the data's size, or 800x1216.", rich_help_panel=_COUNT
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images to count at once.", rich_help_panel=_COUNT)] = 1,
-    counter: Annotated[
-        str, typer.Option(help="torch (exact), or fvcore (the literature's).", rich_help_panel=_COUNT)
-    ] = "torch",
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Every layer's MACs.", rich_help_panel=_COUNT)] = False,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Labelled data, NAME[:SPLIT] or folder:PATH[:SPLIT]; repeatable; none to skip. "
-            "By default the validation part of what a target was trained on.",
-            rich_help_panel=_EVALUATE,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate on the first so many images.", rich_help_panel=_EVALUATE)
-    ] = None,
-    show: Annotated[int, typer.Option(min=0, help="Images on the picture pages.", rich_help_panel=_EVALUATE)] = 4,
-    pictures: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"Folder of the picture pages ({OUTPUT_DIR / 'bench'}, renewed each time).", rich_help_panel=_EVALUATE
-        ),
-    ] = None,
+    targets: options.Targets = None,
+    model: options.Model = None,
+    mask: options.Mask = None,
+    plan: options.Plan = None,
+    settings: options.Settings = None,
+    vocabulary: options.VocabularyName = None,
+    image_size: options.ImageSize = None,
+    batch: options.Batch = None,
+    counter: options.Counter = "torch",
+    per_layer: options.PerLayer = False,
+    check: options.Check = None,
+    update: options.Update = None,
+    tolerance: options.Tolerance = "0",
+    data: options.Data = None,
+    limit: options.Limit = None,
+    show: options.Show = 4,
+    pictures: options.Pictures = None,
+    markdown: options.Markdown = None,
+    csv: options.Csv = None,
     json: common.Json = None,
     device: common.Device = "auto",
     force: common.Force = False,
@@ -74,31 +53,51 @@ def bench(
 ) -> None:
     """Count parameters and multiply-accumulates, and measure mIoU, with one counter for all targets.
 
-    FLOPs are twice the MACs. Effective MACs leave out what the mask holds at zero, layer by layer.
-    Frameworks, recipes and CLIP models are counted without weights.
+    One MAC (a multiplication with its addition) is two FLOPs. Effective MACs leave out what the mask
+    holds at zero, layer by layer. Frameworks, recipes and CLIP models are counted without weights.
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import files
+    from ovstrans.cli import bench_lock
     from ovstrans.cli.bench_data import evaluate_targets, first_size, open_data
+    from ovstrans.cli.bench_show import Outputs
+    from ovstrans.cost.request import Request, parse_size
 
     place = common.pick_device(device)
-    common.check_json(json, force=force)
+    first = next((spec for spec in data or [] if spec != "none"), None)
+    size = parse_size(image_size)
+    asked: dict[str, Any] = {
+        "image_size": size,
+        "batch": batch,
+        "model": model,
+        "mask": None if mask is None else str(mask),
+        "plan": None if plan is None else str(plan),
+        "settings": tuple(settings) if settings else None,
+        "vocabulary": vocabulary or first,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if check is not None or update is not None:
+        bench_lock.run(targets or [], asked, check, update, tolerance=tolerance, json=json, force=force)
+        return
+    outputs = Outputs.checked(markdown=markdown, csv=csv, json=json, force=force)
     pages = OUTPUT_DIR / "bench"
     if pictures is not None:
         pages = files.check_output(pictures, force=force, directory=True, option="--pictures")
-    found = _resolve(targets or _default_targets(), model, mask, plan, data or [], counter)
-    work = open_data(found, data or [])
-    size = _parse_size(image_size) or first_size(work) or PAPER_SIZE
+    requests = [Request(name, **{"image_size": PAPER_SIZE, **asked}) for name in targets or _default_targets()]
+    written, found = _open(requests, counter)
+    work = open_data(list(found.values()), data or [])
+    size = size or first_size(work) or PAPER_SIZE
 
     from ovstrans.cost.report import cost_report, together
 
-    reports = [
-        cost_report(target, size, counter=counter, per_layer=per_layer, batch=batch, device=str(place))
-        for target in found
+    counted = [
+        cost_report(target, size, counter=counter, per_layer=per_layer, batch=batch or 1, device=str(place))
+        for target in found.values()
     ]
-    evaluate_targets(found, work, reports, place, limit=limit, show=show, pages=pages)
-    if json != "-":
-        _show(reports, per_layer=per_layer)
+    evaluate_targets(list(found.values()), work, counted, place, limit=limit, show=show, pages=pages)
+    fresh = dict(zip(found, counted, strict=True))
+    reports = [report for number in range(len(requests)) for report in written.get(number) or [fresh[number]]]
+    outputs.show(reports, per_layer=per_layer)
     common.emit_json(json, together(reports), force=True)
 
 
@@ -114,61 +113,24 @@ def _default_targets() -> list[str]:
     return ["deeplabv3"]
 
 
-def _resolve(
-    names: Sequence[str], model: str | None, mask: Path | None, plan: Path | None, data: Sequence[str], counter: str
-) -> list[Target]:
-    """The targets, each with the mask and plan that it is counted under."""
-    from ovstrans.cost.target import resolve
-    from ovstrans.data.catalog import open_dataset
+def _open(requests: Sequence[Request], counter: str) -> tuple[dict[int, list[dict[str, Any]]], dict[int, Target]]:
+    """By their number among the requests: the reports that were written earlier, and the targets to count."""
+    from ovstrans.cost.report import load_reports
     from ovstrans.errors import InputError
-    from ovstrans.masks.file import load_mask
-    from ovstrans.spectrum.file import load_plan
     from ovstrans.training.run import RunFolder
 
-    for path in map(Path, names):
-        if path.is_dir():
+    written, found = {}, {}
+    for number, request in enumerate(requests):
+        path = Path(request.name)
+        if path.suffix == ".json" and path.is_file():
+            written[number] = load_reports(path)
+        elif path.is_dir():
             RunFolder(path).require_checkpoint()
-    first = next((spec for spec in data if spec != "none"), "scenes")
-    found = [
-        resolve(
-            name,
-            model=model,
-            mask=None if mask is None else load_mask(mask),
-            frozen=() if plan is None else load_plan(plan).frozen,
-            vocabulary=open_dataset(first, split="val").vocabulary,
-            device="cpu" if counter == "fvcore" else "meta",
-        )
-        for name in names
-    ]
-    given = [option for option, value in (("--model", model), ("--mask", mask), ("--plan", plan)) if value is not None]
-    if given and all(target.checkpoint is not None for target in found):
+    for number, request in enumerate(requests):
+        if number not in written:
+            found[number] = request.open(device="cpu" if counter == "fvcore" else "meta")
+    first = requests[0]
+    given = [f"--{name}" for name in ("model", "mask", "plan") if getattr(first, name) is not None]
+    if given and all(target.checkpoint is not None for target in found.values()):
         raise InputError(f"{given[0]}: is for frameworks, recipes and CLIP models; a checkpoint carries its own")
-    return found
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of `HxW`, or of one number for a square."""
-    from ovstrans.errors import InputError
-
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text.strip())
-    if match is None or not int(match[1]) or not int(match[2] or 1):
-        raise InputError(f"--image-size {text}: write HEIGHTxWIDTH, for instance 800x1216")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _show(reports: Sequence[Mapping[str, Any]], *, per_layer: bool) -> None:
-    """The table of all targets, and of every layer where asked for."""
-    from ovstrans import console
-    from ovstrans.cost.report import layer_rows, rows
-
-    flops = reports[0]["flops"]
-    height, width = flops["image_size"]
-    images = "1 image" if flops["batch"] == 1 else f"{flops['batch']} images"
-    columns, table = rows(reports)
-    caption = f"{images} of {height}x{width}, counter {flops['counter']}; 1 MAC = 2 FLOPs"
-    console.table("bench", columns, table, caption=caption)
-    for report in reports if per_layer else []:
-        heads = ["layer", "component", "dense MMAC", "effective MMAC", "share"]
-        console.table(f"layers of {report['target']['name']}", heads, layer_rows(report))
+    return written, found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from ovstrans.cost.flops import count_flops
 from ovstrans.cost.params import count_params
 from ovstrans.cost.target import Target
 from ovstrans.cost.training import executed_training, published_training
+from ovstrans.errors import InputError
+from ovstrans.files import read_json
 from ovstrans.version import __version__
 
 SCHEMA = "ovstrans.report/1"
@@ -87,82 +90,15 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def rows(reports: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of the table that sets reports side by side: a column a target."""
-    columns = ["", *(str(report["target"]["name"]) for report in reports)]
-    table = [
-        ["params", *(_millions(report["params"]["total"]) for report in reports)],
-        ["nonzero params", *(_millions(report["params"]["nonzero"]) for report in reports)],
-        *_by_component(reports, "params", "nonzero", _millions),
-        ["trainable params", *(_millions(report["params"]["trainable"]) for report in reports)],
-    ]
-    for kind in ("dense", "effective"):
-        table.append([f"{kind} GMAC", *(_giga(report["flops"][kind]) for report in reports)])
-        table += _by_component(reports, "flops", kind, _giga)
-    table.append(["effective GFLOP (2 x MAC)", *(_giga(2 * report["flops"]["effective"]) for report in reports)])
-    for kind, label in (("executed", "as autograd runs it"), ("published", "by the paper's formula")):
-        totals = [_giga(report["training"][kind]["total"]) for report in reports]
-        table.append([f"training GMAC, {label}", *totals])
-    for name in _union(report["datasets"] for report in reports):
-        entries = [report["datasets"].get(name, {}) for report in reports]
-        for key, label in METRICS.items():
-            values = [entry.get(key) for entry in entries]
-            if any(value is not None for value in values):
-                table.append([f"{name} {label}", *(_percent(value) for value in values)])
-    return columns, table
-
-
-METRICS = {
-    "mIoU": "mIoU %",
-    "base": "mIoU base %",
-    "novel": "mIoU novel %",
-    "hIoU": "hIoU %",
-    "fwIoU": "fwIoU %",
-    "mACC": "mACC %",
-    "pACC": "pACC %",
-}
-"""Entries of a dataset's report that the table shows, in order."""
-
-
-def layer_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of the per-layer table: layer, component, dense and effective MMAC, share kept."""
-    return [
-        [
-            layer["name"],
-            layer["component"],
-            f"{layer['dense'] / 1e6:,.3f}",
-            f"{layer['effective'] / 1e6:,.3f}",
-            f"{layer['effective'] / layer['dense']:.1%}" if layer["dense"] else "-",
-        ]
-        for layer in report["flops"].get("layers", [])
-    ]
-
-
-def _by_component(reports: Sequence[Mapping[str, Any]], section: str, kind: str, form: Any) -> list[list[str]]:
-    names = _union(report[section]["components"] for report in reports)
-    if len(names) < 2:
-        return []
-    return [
-        [f"  {name}", *(_entry(report[section]["components"].get(name), kind, form) for report in reports)]
-        for name in names
-    ]
-
-
-def _entry(part: Mapping[str, Any] | None, kind: str, form: Any) -> str:
-    return "-" if part is None else form(part[kind])
-
-
-def _union(tables: Any) -> list[str]:
-    return list(dict.fromkeys(name for table in tables for name in table))
-
-
-def _millions(value: int) -> str:
-    return f"{value / 1e6:,.3f} M"
-
-
-def _giga(value: int) -> str:
-    return f"{value / 1e9:,.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def load_reports(path: Path | str) -> list[dict[str, Any]]:
+    """The reports in a file that `bench --json` wrote, one or several; InputError where it is another file."""
+    value = read_json(path)
+    schema = value.get("schema") if isinstance(value, dict) else None
+    found = {SCHEMA: [value], SCHEMA_SEVERAL: value.get("reports") if schema else None}.get(str(schema))
+    if not isinstance(found, list) or not found:
+        raise InputError(f"{path}: is no report (its schema is {schema!r}); give what `bench --json` wrote")
+    for report in found:
+        for section in ("target", "params", "flops"):
+            if not isinstance(report, dict) or not isinstance(report.get(section), dict):
+                raise InputError(f"{path}: a report in it has no {section!r}; write it again with `bench --json`")
+    return found

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.cli import bench, bench_data, main
+from ovstrans.cli import bench_data, main
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import embed_vocabulary
+from ovstrans.cost.request import parse_size
 from ovstrans.data.catalog import open_dataset
 from ovstrans.files import write_text
 from ovstrans.frameworks import registry
@@ -86,7 +87,7 @@ def test_the_default_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["images"] == 3 and 0 <= entry["mIoU"] <= 100 and entry["hIoU"] is not None
     assert Image.open("ovstrans-out/bench/scenes-val.png").width > 300
     shown = capsys.readouterr().out
-    assert "scenes:val mIoU %" in shown and "effective GMAC" in shown and "64x64" in shown
+    assert "scenes:val mIoU, %" in shown and "effective MACs, GMAC" in shown and "64x64" in shown
 
 
 def test_several_targets_and_data_side_by_side() -> None:
@@ -177,9 +178,9 @@ def test_a_truncated_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_image_sizes() -> None:
-    assert bench._parse_size("800x1216") == (800, 1216)
-    assert bench._parse_size("512") == (512, 512)
-    assert bench._parse_size(None) is None
+    assert parse_size("800x1216") == (800, 1216)
+    assert parse_size("512") == (512, 512)
+    assert parse_size(None) is None
 
 
 def test_pages_show_as_many_images_as_asked_where_there_are_so_many():

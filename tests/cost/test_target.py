@@ -7,7 +7,8 @@ import torch
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import random_clip
-from ovstrans.cost.report import cost_report, layer_rows, rows, together
+from ovstrans.cost.report import cost_report, together
+from ovstrans.cost.tables import layer_rows, rows
 from ovstrans.cost.target import Trunk, blank_framework, resolve
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
@@ -101,8 +102,8 @@ def test_several_reports_side_by_side() -> None:
     columns, table = rows(reports)
     assert columns == ["", "RN-mini", "deeplabv3"]
     cells = {row[0].strip(): row[1:] for row in table}
-    assert cells["scenes:val mIoU %"] == ["-", "50.00"]
-    assert "scenes:val mIoU novel %" not in cells
-    assert cells["params"][1] == f"{reports[1]['params']['total'] / 1e6:,.3f} M"
+    assert cells["scenes:val mIoU, %"] == ["-", "50.00"]
+    assert "scenes:val mIoU novel, %" not in cells
+    assert cells["total params, M"][1].startswith(f"{reports[1]['params']['total'] / 1e6:,.3f} (+")
     assert together(reports[:1])["schema"] == "ovstrans.report/1"
     assert [one["target"]["name"] for one in together(reports)["reports"]] == ["RN-mini", "deeplabv3"]

@@ -1,0 +1,67 @@
+"""What to count, in words: a name and the options beside it, as typed on the command line or kept in a lock."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovstrans.cost.target import Target, resolve
+from ovstrans.data.catalog import open_dataset
+from ovstrans.data.vocabulary import Vocabulary, load_vocabulary
+from ovstrans.errors import InputError
+from ovstrans.masks.file import load_mask
+from ovstrans.spectrum.file import load_plan
+
+DEFAULT_VOCABULARY = "scenes"
+"""Whose class names a target without weights and data is counted with."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """name: run, checkpoint, framework, recipe or open_clip model.  image_size: (height, width).
+    batch: images at once.  model, mask, plan, settings, vocabulary: as `bench` takes them, paths as
+    text; None or empty for the target's own."""
+
+    name: str
+    image_size: tuple[int, int]
+    batch: int = 1
+    model: str | None = None
+    mask: str | None = None
+    plan: str | None = None
+    settings: tuple[str, ...] = ()
+    vocabulary: str | None = None
+
+    def open(self, *, device: str = "meta") -> Target:
+        """The target, under its mask and plan; the weights of one that comes without any are on `device`.
+
+        A checkpoint carries its own CLIP, mask, plan and vocabulary, whatever is asked here. Raises
+        InputError as `resolve` does and where a file is missing or broken, MismatchError where mask or
+        plan are of another architecture (the latter two when counting).
+        """
+        return resolve(
+            self.name,
+            model=self.model,
+            mask=None if self.mask is None else load_mask(self.mask),
+            frozen=() if self.plan is None else load_plan(self.plan).frozen,
+            vocabulary=named_vocabulary(self.vocabulary or DEFAULT_VOCABULARY),
+            settings=self.settings,
+            device=device,
+        )
+
+
+def named_vocabulary(name: str) -> Vocabulary:
+    """The class names of a dataset, or those in a file (.toml, .txt); InputError where there is neither."""
+    if Path(name).suffix in (".toml", ".txt"):
+        return load_vocabulary(name)
+    return open_dataset(name, split="val").vocabulary
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of `HxW`, or of one number for a square; InputError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text.strip())
+    if match is None or not int(match[1]) or not int(match[2] or 1):
+        raise InputError(f"--image-size {text}: write HEIGHTxWIDTH, for instance 800x1216")
+    return int(match[1]), int(match[2] or match[1])
