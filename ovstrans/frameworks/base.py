@@ -22,6 +22,7 @@ from ovstrans.clip.text import TextClassifier
 from ovstrans.data.segments import Segments
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
+from ovstrans.frameworks.scores import MapScores, Scores
 
 SIZE_DIVISOR = 32
 """Images are padded to a multiple of this, the stride of CLIP's trunk."""
@@ -84,6 +85,9 @@ class Framework(nn.Module):
     """What its losses want in a batch; an instance may ask for more by its options."""
     templates: ClassVar[str | None] = None
     """The prompts its class names fill, by name (see `data.templates`); None for the vocabulary's own."""
+    panoptic_masks_first: ClassVar[bool] = False
+    """Whether, as published, masks are resized before their class sum where panoptic truth exists; elsewhere,
+    and everywhere if False, the sum is resized."""
 
     backbone: nn.Module
     pixel_mean: Tensor
@@ -161,6 +165,11 @@ class Framework(nn.Module):
         """Logits [B, K, H, W] at the images' size, or at `size` (a ground truth of another one)."""
         shape = (int(images.shape[-2]), int(images.shape[-1]))
         return self.resize(self.logits(images, text), shape, size)
+
+    def scores(self, images: Tensor, text: TextClassifier | None = None) -> Sequence[Scores]:
+        """`segment` without K full-size maps: per image its scores, of size (H, W), made when they are looked at."""
+        size, padded = (int(images.shape[-2]), int(images.shape[-1])), self.padded_size(images)
+        return [MapScores(maps, size, padded) for maps in self.logits(images, text)]
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise by CLIP's mean and std, then zero-pad right and below to a multiple of 32."""

@@ -92,6 +92,7 @@ class FCCLIP(MaskFramework):
 
     name: ClassVar[str] = "fcclip"
     templates: ClassVar[str | None] = "vild"
+    panoptic_masks_first: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
         **MaskFramework.COMMON,
         "queries": 250,

@@ -29,7 +29,8 @@ from ovstrans.frameworks.criterion import (
     targets_of,
 )
 from ovstrans.frameworks.mask2former import FEATURES, HeadOutput, MaskHead
-from ovstrans.frameworks.queries import Instances, instances, panoptic, semantic
+from ovstrans.frameworks.queries import Instances, instances, semantic
+from ovstrans.frameworks.scores import QueryScores
 
 
 class MaskFramework(Framework):
@@ -171,11 +172,21 @@ class MaskFramework(Framework):
         size = self.padded_size(images)
         return semantic(probabilities[..., :-1], F.interpolate(masks.float(), size, mode="bilinear"))
 
+    def scores(self, images: Tensor, text: TextClassifier | None = None) -> Sequence[QueryScores]:
+        """`segment` without K full-size maps: per image its scores, of size (H, W), made when they are looked at."""
+        size, padded = (int(images.shape[-2]), int(images.shape[-1])), self.padded_size(images)
+        found = zip(*self.find(images, text), strict=True)
+        return [QueryScores(probabilities, masks, size, padded) for probabilities, masks in found]
+
     def panoptic(self, images: Tensor, text: TextClassifier | None = None) -> list[tuple[Tensor, list[Segment]]]:
         """Per image its segment map int32 [H, W] and the segments; see `queries.panoptic`."""
+        return [self.panoptic_of(scores, text) for scores in self.scores(images, text)]
+
+    def panoptic_of(self, scores: QueryScores, text: TextClassifier | None = None) -> tuple[Tensor, list[Segment]]:
+        """Segment map int32 [H, W] and segments of an image's `scores`, at their size."""
         things = (text or self.text).vocabulary.things
         thresholds = {name: self.options[name] for name in ("object_threshold", "overlap_threshold")}
-        return [panoptic(named, masks, things, **thresholds) for named, masks in self._at_pixels(images, text)]
+        return scores.panoptic(things, **thresholds)
 
     def instances(self, images: Tensor, text: TextClassifier | None = None, *, top: int = 100) -> list[Instances]:
         """Per image its things; see `queries.instances`."""

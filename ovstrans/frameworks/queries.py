@@ -5,7 +5,7 @@ Shapes: `B` batch, `Q` queries, `K` classes, `H W` image.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -52,33 +52,63 @@ def panoptic(
     surer than `object_threshold`; each pixel goes to the query with the highest product of class and
     mask probability; a query that keeps less than `overlap_threshold` of its own mask is dropped.
     """
+    return panoptic_from(
+        probabilities,
+        lambda queries: [masks[queries].float().sigmoid()],
+        (int(masks.shape[-2]), int(masks.shape[-1])),
+        things,
+        object_threshold=object_threshold,
+        overlap_threshold=overlap_threshold,
+    )
+
+
+def panoptic_from(
+    probabilities: Tensor,
+    bands: Callable[[Tensor], Iterable[Tensor]],
+    size: tuple[int, int],
+    things: Collection[int],
+    *,
+    object_threshold: float,
+    overlap_threshold: float,
+) -> tuple[Tensor, list[Segment]]:
+    """`panoptic` without whole masks: `bands` yields the mask probabilities [queries, n, W] of the queries
+    it is given, n rows after n rows; together they make up `size`."""
     score, label = probabilities.float().max(-1)
-    void = probabilities.shape[-1] - 1
-    kept = (label != void) & (score > object_threshold)
-    score, label, inside = score[kept], label[kept], masks[kept].float().sigmoid()
-    segment_map = torch.zeros(masks.shape[-2:], dtype=torch.int32, device=masks.device)
+    kept = ((label != probabilities.shape[-1] - 1) & (score > object_threshold)).nonzero().flatten()
+    score, label = score[kept], label[kept]
+    count, device = len(kept), probabilities.device
+    segment_map = torch.zeros(size, dtype=torch.int32, device=device)
     segments: list[Segment] = []
-    if not len(label):
+    if not count:
         return segment_map, segments
-    owner = (score[:, None, None] * inside).argmax(0)
+    owned, areas, visible = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3))
+    shown = torch.full(size, count, dtype=torch.int32, device=device)  # whose pixel it is; `count`: no one's
+    first = 0
+    for inside in bands(kept):
+        whole = inside >= INSIDE
+        owner = (score[:, None, None] * inside).argmax(0)
+        clear = whole.gather(0, owner[None])[0]
+        owned += torch.bincount(owner.flatten(), minlength=count)
+        areas += whole.flatten(1).sum(1)
+        visible += torch.bincount(owner[clear], minlength=count)
+        shown[first : first + len(owner)] = torch.where(clear, owner, count).int()
+        first += len(owner)
+    numbers = torch.zeros(count + 1, dtype=torch.int32)
     stuff: dict[int, int] = {}
-    for query, kind in enumerate(label.tolist()):
-        own, whole = owner == query, inside[query] >= INSIDE
-        shown = own & whole
-        owned, area = int(own.sum()), int(whole.sum())
-        if not owned or not area or not shown.any() or owned / area < overlap_threshold:
+    found = zip(label.tolist(), owned.tolist(), areas.tolist(), visible.tolist(), strict=True)
+    for query, (kind, own, whole_area, area) in enumerate(found):
+        if not area or own / whole_area < overlap_threshold:
             continue
         isthing = kind in things
         if not isthing and kind in stuff:
-            number = stuff[kind]
-            segments[number - 1].area += int(shown.sum())
+            numbers[query] = stuff[kind]
+            segments[stuff[kind] - 1].area += area
         else:
-            number = len(segments) + 1
-            segments.append(Segment(id=number, class_index=kind, isthing=isthing, area=int(shown.sum())))
+            numbers[query] = number = len(segments) + 1
+            segments.append(Segment(id=number, class_index=kind, isthing=isthing, area=area))
             if not isthing:
                 stuff[kind] = number
-        segment_map[shown] = number
-    return segment_map, segments
+    return numbers.to(device)[shown.long()], segments
 
 
 def instances(probabilities: Tensor, masks: Tensor, things: Collection[int], *, top: int = 100) -> Instances:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from ovstrans.data.sample import Sample
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.evaluation import run
+from ovstrans.evaluation.inference import Inference, predict
 from ovstrans.evaluation.metrics import Confusion, metrics
-from ovstrans.evaluation.run import classes_at, evaluate, predict
+from ovstrans.evaluation.run import evaluate
+from ovstrans.frameworks.scores import MapScores, Scores
 
 CLASSES = 4
 
@@ -24,6 +26,8 @@ class Blocks:
     """Images whose red, in steps of 60, is their class; sizes change, a corner is ignored."""
 
     name, split, ignore = "blocks", "val", 255
+    published_size: tuple[int, int] | None = None
+    videos: Sequence[range] = ()
 
     def __init__(self, length: int = 5, labels: bool = True, classes: int = CLASSES) -> None:
         names = tuple((f"c{i}",) for i in range(classes))
@@ -55,7 +59,10 @@ class Reader(nn.Module):
         self.classes, self.wrong, self.stride = classes, wrong, stride
         self.seen: list[tuple[int, ...]] = []
 
-    def segment(self, images: Tensor, text: object = None) -> Tensor:
+    def scores(self, images: Tensor, text: object = None) -> list[Scores]:
+        return [MapScores(maps, (images.shape[-2], images.shape[-1])) for maps in self.segment(images)]
+
+    def segment(self, images: Tensor) -> Tensor:
         assert not self.training and not self.norm.training
         assert images.dtype == torch.float32 and float(images.max()) <= 1
         self.seen.append(tuple(images.shape))
@@ -91,7 +98,7 @@ def test_the_model_sees_the_evaluation_size_and_the_truth_keeps_its_own() -> Non
     model = Reader()
     shapes = []
     report = evaluate(
-        model, Blocks(), size=16, max_size=24, on_image=lambda i, s, p: shapes.append((i, tuple(p.shape)))
+        model, Blocks(), inference=Inference(16, 24), on_image=lambda i, s, p: shapes.append((i, tuple(p.shape)))
     )
     assert model.seen == [(3, 3, 16, 24), (2, 3, 24, 12)]
     assert shapes == [(0, (40, 60)), (1, (40, 60)), (2, (40, 60)), (3, (64, 32)), (4, (64, 32))]
@@ -101,8 +108,8 @@ def test_the_model_sees_the_evaluation_size_and_the_truth_keeps_its_own() -> Non
 def test_batches_hold_neighbours_of_one_size_and_change_no_result() -> None:
     model = Reader(wrong=1)
     together = evaluate(model, Blocks(), batch_size=2)
-    assert [shape[0] for shape in model.seen] == [2, 1, 2]
-    assert together == evaluate(model, Blocks(), batch_size=1)
+    assert [shape[0] for shape in model.seen] == [2, 1, 1, 1]  # blocks of two, and sizes change within the second
+    assert together == evaluate(model, Blocks(), batch_size=1) == evaluate(model, Blocks(), batch_size=5)
 
 
 def test_limit_takes_the_first_images() -> None:
@@ -131,7 +138,7 @@ def test_refusals_are_one_line() -> None:
 
 def test_nan_scores_are_refused() -> None:
     class Broken(Reader):
-        def segment(self, images: Tensor, text: object = None) -> Tensor:
+        def segment(self, images: Tensor) -> Tensor:
             return super().segment(images).index_fill(1, torch.tensor([2]), float("nan"))
 
     with pytest.raises(InputError, match="NaN"):
@@ -143,17 +150,10 @@ def test_nan_scores_are_refused() -> None:
 def test_a_prediction_has_the_size_of_its_image() -> None:
     sample = Blocks()[0]
     model = Reader()
-    classes = predict(model, sample.image, size=20)
-    assert classes.shape == (40, 60) and model.seen == [(1, 3, 20, 30)]
-    assert torch.equal(predict(model, sample.image), (sample.image[0] // 60).long())
-
-
-@pytest.mark.parametrize("chunk", [1, 1000, 10**9])
-def test_scores_are_resized_in_chunks_of_classes(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(run, "_CHUNK_NUMBERS", chunk)
-    scores = torch.randn(23, 7, 9, generator=torch.Generator().manual_seed(0))
-    whole = nn.functional.interpolate(scores[None], size=(20, 31), mode="bilinear", align_corners=False)[0]
-    assert torch.equal(classes_at(scores, (20, 31)), whole.argmax(0))
+    found = predict(model, sample.image, inference=Inference(20))
+    assert found.classes.shape == (40, 60) and found.confidence is None and model.seen == [(1, 3, 20, 30)]
+    assert torch.equal(predict(model, sample.image).classes, (sample.image[0] // 60).long())
+    assert predict(model, sample.image, size=(7, 5)).classes.shape == (7, 5)
 
 
 def _evaluate_share(rank: int, world: int, folder: str) -> None:
