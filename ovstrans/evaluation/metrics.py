@@ -1,7 +1,7 @@
 """The confusion matrix of a segmentation, and the measures that follow from it.
 
-All measures are in percent. Two denominators of mIoU are in use and differ where some class never
-occurs in the ground truth; a report names the one it used:
+All measures are in percent. Two denominators of mIoU are in use and differ where some class is
+predicted that never occurs in the ground truth; a report names the one it used and gives the mean by both:
 
 present  classes that occur in the ground truth (detectron2 since July 2022, FC-CLIP)
 union    classes that occur there or are predicted anywhere, the latter with IoU 0 (DeOP)
@@ -21,6 +21,8 @@ from ovstrans.errors import InputError
 
 DENOMINATORS = ("present", "union")
 
+_CHUNK_PIXELS = 2**18
+
 
 class Confusion:
     """Counts of pixels by true and predicted class.
@@ -37,24 +39,33 @@ class Confusion:
     def add(self, prediction: Tensor, label: Tensor, *, ignore: int) -> None:
         """Count one or more label maps, integers of one shape; pixels labelled `ignore` count nowhere.
 
+        Works through a quarter of a megapixel at a time: that stays in the cache, and memory does not grow.
         Raises InputError for a label that is neither a class nor `ignore`, ValueError for a prediction
-        that is no class.
+        that is no class; nothing is counted then.
         """
         if prediction.shape != label.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, label {tuple(label.shape)}")
-        counted = label != ignore
-        truth = label[counted].to(self.counts.device, torch.int64)
-        guess = prediction[counted].to(self.counts.device, torch.int64)
-        if truth.numel() == 0:
+        if label.numel() == 0:
             return
-        k = self.num_classes
-        low, high = (int(value) for value in truth.aminmax())
-        if low < 0 or high >= k:
-            raise InputError(f"label value {low if low < 0 else high} is none of the {k} classes and not ignored")
-        low, high = (int(value) for value in guess.aminmax())
-        if low < 0 or high >= k:
-            raise ValueError(f"predicted class {low if low < 0 else high} is none of {k}")
-        self.counts += torch.bincount(truth * k + guess, minlength=k * k).view(k, k)
+        cells = self.num_classes**2
+        found = torch.zeros(cells + 1, dtype=torch.int64, device=self.counts.device)
+        guesses, truths = prediction.reshape(-1).split(_CHUNK_PIXELS), label.reshape(-1).split(_CHUNK_PIXELS)
+        for guess, truth in zip(guesses, truths, strict=True):
+            found += torch.bincount(self._cells(guess, truth, ignore), minlength=cells + 1)
+        self.counts += found[:cells].view_as(self.counts)
+
+    def _cells(self, prediction: Tensor, label: Tensor, ignore: int) -> Tensor:
+        """The flat index in `counts` of every pixel, int32, or one behind the last where it is ignored."""
+        guess, truth = _narrow(prediction, self.counts.device), _narrow(label, self.counts.device)
+        ignored = truth == ignore
+        guess, truth = guess.masked_fill(ignored, 0), truth.masked_fill(ignored, 0)
+        value = _outside(truth, self.num_classes)
+        if value is not None:
+            raise InputError(f"label value {value} is none of the {self.num_classes} classes and not ignored")
+        value = _outside(guess, self.num_classes)
+        if value is not None:
+            raise ValueError(f"predicted class {value} is none of {self.num_classes}")
+        return truth.mul_(self.num_classes).add_(guess).masked_fill_(ignored, self.num_classes**2)
 
     def merge(self, other: Confusion) -> None:
         """Add the counts of another part of the data."""
@@ -80,37 +91,50 @@ def metrics(
     names: of the classes, for `per_class`; their indices otherwise.  novel: classes whose mean is
     reported apart.
 
-    Returns mIoU; denominator; classes (how many entered mIoU); per_class, a list of {name, iou, pixels}
-    in index order (iou None where the class does not enter mIoU); fwIoU (IoU weighted by pixels of ground
-    truth); mACC (mean over present classes of the part recognised); pACC (pixels right); base, novel
-    (their mIoU) and hIoU (harmonic mean of both), None without a split.
+    Returns mIoU; denominator; mIoU_present and mIoU_union (mIoU by either denominator); classes (how many
+    entered mIoU); per_class, a list in index order of {name, iou (None where the class does not enter
+    mIoU), accuracy (part of its pixels recognised, None where it has none), pixels (of ground truth),
+    predicted (pixels), novel}; fwIoU (IoU weighted by pixels of ground truth); mACC (mean accuracy of the
+    present classes); pACC (pixels right); base, novel (their mIoU) and hIoU (harmonic mean of both), None
+    without a split.
     """
     if denominator not in DENOMINATORS:
         raise InputError(f"denominator {denominator!r}: unknown; use {' or '.join(DENOMINATORS)}")
-    counts = confusion.counts if isinstance(confusion, Confusion) else confusion
-    counts = counts.to("cpu", torch.float64)
-    right, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-    union = truth + predicted - right
-    iou = 100 * right / union.clamp(min=1)
+    counts = (confusion.counts if isinstance(confusion, Confusion) else confusion).cpu()
+    labels = [str(index) for index in range(len(counts))] if names is None else list(names)
+    if len(labels) != len(counts):
+        raise ValueError(f"{len(labels)} names for {len(counts)} classes")
+    right, truth, predicted = (part.double() for part in (counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)))
+    iou = 100 * right / (truth + predicted - right).clamp(min=1)
+    accuracy = 100 * right / truth.clamp(min=1)
     present = truth > 0
-    entering = present if denominator == "present" else union > 0
+    entering = {"present": present, "union": present | (predicted > 0)}
+    chosen = entering[denominator]
     pixels = float(truth.sum())
 
     is_novel = torch.zeros(len(counts), dtype=torch.bool)
     is_novel[list(novel)] = True
-    base_iou = _mean(iou, entering & ~is_novel) if novel else None
-    novel_iou = _mean(iou, entering & is_novel) if novel else None
-    labels = [str(index) for index in range(len(counts))] if names is None else list(names)
+    base_iou = _mean(iou, chosen & ~is_novel) if novel else None
+    novel_iou = _mean(iou, chosen & is_novel) if novel else None
     return {
-        "mIoU": _mean(iou, entering),
+        "mIoU": _mean(iou, chosen),
         "denominator": denominator,
-        "classes": int(entering.sum()),
+        "mIoU_present": _mean(iou, entering["present"]),
+        "mIoU_union": _mean(iou, entering["union"]),
+        "classes": int(chosen.sum()),
         "per_class": [
-            {"name": name, "iou": float(iou[index]) if entering[index] else None, "pixels": int(truth[index])}
+            {
+                "name": name,
+                "iou": float(iou[index]) if chosen[index] else None,
+                "accuracy": float(accuracy[index]) if present[index] else None,
+                "pixels": int(truth[index]),
+                "predicted": int(predicted[index]),
+                "novel": bool(is_novel[index]),
+            }
             for index, name in enumerate(labels)
         ],
         "fwIoU": float((truth * iou).sum() / pixels) if pixels else None,
-        "mACC": _mean(100 * right / truth.clamp(min=1), present),
+        "mACC": _mean(accuracy, present),
         "pACC": float(100 * right.sum() / pixels) if pixels else None,
         "base": base_iou,
         "novel": novel_iou,
@@ -127,3 +151,19 @@ def harmonic_mean(first: float | None, second: float | None) -> float | None:
 
 def _mean(values: Tensor, where: Tensor) -> float | None:
     return float(values[where].mean()) if where.any() else None
+
+
+def _narrow(values: Tensor, device: torch.device) -> Tensor:
+    """The values as int32 on the device; those that do not fit become the nearest that does."""
+    limits = torch.iinfo(torch.int32)
+    if values.dtype == torch.int64:
+        low, high = (int(bound) for bound in values.aminmax())
+        if low < limits.min or high > limits.max:  # rare: clamping costs as much as counting
+            values = values.clamp(limits.min, limits.max)
+    return values.to(device, torch.int32)
+
+
+def _outside(values: Tensor, count: int) -> int | None:
+    """A value that is not in 0..count-1, or None."""
+    low, high = (int(bound) for bound in values.aminmax())
+    return low if low < 0 else high if high >= count else None

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovstrans.errors import InputError
+from ovstrans.evaluation import metrics as metrics_module
 from ovstrans.evaluation.metrics import Confusion, harmonic_mean, metrics
 
 IGNORE = 255
@@ -87,10 +88,15 @@ def test_a_hand_counted_case() -> None:
     assert confusion.counts.tolist() == [[2, 1, 0, 0], [0, 2, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     present = metrics(confusion, ["a", "b", "c", "d"])
     assert present["mIoU"] == pytest.approx(100 * (2 / 3 + 2 / 4) / 2)
-    assert present["per_class"][2] == {"name": "c", "iou": None, "pixels": 0}
+    assert present["per_class"][2] == {
+        "name": "c", "iou": None, "accuracy": None, "pixels": 0, "predicted": 1, "novel": False,
+    }  # fmt: skip
+    assert present["per_class"][0]["accuracy"] == pytest.approx(100 * 2 / 3)
     union = metrics(confusion, denominator="union")
     assert union["mIoU"] == pytest.approx(100 * (2 / 3 + 2 / 4 + 0) / 3)  # c was predicted, d never
     assert (union["per_class"][2]["iou"], union["per_class"][3]["iou"]) == (0.0, None)
+    for report in (present, union):  # whichever was asked for, both are there
+        assert (report["mIoU_present"], report["mIoU_union"]) == (present["mIoU"], union["mIoU"])
 
 
 def test_all_pixels_ignored_gives_no_number() -> None:
@@ -112,10 +118,44 @@ def test_counts_add_up_over_images_and_parts() -> None:
         whole.merge(Confusion(4))
 
 
-@pytest.mark.parametrize("value", [3, 254])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), ignore=st.sampled_from([255, 65535, 2]), wide=st.booleans())
+def test_order_and_ignored_pixels_never_matter(seed: int, ignore: int, wide: bool) -> None:
+    rng = np.random.default_rng(seed)
+    k = 6
+    label = torch.from_numpy(rng.integers(0, k, (3, 5, 7))).to(torch.int64 if wide or ignore > 255 else torch.uint8)
+    label[torch.from_numpy(rng.random(label.shape) < 0.4)] = ignore
+    guess = torch.from_numpy(rng.integers(0, k, label.shape))
+    whole = Confusion(k)
+    whole.add(guess, label, ignore=ignore)
+    shuffled, order = Confusion(k), torch.from_numpy(rng.permutation(label.numel()))
+    shuffled.add(guess.flatten()[order], label.flatten()[order], ignore=ignore)
+    assert torch.equal(shuffled.counts, whole.counts)
+    other = Confusion(k)
+    anything = torch.from_numpy(rng.integers(-9, 999, label.shape))
+    other.add(torch.where(label.long() == ignore, anything, guess), label, ignore=ignore)
+    assert torch.equal(other.counts, whole.counts)
+    assert int(whole.counts.sum()) == int((label.long() != ignore).sum())
+
+
+def test_maps_larger_than_what_is_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    label, guess = torch.from_numpy(rng.integers(0, 9, (2, 31, 17)))
+    whole, parts = Confusion(9), Confusion(9)
+    whole.add(guess, label, ignore=IGNORE)
+    monkeypatch.setattr(metrics_module, "_CHUNK_PIXELS", 100)
+    parts.add(guess, label, ignore=IGNORE)
+    assert torch.equal(parts.counts, whole.counts)
+    label[-1, -1] = 9  # a fault at the end leaves nothing of the map in the counts
+    with pytest.raises(InputError, match="label value 9"):
+        parts.add(guess, label, ignore=IGNORE)
+    assert torch.equal(parts.counts, whole.counts)
+
+
+@pytest.mark.parametrize("value", [3, 254, 256, 2**32, -1])
 def test_labels_that_are_no_class_are_refused(value: int) -> None:
-    label = np.array([[0, value]], dtype=np.uint8)
-    with pytest.raises(InputError, match=f"label value {value} is none of the 3 classes"):
+    label = np.array([[0, value]], dtype=np.uint8 if value == 254 else np.int64)
+    with pytest.raises(InputError, match=r"label value -?\d+ is none of the 3 classes"):
         counted(np.zeros((1, 2), dtype=np.int64), label, 3)
 
 
@@ -128,6 +168,8 @@ def test_predictions_that_are_no_class_are_refused() -> None:
 def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="prediction is"):
         counted(np.zeros((1, 2), dtype=np.int64), np.zeros((2, 1), dtype=np.int64), 3)
+    with pytest.raises(ValueError, match="2 names for 3 classes"):
+        metrics(Confusion(3), ["a", "b"])
     with pytest.raises(InputError, match="use present or union"):
         metrics(Confusion(2), denominator="all")
     with pytest.raises(InputError, match="at least one class"):
