@@ -1,4 +1,7 @@
-"""The datasets there are, by name: `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`."""
+"""The datasets there are, by name: `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`.
+
+Published datasets also answer to the names that detectron2 and FC-CLIP register, which name a split.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovstrans.data.aliases import ALIASES
 from ovstrans.data.description import ALL, DESCRIPTION, read_description
 from ovstrans.data.folder import FolderDataset, ImageFolder
+from ovstrans.data.published import PUBLISHED, PublishedDataset, find_layout, not_found
+from ovstrans.data.roots import dataset_roots
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
 
@@ -23,25 +29,34 @@ DATASETS: Mapping[str, str] = {
     "scenes": "generated: textured stuff under shapes, with base and novel classes",
     "scenes-attr": "the same images with a class for every colour and shape",
     "scenes-shift": "scenes under other light, blur and noise",
+    **{name: published.title for name, published in PUBLISHED.items()},
     "folder:PATH": f"your own images and label maps, described by PATH/{DESCRIPTION}",
 }
 """Every name that `open_dataset` knows, with a line about it."""
 
 
-def open_dataset(spec: str, *, split: str, size: int | None = None, labels: bool = True) -> Dataset:
+def open_dataset(
+    spec: str, *, split: str, size: int | None = None, labels: bool = True, root: Path | None = None
+) -> Dataset:
     """The dataset that `spec` names.
 
     spec: `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`; a path that exists is taken whole, colons and all.
     split: used where the spec names none (a folder without splits gives all its images).
     size: side of generated images; those of a folder keep theirs.
-    labels: False accepts any folder of images, and reads no label maps of a described one.
-    Raises InputError for an unknown name or split, and for what the folder lacks.
+    labels: False accepts any folder of images, and reads no label maps of a described or published one.
+    root: where published datasets are looked for; None for the places of `dataset_roots`.
+    Raises InputError for an unknown name or split, for what the folder lacks, and for a published dataset
+    that is in none of the places.
     """
     name, _, rest = spec.partition(":")
     if name == "folder":
         return _open_folder(spec, rest, split, labels)
+    if name in ALIASES:
+        name, split = ALIASES[name]
+    if name in PUBLISHED:
+        return _open_published(name, rest or split, labels, root)
     if name not in GENERATED:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
+        close = difflib.get_close_matches(name, [*DATASETS, *ALIASES], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         if Path(spec).exists():
             hint = f"did you mean 'folder:{spec}'? "
@@ -52,6 +67,14 @@ def open_dataset(spec: str, *, split: str, size: int | None = None, labels: bool
     if size is not None:
         options["size"] = size
     return Scenes(rest or split, **options)
+
+
+def _open_published(name: str, split: str, labels: bool, root: Path | None) -> PublishedDataset:
+    published, roots = PUBLISHED[name], dataset_roots(root)
+    found = find_layout(published, split, roots, labels=labels)
+    if found is None:
+        raise not_found(published, split, roots, labels=labels)
+    return PublishedDataset(found)
 
 
 def _open_folder(spec: str, rest: str, default: str, labels: bool) -> Dataset:

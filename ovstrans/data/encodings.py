@@ -87,11 +87,13 @@ def indices(count: int, *, ignored: Iterable[int] | None = None) -> Encoding:
     return encoding({index: index for index in range(count)}, count, legal=legal, ignored=ignored)
 
 
-def numbered_from_one(count: int, *, ignored: Iterable[int] = (0,)) -> Encoding:
+def numbered_from_one(
+    count: int, *, ignored: Iterable[int] = (0,), numbers: Callable[[Path], np.ndarray] = read_label
+) -> Encoding:
     """Number n is class n - 1, and 0 unlabelled, as in ADE20K, VSPW and others."""
     ignored = tuple(ignored)
     legal = f"1 to {count}, {_listed(ignored)} ignored"
-    return encoding({index + 1: index for index in range(count)}, count, legal=legal, ignored=ignored)
+    return encoding({index + 1: index for index in range(count)}, count, legal=legal, ignored=ignored, numbers=numbers)
 
 
 def ade_objects(path: Path) -> np.ndarray:

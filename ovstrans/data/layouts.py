@@ -114,7 +114,7 @@ class Published:
 
     name: as commands call it.  title: as people do.  vocabulary: name of its classes.  classes: how many.
     layouts: those it is read from, the preferred first.
-    published_size: short and long side at evaluation (FC-CLIP's configurations).
+    published_size: short and long side at evaluation (FC-CLIP's configurations); None for the images' own.
     source: where its authors have it.
     """
 
@@ -123,7 +123,7 @@ class Published:
     vocabulary: str
     classes: int
     layouts: tuple[Layout, ...]
-    published_size: tuple[int, int] = (800, 1333)
+    published_size: tuple[int, int] | None = (800, 1333)
     source: str = ""
 
     @property
@@ -165,14 +165,19 @@ class Found:
         return self.index.missing
 
     @cached_property
-    def annotations(self) -> Annotations | None:
-        """The panoptic segments of all images; None where the layout has none or they are not there."""
+    def has_panoptic(self) -> bool:
+        """Whether the layout's panoptic segments are there."""
         panoptic = self.layout.panoptic
-        if panoptic is None:
-            return None
-        there = self.path(panoptic.folder).is_dir() or not self.labels
-        if not there or not self.path(panoptic.json).is_file():
-            return None
+        if panoptic is None or not self.path(panoptic.json).is_file():
+            return False
+        return self.path(panoptic.folder).is_dir() or not self.labels
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """The panoptic segments of all images; none where they are not there."""
+        panoptic = self.layout.panoptic
+        if panoptic is None or not self.has_panoptic:
+            return {}
         return read_annotations(self.path(panoptic.json), panoptic.classes)
 
     @cached_property

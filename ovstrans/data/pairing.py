@@ -19,13 +19,22 @@ def by_name(found: Found) -> Index:
     layout = found.layout
     images = _Files(found.path(layout.images), layout.image_suffixes)
     labels = _Files(found.path(layout.labels), layout.label_suffixes) if found.labels else None
+    panoptic = layout.panoptic if found.labels and found.has_panoptic else None
+    segments = None if panoptic is None else _Files(found.path(panoptic.folder), (".png",))
     names = sorted(images.names) if found.listing is None else read_listing(found)
     pairs, missing = [], []
     for name in names:
         if labels is not None and layout.partial and name not in labels.names:
             continue
-        pair = _pair(found, name, images, labels)
+        png = None if panoptic is None else found.path(panoptic.folder) / panoptic.png(name)
+        pair = Pair(name, images.path(name), None if labels is None else labels.path(name), png)
         pairs.append(pair)
+        if (
+            png is not None
+            and segments is not None
+            and png.relative_to(segments.folder).as_posix() not in segments.files
+        ):
+            missing.append(f"{pair.image}: has no panoptic PNG {png}; add it, or remove {segments.folder}")
         missing += _missing(pair, images, labels, "" if found.listing is None else f"{found.listing}")
     return _some(found, pairs, missing)
 
@@ -61,7 +70,6 @@ def by_annotation(found: Found) -> Index:
         return by_name(found)
     images = _Files(found.path(layout.images), layout.image_suffixes)
     labels = _Files(found.path(panoptic.folder), (panoptic.suffix,)) if found.labels else None
-    assert found.annotations is not None
     pairs, missing = [], []
     for name in sorted(found.annotations):
         video = name.rpartition("/")[0]
@@ -131,6 +139,7 @@ class _Files:
     def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
         self.folder, self.usual = folder, suffixes[0]
         self.names: dict[str, str] = {}
+        """The path of each, by the same without suffix."""
         endings = tuple(suffixes)
         for parent, below, files in os.walk(folder):
             below[:] = [name for name in below if not name.startswith(".")]
@@ -140,18 +149,11 @@ class _Files:
                 suffix = _suffix(file, endings)
                 if suffix and not file.startswith("."):
                     self.names.setdefault(prefix + file[: -len(suffix)], prefix + file)
+        self.files = frozenset(self.names.values())
 
     def path(self, name: str) -> Path:
         """The file of that name, or where it would usually be."""
         return self.folder / self.names.get(name, name + self.usual)
-
-
-def _pair(found: Found, name: str, images: _Files, labels: _Files | None) -> Pair:
-    panoptic = found.layout.panoptic
-    png = None
-    if panoptic is not None and found.labels and found.annotations is not None:
-        png = found.path(panoptic.folder) / panoptic.png(name)
-    return Pair(name, images.path(name), None if labels is None else labels.path(name), png)
 
 
 def _missing(pair: Pair, images: _Files, labels: _Files | None, listed: str) -> list[str]:

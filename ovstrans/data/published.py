@@ -6,21 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ovstrans.data.layouts import Found, Layout, Pair, Published, absent, candidates
-from ovstrans.data.published_ade import ADE20K_150
+from ovstrans.data.published_ade import ADE
+from ovstrans.data.published_coco import COCO
 from ovstrans.data.published_dataset import PublishedDataset
+from ovstrans.data.published_pascal import PASCAL
+from ovstrans.data.published_roads import ROADS
+from ovstrans.data.published_videos import VIDEOS
 from ovstrans.data.roots import VARIABLES, looked_in
 from ovstrans.errors import InputError
 
 __all__ = ["PUBLISHED", "Found", "Layout", "Pair", "Published", "PublishedDataset", "find_layout", "not_found"]
 
-PUBLISHED: Mapping[str, Published] = {published.name: published for published in (ADE20K_150,)}
+PUBLISHED: Mapping[str, Published] = {
+    published.name: published for published in (*COCO, *ADE, *ROADS, *PASCAL, *VIDEOS)
+}
 """Every published dataset, by name."""
 
 
 def find_layout(published: Published, split: str, roots: Sequence[Path], *, labels: bool = True) -> Found | None:
     """Where a split of a dataset is, or None.
 
-    The first layout, root by root, that is there and lacks no file; where all of them lack some, the first.
+    The first layout, root by root, that is there and lacks no file; where all of them lack some, the one that
+    lacks fewest.
     labels: False needs images only.
     Raises InputError for a split that the dataset does not have, and for broken listings.
     """
@@ -31,7 +38,8 @@ def find_layout(published: Published, split: str, roots: Sequence[Path], *, labe
         for layout, top in candidates(published, split, roots)
         if not absent(layout, top, split, labels)
     ]
-    return next((found for found in there if not found.missing), there[0] if there else None)
+    whole = next((found for found in there if not found.missing), None)
+    return whole or min(there, key=lambda found: len(found.missing), default=None)
 
 
 def not_found(published: Published, split: str, roots: Sequence[Path], *, labels: bool = True) -> InputError:

@@ -40,9 +40,10 @@ class PublishedDataset:
         self.name, self.split = found.published.name, found.split
         self.vocabulary = published_vocabulary(found.published.vocabulary)
         self.ignore = ignore_label(found.published.classes)
-        self.published_size: tuple[int, int] | None = found.published.published_size
+        self.published_size = found.published.published_size
         self.videos: Sequence[range] = _videos(found.pairs)
         self._captions = _captions(found)
+        self._annotations = found.annotations if found.labels else {}
 
     def __len__(self) -> int:
         return len(self.found.pairs)
@@ -87,13 +88,13 @@ class PublishedDataset:
         return label, segments, ids
 
     def _rows(self, pair: Pair) -> np.ndarray:
-        panoptic, annotations = self.found.layout.panoptic, self.found.annotations
-        assert panoptic is not None and annotations is not None and pair.panoptic is not None
+        panoptic = self.found.layout.panoptic
+        assert panoptic is not None and pair.panoptic is not None
         key = pair.panoptic.relative_to(self.found.path(panoptic.folder)).with_suffix("").as_posix()
-        if key not in annotations:
+        if key not in self._annotations:
             json = self.found.path(panoptic.json)
             raise InputError(f"{json}: annotates no {pair.panoptic.name}, which {pair.image} needs; copy it again")
-        return annotations[key]
+        return self._annotations[key]
 
 
 def reduced(sample: Sample, short_side: int) -> Sample:
