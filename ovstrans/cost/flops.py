@@ -1,30 +1,35 @@
 """Counting multiply-accumulates of a forward pass: dense, and what is left under a mask.
 
-The unit is always the MAC, one multiplication with its addition; FLOPs are twice that. `torch` is
-the counter of truth: torch's dispatch counter sees every matrix product and convolution that runs,
-here on meta tensors, so that a count takes no memory and no arithmetic. It leaves out what the field
-leaves out too: norms, activations, pooling, resizing. `fvcore` is the literature's counter: it adds
-norms and resizing, misses some kinds of attention, and runs the model for real.
+The unit is always the MAC, one multiplication with its addition; FLOPs are twice that. `torch` is the counter
+of truth: torch's dispatch counter sees every matrix product and convolution that runs, here on meta tensors,
+so that a count takes no memory and no arithmetic, whatever the image size, the batch and the dtype; sampling
+and resizing, which it does not see, are counted apart as `other`, in closed form. Norms, activations and
+pooling are left out. `fvcore` and `thop-rules` are the literature's counters: they add norms, and miss what
+`costs` of papers therefore miss; `fvcore` also adds resizing, and runs the model for real.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ovstrans.cost.dispatch import count_dispatched
+from ovstrans.cost.meta import evaluating
 from ovstrans.cost.params import component_of, component_prefixes, kept_weights, tower_prefix
+from ovstrans.cost.thop_rules import count_thop
 from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Framework
 from ovstrans.masks.mask import Mask
 
-COUNTERS = ("torch", "fvcore")
+COUNTERS = ("torch", "fvcore", "thop-rules")
+
+INFERENCE = "inference"
+"""The component of what a framework itself computes, after its heads: scores of queries become scores of pixels."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,28 @@ class LayerFlops:
 
 
 @dataclass(frozen=True)
+class OtherFlops:
+    """MACs of one kind of sampling or resizing, such as "bilinear_resizing", in one module."""
+
+    name: str
+    component: str
+    operation: str
+    macs: int
+
+
+@dataclass(frozen=True)
 class Flops:
-    """MACs of one forward pass over `batch` images of `image_size` (height, width)."""
+    """MACs of one forward pass over `batch` images of `image_size` (height, width).
+
+    layers: matrix products and convolutions.  others: sampling and resizing, in none of the sums; None where
+    the counter does not tell them apart.
+    """
 
     image_size: tuple[int, int]
     batch: int
     counter: str
     layers: tuple[LayerFlops, ...]
+    others: tuple[OtherFlops, ...] | None = None
 
     @property
     def dense(self) -> int:
@@ -56,6 +76,11 @@ class Flops:
         """MACs of the weights the mask keeps: nonzeros x output positions, layer by layer."""
         return sum(layer.effective for layer in self.layers)
 
+    @property
+    def other(self) -> int | None:
+        """MACs of sampling and resizing; None where the counter does not tell them apart."""
+        return None if self.others is None else sum(each.macs for each in self.others)
+
     def components(self) -> dict[str, dict[str, int]]:
         """{"dense", "effective"} of each component, in order of appearance."""
         parts: dict[str, dict[str, int]] = {}
@@ -66,7 +91,7 @@ class Flops:
         return parts
 
     def as_json(self, *, per_layer: bool = False) -> dict[str, Any]:
-        """The `flops` entry of a report."""
+        """The `flops` entry of a report. All figures are MACs but those under `flops`, which are twice that."""
         entry: dict[str, Any] = {
             "unit": "MAC",
             "image_size": list(self.image_size),
@@ -75,13 +100,34 @@ class Flops:
             "dense": self.dense,
             "effective": self.effective,
             "components": self.components(),
+            "other": self._other_json(),
+            "flops": {
+                "unit": "FLOP",
+                "dense": 2 * self.dense,
+                "effective": 2 * self.effective,
+                "other": None if self.other is None else 2 * self.other,
+            },
         }
         if per_layer:
             entry["layers"] = [
                 {"name": one.name, "component": one.component, "dense": one.dense, "effective": one.effective}
                 for one in self.layers
             ]
+            entry["other_layers"] = [
+                {"name": one.name, "component": one.component, "operation": one.operation, "macs": one.macs}
+                for one in self.others or ()
+            ]
         return entry
+
+    def _other_json(self) -> dict[str, Any] | None:
+        if self.others is None:
+            return None
+        operations: dict[str, int] = {}
+        components: dict[str, int] = {}
+        for each in self.others:
+            operations[each.operation] = operations.get(each.operation, 0) + each.macs
+            components[each.component] = components.get(each.component, 0) + each.macs
+        return {"total": self.other, "operations": operations, "components": components}
 
 
 def count_flops(
@@ -93,23 +139,29 @@ def count_flops(
     counter: str = "torch",
     batch: int = 1,
 ) -> Flops:
-    """MACs of `module(images)`, images [batch, 3, *image_size], in eval mode.
+    """MACs of a framework's `segment(images)`, of any other `module(images)`, in eval mode.
 
-    module: weights of any device, or meta (`fvcore` runs it for real and needs memory and time).  A
-    masked layer's effective MACs are exact: its dense MACs / weights x weights kept. Products outside
-    any layer (attention, text similarity) belong to the module that runs them. Raises InputError for an
-    unknown counter or an empty image, MismatchError where the mask is of another architecture.
+    images: [batch, 3, *image_size].  module: weights of any device, or meta (`fvcore` runs it for real and
+    needs memory and time).  A masked layer's effective MACs are exact: its dense MACs / weights x weights
+    kept. Products outside any layer (attention, text similarity) belong to the module that runs them. Raises
+    InputError for an unknown counter or an empty image, MismatchError where the mask is of another
+    architecture.
     """
     if counter not in COUNTERS:
-        raise InputError(f"--counter {counter}: unknown; use {' or '.join(COUNTERS)}")
+        raise InputError(f"--counter {counter}: unknown; use {', '.join(COUNTERS[:-1])} or {COUNTERS[-1]}")
     if min(*image_size, batch) < 1:
         raise InputError(f"image size {image_size[0]}x{image_size[1]}, batch {batch}: each must be at least 1")
-    with _evaluating(module):
-        count = _count_torch if counter == "torch" else _count_fvcore
-        macs = count(module, (batch, 3, *image_size))
-    kept, prefix = kept_weights(module, mask), tower_prefix(module)
-    prefixes = component_prefixes(module, components or {})
-    modules = dict(module.named_modules())
+    shape = (batch, 3, *image_size)
+    others: Mapping[tuple[str, str], int] | None = None
+    if counter == "torch":
+        call = module.segment if isinstance(module, Framework) else None
+        macs, others = count_dispatched(module, shape, call)
+    elif counter == "fvcore":
+        macs = _count_fvcore(module, shape)
+    else:
+        macs = {layer.name: layer.macs for layer in count_thop(module, image_size, batch=batch).layers}
+    places = _Places(module, components or {})
+    kept, modules = kept_weights(module, mask), dict(module.named_modules())
     layers = []
     for name, dense in macs.items():
         weight = getattr(modules[name], "weight", None)
@@ -118,55 +170,34 @@ def count_flops(
             positions, rest = divmod(dense, weight.numel())
             assert rest == 0, f"{name}: {dense} MACs are no multiple of its {weight.numel()} weights"
             effective = positions * kept[f"{name}.weight"]
-        component = component_of(name, prefixes)
-        shown = name.removeprefix(prefix) or type(module).__name__
-        layers.append(LayerFlops(shown, component, dense, effective))
-    return Flops(image_size, batch, counter, tuple(layers))
+        layers.append(LayerFlops(*places.of(name), dense, effective))
+    if others is None:
+        return Flops(image_size, batch, counter, tuple(layers))
+    apart = tuple(OtherFlops(*places.of(name), operation, count) for (name, operation), count in others.items())
+    return Flops(image_size, batch, counter, tuple(layers), apart)
 
 
-def _count_torch(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Module name to the MACs that run in it but in none of its children."""
-    macs: dict[str, int] = defaultdict(int)
-    stack, counted = [""], 0
-    meter = FlopCounterMode(display=False)
+class _Places:
+    """What reports call a module, and the component it is in."""
 
-    def settle() -> None:
-        nonlocal counted
-        now = meter.get_total_flops()
-        if now != counted:
-            macs[stack[-1]] += (now - counted) // 2
-        counted = now
+    def __init__(self, module: nn.Module, components: Mapping[str, nn.Module]) -> None:
+        self.module, self.prefix = module, tower_prefix(module)
+        self.prefixes = component_prefixes(module, components)
 
-    handles = []
-    for name, inner in module.named_modules():
-
-        def enter(_module: nn.Module, _inputs: Any, name: str = name) -> None:
-            settle()
-            stack.append(name)
-
-        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-            settle()
-            stack.pop()
-
-        handles += [inner.register_forward_pre_hook(enter), inner.register_forward_hook(leave)]
-    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-    shadow = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
-    try:
-        with torch.no_grad(), meter:
-            torch.func.functional_call(module, shadow, (torch.empty(shape, device="meta"),))
-            settle()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return macs
+    def of(self, name: str) -> tuple[str, str]:
+        """(shown name, component)."""
+        shown = name.removeprefix(self.prefix) or type(self.module).__name__
+        if not name and isinstance(self.module, Framework):
+            return shown, INFERENCE
+        return shown, component_of(name, self.prefixes)
 
 
 def _count_fvcore(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """The same by fvcore's rules; the module is run on the CPU with whatever weights it has."""
+    """MACs of `module(images)` by fvcore's rules; it is run on its own device with whatever weights it has."""
     if any(value.is_meta for value in module.parameters()):
         raise InputError("--counter fvcore: runs the model for real and cannot count one without weights")
     device = next(module.parameters()).device
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), evaluating(module):
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis  # warns where torch deprecates what it imports
 
@@ -178,14 +209,3 @@ def _count_fvcore(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
         if name:
             exclusive[name.rpartition(".")[0]] -= value
     return {name: value for name, value in exclusive.items() if value}
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = {inner: inner.training for inner in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for inner, was in training.items():
-            inner.training = was

@@ -20,9 +20,9 @@ def run_on_meta(module: nn.Module, shape: tuple[int, ...], call: Call | None = N
     and bfloat16 run the operations that float32 does; module and weights are left as they were.
     """
     entrance = _Entrance(module, module if call is None else call)
-    tensors = dict(entrance.named_parameters(remove_duplicate=False)) | dict(entrance.named_buffers())
+    tensors = dict(entrance.named_parameters()) | dict(entrance.named_buffers())  # one that is shared once
     shadow = {name: _stand_in(value) for name, value in tensors.items()}
-    with evaluating(module), torch.no_grad():
+    with evaluating(module), torch.inference_mode(False), torch.no_grad():
         torch.func.functional_call(entrance, shadow, (torch.empty(shape, device="meta"),))
 
 

@@ -160,7 +160,7 @@ def test_fvcore_adds_norms_and_misses_nothing_here() -> None:
 
 def test_bad_requests() -> None:
     target = resolve("RN-mini")
-    with pytest.raises(InputError, match="--counter thop: unknown; use torch or fvcore"):
+    with pytest.raises(InputError, match="--counter thop: unknown; use torch, fvcore or thop-rules"):
         count_flops(target.module, (64, 64), counter="thop")
     with pytest.raises(InputError, match="without weights"):
         count_flops(target.module, (64, 64), counter="fvcore")
