@@ -62,6 +62,13 @@ def scope_convs(tower: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d | 
     return {name: conv for name, conv in convs.items() if name in chosen}
 
 
+def norm_of(layer: str) -> str:
+    """The BatchNorm that follows a convolution: `bn2` of `conv2`, `downsample.1` of `downsample.0`."""
+    place, _, last = layer.rpartition(".")
+    follower = "1" if last == "0" else last.replace("conv", "bn")
+    return f"{place}.{follower}" if place else follower
+
+
 def weight_matrices(tower: nn.Module) -> dict[str, Tensor]:
     """Every weight with a spectrum: convolutions (4-d) and linear layers (2-d), the head's too.
 

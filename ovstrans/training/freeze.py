@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovstrans.clip.layers import find_tower, trunk_convs
+from ovstrans.clip.layers import find_tower, norm_of, trunk_convs
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.training.precision import Precision
@@ -45,13 +45,6 @@ def freeze(module: nn.Module, frozen: Sequence[str], *, norms: bool = False) -> 
             parameter.grad = None
             done.append(name)
     return done
-
-
-def norm_of(layer: str) -> str:
-    """The BatchNorm that follows a convolution: `bn2` of `conv2`, `downsample.1` of `downsample.0`."""
-    place, _, last = layer.rpartition(".")
-    follower = "1" if last == "0" else last.replace("conv", "bn")
-    return f"{place}.{follower}" if place else follower
 
 
 def train_mode(framework: nn.Module, *, norms: str, frozen: Sequence[str] = (), freeze_norms: bool = False) -> None:

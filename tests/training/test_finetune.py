@@ -14,6 +14,7 @@ import torch
 
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
+from ovstrans.clip.layers import norm_of
 from ovstrans.clip.load import load_clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
@@ -21,7 +22,6 @@ from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.spectrum.file import load_analysis
 from ovstrans.training.finetune import finetune
-from ovstrans.training.freeze import norm_of
 from ovstrans.training.run import RunFolder
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import load_state

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.layers import trunk_convs
+from ovstrans.clip.layers import norm_of, trunk_convs
 from ovstrans.clip.load import create_tower
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
-from ovstrans.training.freeze import check_plan, freeze, norm_of, recalibrate, train_mode
+from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
 from ovstrans.training.precision import pick_precision
 
 PLAN = ["conv1", "layer1.0.conv2", "layer2.0.downsample.0"]
