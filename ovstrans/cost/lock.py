@@ -6,7 +6,8 @@
        "target": "RN50", "image_size": [800, 1216], "batch": 1,
                                                and where given: model, mask, plan, set, vocabulary
        "params": {"trunk": {"total": ..., "nonzero": ..., "trainable": ...}, ...},
-       "macs": {"trunk": {"dense": ..., "effective": ...}, ...}}}}
+       "macs": {"trunk": {"dense": ..., "effective": ...}, ...},
+       "other": {"pixel_decoder": {"deformable_sampling": ...}, ...}}}}     sampling and resizing, apart
 
 Everything is sorted, and nothing of it depends on the machine, on versions or on the names of modules
 inside a component. Paths are relative to the lock's folder. MACs are by the `torch` counter, of the
@@ -93,7 +94,11 @@ def count(request: Request) -> Counts:
         target.module, request.image_size, components=target.components, mask=target.mask, batch=request.batch
     )
     params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
-    counts: Counts = {"params": params["components"], "macs": flops.components()}
+    other: dict[str, dict[str, int]] = {}
+    for each in flops.others or ():
+        part = other.setdefault(each.component, {})
+        part[each.operation] = part.get(each.operation, 0) + each.macs
+    counts: Counts = {"params": params["components"], "macs": flops.components(), "other": other}
     return {
         section: {name: dict(part) for name, part in sorted(parts.items()) if any(part.values())}
         for section, parts in counts.items()
@@ -110,8 +115,8 @@ def compare(entry: Entry, now: Entry, tolerance: Tolerance = Tolerance()) -> lis
         was = entry.counts.get(section, {}).get(component, {}).get(kind)
         new = now.counts.get(section, {}).get(component, {}).get(kind)
         if not tolerance.covers(was, new):
-            unit = "MACs" if section == "macs" else section
-            moved.append(Moved(name, component, f"{kind} {unit}", was, new))
+            unit = "params" if section == "params" else "MACs"
+            moved.append(Moved(name, component, f"{kind.replace('_', ' ')} {unit}", was, new))
     return moved
 
 
@@ -202,7 +207,7 @@ def _entry(value: Mapping[str, Any], folder: Path) -> Entry:
             component: {kind: int(number) for kind, number in kinds.items()}
             for component, kinds in value[section].items()
         }
-        for section in ("params", "macs")
+        for section in ("params", "macs", "other")
     }
     return Entry(request, counts)
 

@@ -23,6 +23,7 @@ _UNITS: dict[str, tuple[float, str, int]] = {
     "s": (1e-3, "ms", 2),
     "images/s": (1, "images/s", 2),
     "J": (1, "J", 3),
+    "x": (1, "x", 2),
     "%": (1, "%", 2),
 }
 """Unit of a value in a report to how people read it: divisor, unit shown, decimals."""
@@ -147,9 +148,10 @@ def _rows(reports: Reports) -> Iterator[Row]:
         yield from _parts(reports, f"{kind} MACs", "MAC", "flops", kind)
         doubled = tuple(None if value is None else 2 * value for value in macs.values)
         yield Row(f"{kind} FLOPs (2 x MAC)", "", "FLOP", doubled)
+    yield _row(reports, "sampling and resizing MACs, apart", "MAC", "flops", "other", "total")
     for kind in _union(report.get("training", {}) for report in reports):
         entries = [report.get("training", {}).get(kind) for report in reports]
-        if any(isinstance(entry, Mapping) for entry in entries):
+        if any(isinstance(entry, Mapping) and "total" in entry for entry in entries):
             yield from _training_rows(f"training MACs {TRAINING.get(kind, kind)}", entries)
     for name in _union(report.get("datasets", {}) for report in reports):
         for key, label in METRICS.items():
@@ -157,6 +159,7 @@ def _rows(reports: Reports) -> Iterator[Row]:
     for arm in _union((report.get("latency") or {}).get("arms", {}) for report in reports):
         for key, label, unit in LATENCY:
             yield _row(reports, f"{arm}: {label}", unit, "latency", "arms", arm, key)
+    yield _row(reports, "sparse: times as fast as dense", "x", "latency", "speedup")
 
 
 LATENCY = (
@@ -172,11 +175,12 @@ LATENCY = (
 
 def _training_rows(quantity: str, entries: Sequence[Any]) -> Iterator[Row]:
     entries = [entry if isinstance(entry, Mapping) else {} for entry in entries]
-    yield Row(quantity, "", "MAC", tuple(entry.get("total") for entry in entries))
-    for part in _union(entries):
+    parts = ("forward", "input_gradient", "weight_gradient")
+    if not any(parts[-1] in entry for entry in entries):  # reports of 0.1 and older
+        parts = ("forward", "backward")
+    for part in ("total", *parts):
         values = tuple(entry.get(part) for entry in entries)
-        if part != "total" and all(isinstance(value, (int, float, type(None))) for value in values):
-            yield Row(quantity, part.replace("_", " "), "MAC", values)
+        yield Row(quantity, "" if part == "total" else part.replace("_", " "), "MAC", values)
 
 
 def _row(reports: Reports, quantity: str, unit: str, *keys: str, part: str = "") -> Row:

@@ -1,0 +1,114 @@
+"""Masked layers through torch's own sparse matrices, where that is faster.
+
+A 1x1 convolution or linear layer whose weight is masked is a product with a matrix of mostly zeros;
+torch can hold that matrix as compressed rows (CSR) and skip the zeros. Whether this gains time depends
+on the layer, the density and the machine, so each layer tries both on its first input and keeps the
+faster. All other masked layers run dense: torch has no sparse kernel for them.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+_TRIALS = 3
+
+
+@dataclass
+class SparseLayers:
+    """Names of the masked layers that could run as CSR (`tried`) and of those that do (`used`)."""
+
+    tried: list[str] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
+
+
+def sparse_pass(
+    module: nn.Module, masked: Collection[str], run: Callable[[], object]
+) -> tuple[Callable[[], object], SparseLayers]:
+    """(`run` with those layers of `module` as CSR matrices that are faster so, which these are).
+
+    masked: names of parameters in `module`. Inference only, and only what is called as a module. The
+    choice falls in the first pass; between passes the module is what it was.
+    """
+    state = SparseLayers()
+    layers = [
+        (layer, _chooser(name, layer, state))
+        for name, layer in module.named_modules()
+        if f"{name}.weight" in masked and _is_matrix(layer)
+    ]
+
+    def sparse_run() -> object:
+        try:
+            for layer, forward in layers:
+                layer.forward = forward
+            return run()
+        finally:
+            for layer, _ in layers:
+                vars(layer).pop("forward", None)
+
+    return sparse_run, state
+
+
+def csr_forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a 1x1 convolution (NCHW) or linear layer (features last) computes, by a CSR matrix."""
+    weight, bias = layer.weight.detach(), layer.bias
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its CSR tensors a beta
+        matrix = weight.flatten(1).to_sparse_csr()  # type: ignore[operator, union-attr]
+    channels = 1 if isinstance(layer, nn.Conv2d) else -1
+
+    def forward(inputs: Tensor) -> Tensor:
+        flat = inputs.movedim(channels, 0)
+        product = matrix @ flat.reshape(flat.shape[0], -1)
+        if bias is not None:
+            product += bias[:, None]  # type: ignore[index]
+        return product.reshape(-1, *flat.shape[1:]).movedim(0, channels)
+
+    return forward
+
+
+def _is_matrix(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    return isinstance(layer, nn.Linear)
+
+
+def _chooser(name: str, layer: nn.Module, state: SparseLayers) -> Callable[[Tensor], Tensor]:
+    """Forward of a layer that on its first input tries both ways, and stays with the faster."""
+    dense = type(layer).forward.__get__(layer)
+    chosen: list[Callable[[Tensor], Tensor]] = []
+
+    def forward(inputs: Tensor) -> Tensor:
+        if not chosen:
+            state.tried.append(name)
+            sparse = csr_forward(layer)
+            faster = _seconds(sparse, inputs) < _seconds(dense, inputs)
+            chosen.append(sparse if faster else dense)
+            if faster:
+                state.used.append(name)
+        return chosen[0](inputs)
+
+    return forward
+
+
+def _seconds(run: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
+    """The fastest of some runs, after one to warm up."""
+    times = []
+    for _ in range(_TRIALS + 1):
+        synchronize(inputs.device)
+        start = time.perf_counter()
+        run(inputs)
+        synchronize(inputs.device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was started on a GPU; the CPU does not need it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
