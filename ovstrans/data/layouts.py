@@ -23,17 +23,32 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label file, both perhaps missing.
+    """An image and its label file, both perhaps missing. Paths are kept as text: a split may have 118,287.
 
-    name: unique in its split.  label: None where labels are not asked for.
-    panoptic: the PNG of its segments, where the layout has them.  video: the video it is a frame of.
+    name: unique in its split.  label_file: None where labels are not asked for.
+    panoptic_file: the PNG of its segments, where the layout has them.  video: the video it is a frame of.
     """
 
     name: str
-    image: Path
-    label: Path | None = None
-    panoptic: Path | None = None
+    image_file: str
+    label_file: str | None = None
+    panoptic_file: str | None = None
     video: str = ""
+
+    @property
+    def image(self) -> Path:
+        """The image."""
+        return Path(self.image_file)
+
+    @property
+    def label(self) -> Path | None:
+        """Its label file, or None where labels are not asked for."""
+        return None if self.label_file is None else Path(self.label_file)
+
+    @property
+    def panoptic(self) -> Path | None:
+        """The PNG of its segments, or None."""
+        return None if self.panoptic_file is None else Path(self.panoptic_file)
 
 
 @dataclass(frozen=True)

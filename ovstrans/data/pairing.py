@@ -26,15 +26,18 @@ def by_name(found: Found) -> Index:
     for name in names:
         if labels is not None and layout.partial and name not in labels.names:
             continue
-        png = None if panoptic is None else found.path(panoptic.folder) / panoptic.png(name)
-        pair = Pair(name, images.path(name), None if labels is None else labels.path(name), png)
+        png = None if panoptic is None else panoptic.png(name)
+        pair = Pair(
+            name,
+            images.path(name),
+            None if labels is None else labels.path(name),
+            None if png is None or segments is None else f"{segments.folder}/{png}",
+        )
         pairs.append(pair)
-        if (
-            png is not None
-            and segments is not None
-            and png.relative_to(segments.folder).as_posix() not in segments.files
-        ):
-            missing.append(f"{pair.image}: has no panoptic PNG {png}; add it, or remove {segments.folder}")
+        if segments is not None and png not in segments.files:
+            missing.append(
+                f"{pair.image_file}: has no panoptic PNG {pair.panoptic_file}; add it, or remove {segments.folder}"
+            )
         missing += _missing(pair, images, labels, "" if found.listing is None else f"{found.listing}")
     return _some(found, pairs, missing)
 
@@ -70,13 +73,14 @@ def by_annotation(found: Found) -> Index:
         return by_name(found)
     images = _Files(found.path(layout.images), layout.image_suffixes)
     labels = _Files(found.path(panoptic.folder), (panoptic.suffix,)) if found.labels else None
+    json = str(found.path(panoptic.json))
     pairs, missing = [], []
     for name in sorted(found.annotations):
         video = name.rpartition("/")[0]
         label = None if labels is None else labels.path(name)
         pair = Pair(name, images.path(name), label, label, video)
         pairs.append(pair)
-        missing += _missing(pair, images, labels, str(found.path(panoptic.json)))
+        missing += _missing(pair, images, labels, json)
     return _some(found, pairs, missing)
 
 
@@ -99,7 +103,7 @@ def in_ade_tree(found: Found) -> Index:
                 continue
             stem = file[: -len(_suffix(file, layout.image_suffixes))]
             label = stem + layout.label_suffixes[0]
-            pair = Pair(stem, Path(folder, file), Path(folder, label) if found.labels else None)
+            pair = Pair(stem, f"{folder}/{file}", f"{folder}/{label}" if found.labels else None)
             pairs.append(pair)
             if found.labels and label not in there:
                 missing.append(_unlabelled(pair))
@@ -145,28 +149,28 @@ class _Files:
             below[:] = [name for name in below if not name.startswith(".")]
             prefix = Path(parent).relative_to(folder).as_posix() + "/"
             prefix = "" if prefix == "./" else prefix
-            for file in files:
-                suffix = _suffix(file, endings)
-                if suffix and not file.startswith("."):
-                    self.names.setdefault(prefix + file[: -len(suffix)], prefix + file)
+            for file in sorted(files):
+                stem = file[: len(file) - len(_suffix(file, endings))]
+                if len(stem) < len(file) and not file.startswith("."):
+                    self.names.setdefault(prefix + stem, prefix + file)
         self.files = frozenset(self.names.values())
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> str:
         """The file of that name, or where it would usually be."""
-        return self.folder / self.names.get(name, name + self.usual)
+        return f"{self.folder}/{self.names.get(name, name + self.usual)}"
 
 
 def _missing(pair: Pair, images: _Files, labels: _Files | None, listed: str) -> list[str]:
     found = []
     if pair.name not in images.names:
-        found.append(f"{pair.image}: no such image, though {listed} lists it; add it, or take it out")
+        found.append(f"{pair.image_file}: no such image, though {listed} lists it; add it, or take it out")
     if labels is not None and pair.name not in labels.names:
         found.append(_unlabelled(pair))
     return found
 
 
 def _unlabelled(pair: Pair) -> str:
-    return f"{pair.image}: has no label map {pair.label}; add it, or take the image out"
+    return f"{pair.image_file}: has no label map {pair.label_file}; add it, or take the image out"
 
 
 def _some(found: Found, pairs: list[Pair], missing: list[str]) -> Index:
@@ -179,4 +183,7 @@ def _some(found: Found, pairs: list[Pair], missing: list[str]) -> Index:
 def _suffix(name: str, suffixes: Sequence[str]) -> str:
     """The suffix of a file name that fits, compared without case, or ""."""
     lower = name.lower()
-    return next((name[len(name) - len(suffix) :] for suffix in suffixes if lower.endswith(suffix.lower())), "")
+    for suffix in suffixes:
+        if lower.endswith(suffix.lower()):
+            return name[len(name) - len(suffix) :]
+    return ""

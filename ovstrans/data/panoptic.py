@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,9 +70,13 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
     for entry in content["annotations"]:
         if "annotations" in entry:
             for frame in entry["annotations"]:
-                yield f"{entry['video_id']}/{PurePosixPath(frame['file_name']).stem}", frame
+                yield f"{entry['video_id']}/{_without_suffix(frame['file_name'])}", frame
         else:
-            yield str(PurePosixPath(entry["file_name"]).with_suffix("")), entry
+            yield _without_suffix(entry["file_name"]), entry
+
+
+def _without_suffix(file: str) -> str:
+    return file.rpartition(".")[0] or file
 
 
 def read_ids(path: Path) -> np.ndarray:

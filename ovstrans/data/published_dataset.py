@@ -90,9 +90,9 @@ class PublishedDataset:
     def _rows(self, pair: Pair) -> np.ndarray:
         panoptic = self.found.layout.panoptic
         assert panoptic is not None and pair.panoptic is not None
-        key = pair.panoptic.relative_to(self.found.path(panoptic.folder)).with_suffix("").as_posix()
+        folder, json = self.found.path(panoptic.folder), self.found.path(panoptic.json)
+        key = pair.panoptic.relative_to(folder).with_suffix("").as_posix()
         if key not in self._annotations:
-            json = self.found.path(panoptic.json)
             raise InputError(f"{json}: annotates no {pair.panoptic.name}, which {pair.image} needs; copy it again")
         return self._annotations[key]
 
@@ -100,23 +100,25 @@ class PublishedDataset:
 def reduced(sample: Sample, short_side: int) -> Sample:
     """The sample with its short side reduced to `short_side`, where it is longer; 0 leaves all as they are.
 
-    As ADE20K-847 is prepared for evaluation: the image linearly without smoothing, its labels by the nearest
-    pixel to the upper left, the long side rounded.
+    As ADE20K-847 is prepared for evaluation (OpenCV's INTER_LINEAR, which does not smooth, and INTER_NEAREST,
+    which takes the pixel to the upper left); the long side is rounded.
     """
     height, width = sample.image.shape[1:]
     if not 0 < short_side < min(height, width):
         return sample
-    size = (
-        (short_side, round(width / height * short_side))
-        if width >= height
-        else (round(height / width * short_side), short_side)
-    )
-    image = F.interpolate(sample.image[None].float(), size, mode="bilinear", align_corners=False)[0]
+    rows, columns = short_side, round(width / height * short_side)
+    if height > width:
+        rows, columns = round(height / width * short_side), short_side
+    image = F.interpolate(sample.image[None].float(), (rows, columns), mode="bilinear", align_corners=False)[0]
     sample.image = image.round().clamp(0, 255).byte()
     if sample.label is not None:
-        label = sample.label[None, None].double()
-        sample.label = F.interpolate(label, size, mode="nearest")[0, 0].to(sample.label.dtype)
+        sample.label = sample.label[_nearest(height, rows)][:, _nearest(width, columns)]
     return sample
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """For each of `new` places the one of `old` to its left."""
+    return (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).floor().long().clamp(max=old - 1)
 
 
 def _check_size(label: np.ndarray, path: Path, image: Tensor, image_path: Path) -> None:
