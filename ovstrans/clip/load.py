@@ -100,7 +100,7 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
             raise InputError(f"{path}: the bundled weights are missing; install ovstrans again")
     else:
         path, tag = _fetch(model, source, tags)
-        config["quick_gelu"] = bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
+        config["quick_gelu"] = _quick_gelu(config, tag)
         preprocess = {**preprocess, **{key: tag[key] for key in ("mean", "std") if key in tag}}
     state = read_state_dict(path)
     clip = _build(model, config, preprocess)
@@ -112,9 +112,15 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
     return clip
 
 
-def random_clip(model: str = DEFAULT_MODEL, seed: int = 0) -> Clip:
-    """The architecture with random weights drawn from `seed`: for tests and baselines."""
+def random_clip(model: str = DEFAULT_MODEL, seed: int = 0, *, pretrained: str = "") -> Clip:
+    """The architecture with random weights drawn from `seed`: for tests, baselines, and weights to come.
+
+    pretrained: the tag that those have, if any; it may want another activation than the model's own
+    configuration says (OpenAI's RN50: QuickGELU).
+    """
     config, preprocess = _config(model)
+    if pretrained in open_clip.list_pretrained_tags_by_model(model):
+        config["quick_gelu"] = _quick_gelu(config, open_clip.get_pretrained_cfg(model, pretrained))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = _build(model, config, preprocess)
@@ -132,6 +138,12 @@ def create_tower(model: str = DEFAULT_MODEL) -> nn.Module:
     width, size = vision["width"], vision["image_size"]
     heads = width * 32 // vision.get("head_width", 64)
     return ModifiedResNet(vision["layers"], config["embed_dim"], heads, image_size=size, width=width)
+
+
+def create_clip(model: str = DEFAULT_MODEL) -> Any:
+    """open_clip's module of both towers, with random weights; inside `with torch.device("meta")` it takes no memory."""
+    config, preprocess = _config(model)
+    return _build(model, config, preprocess).model
 
 
 def model_info(model: str) -> tuple[int, int, tuple[float, ...], tuple[float, ...]]:
@@ -191,6 +203,11 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     config = copy.deepcopy(config)
     config["vision_cfg"]["timm_model_pretrained"] = False  # weights come from a CLIP, never from timm's hub
     return config, preprocess
+
+
+def _quick_gelu(config: Mapping[str, Any], tag: Mapping[str, Any]) -> bool:
+    """Whether weights of that tag, put into that model, want QuickGELU."""
+    return bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
 
 
 def _default_pretrained(model: str) -> str:

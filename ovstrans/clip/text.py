@@ -107,8 +107,14 @@ def cache_folder() -> Path:
 
 def _cache_path(clip: Clip, names: list[str], templates: tuple[str, ...]) -> Path:
     text = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
-    words = json.dumps([clip.name, weights_sha256(text), names, list(templates)])
+    words = json.dumps([clip.name, weights_sha256(text), names, list(templates), *_activation(clip)])
     return cache_folder() / "text" / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _activation(clip: Clip) -> list[str]:
+    """What the same weights may be computed with: nothing for open_clip's usual GELU, else its name."""
+    kind = type(clip.model.transformer.resblocks[0].mlp.gelu).__name__
+    return [] if kind == "GELU" else [kind]
 
 
 def _read_cache(path: Path | None, rows: int, dim: int) -> Tensor | None:

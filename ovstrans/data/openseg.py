@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, count
 
 from ovstrans.errors import InputError
 
@@ -50,12 +51,11 @@ def distinct_names(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """A name to show for each class, all different: its first synonym, and another in brackets where others
     share the first, as in `pot (flowerpot)`; a class that has none other stays `pot`, a second one is `pot (2)`."""
     shared = Counter(synonyms[0] for synonyms in classes)
-    names: list[str] = []
+    names: dict[str, None] = {}
     for synonyms in classes:
         first = synonyms[0]
         plurals = (first, f"{first}s", f"{first}es")
         others = [other for other in synonyms[1:] if other not in plurals] if shared[first] > 1 else []
-        choices = [*(f"{first} ({other})" for other in others), first]
-        choices += [f"{first} ({number})" for number in range(2, shared[first] + 1)]
-        names.append(next((name for name in choices if name not in names), choices[-1]))
+        choices = chain((f"{first} ({other})" for other in others), [first], (f"{first} ({n})" for n in count(2)))
+        names[next(name for name in choices if name not in names)] = None
     return tuple(names)

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ovstrans.data.class_names import clean_name
 from ovstrans.data.wordnet import read_lines
 from ovstrans.errors import InputError
-
-
-def clean_name(name: str) -> str:
-    """A COCO class name as GKC says it: `wall-other-merged` is wall, `door-stuff` is door stuff."""
-    return name.removesuffix("-merged").removesuffix("-other").replace("-", " ")
 
 
 def synonyms(name: str) -> tuple[str, ...]:

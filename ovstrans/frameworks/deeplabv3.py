@@ -19,7 +19,9 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import dense_embedding, set_output_stride, stages
+from ovstrans.data.class_names import clean
 from ovstrans.data.templates import DATASET, template_names
+from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.classifier import (
@@ -138,6 +140,11 @@ class DeepLabV3(Framework):
             nn.init.zeros_(cast(Tensor, last.bias))
         self.embed = nn.Sequential(*between, last)
         self.classifier = TextScores(self.embed_dim)
+
+    @classmethod
+    def worded(cls, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary by its authors' own names, cleaned: OpenTrans prompts DeepLab as it does GKC."""
+        return clean(vocabulary)
 
     def _check_options(self) -> None:
         """InputError for a value that no head can have."""

@@ -11,7 +11,6 @@ Shapes: `B` batch, `Q` queries, `K` classes, `N` segments of an image, `E` embed
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import drop_head
-from ovstrans.data.synonyms import clean_name
+from ovstrans.data.class_names import clean
 from ovstrans.data.templates import template_names
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
@@ -113,9 +112,8 @@ class GKC(MaskFramework):
 
     @classmethod
     def worded(cls, vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary with COCO's marks taken out of its names: `wall-other-merged` is `wall`."""
-        classes = tuple(tuple(clean_name(name) for name in synonyms) for synonyms in vocabulary.classes)
-        return replace(vocabulary, classes=classes)
+        """The vocabulary by its authors' own names, COCO's marks taken out: `wall-other-merged` is `wall`."""
+        return clean(vocabulary)
 
     def components(self) -> dict[str, nn.Module]:
         """trunk, pixel_decoder, transformer_decoder, classifier, and clip_path where the option is on;

@@ -10,6 +10,7 @@ from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import Clip, load_clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
+from ovstrans.data.class_names import AUTO, by_names
 from ovstrans.data.templates import DATASET, template_set
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import MismatchError
@@ -25,7 +26,7 @@ def text_clip(checkpoint: Checkpoint) -> Clip:
     recorded = checkpoint.clip
     if checkpoint.text_tower is None:
         return load_clip(recorded["model"], recorded["pretrained"] or None)
-    clip = random_clip(recorded["model"])
+    clip = random_clip(recorded["model"], pretrained=recorded["pretrained"])
     wanted = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
     for key, value in checkpoint.text_tower.items():
         if key not in wanted or wanted[key].shape != value.shape:
@@ -37,25 +38,29 @@ def text_clip(checkpoint: Checkpoint) -> Clip:
     return replace(clip, pretrained=recorded["pretrained"], weights_sha256=recorded["weights_sha256"])
 
 
-def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary) -> TextClassifier:
+def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary, names: str = AUTO) -> TextClassifier:
     """The text classifier of `vocabulary` for a checkpoint's framework, worded and prompted as that asks.
 
-    The training vocabulary's own rows where names and templates are the same, so that neither text
-    tower nor cache is needed; else embedded anew. Raises as `text_clip` does.
+    names: see `prompted`. The training vocabulary's own rows where names and templates are the same, so
+    that neither text tower nor cache is needed; else embedded anew. Raises as `prompted` and `text_clip` do.
     """
-    trained, asked = checkpoint.vocabulary, prompted(vocabulary, checkpoint.framework, checkpoint.options)
+    trained, asked = checkpoint.vocabulary, prompted(vocabulary, checkpoint.framework, checkpoint.options, names)
     if (trained.classes, trained.templates) == (asked.classes, asked.templates):
         return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, asked)
     return embed_vocabulary(text_clip(checkpoint), asked)
 
 
-def prompted(vocabulary: Vocabulary, framework: str, options: Mapping[str, Any]) -> Vocabulary:
+def prompted(vocabulary: Vocabulary, framework: str, options: Mapping[str, Any], names: str = AUTO) -> Vocabulary:
     """`vocabulary` with the class names and prompts that a framework asks for.
+
+    names: which names of a class go into prompts, see `data.class_names`; "auto": as the framework was
+    published, the synonyms for FC-CLIP, the authors' names cleaned for GKC and for DeepLabV3 as OpenTrans has it.
+    Whatever it is, reports call the classes as the vocabulary does.
 
     The option `templates` names the prompts, else the framework's own choice does; "dataset" keeps the
     vocabulary's. Doing it twice changes nothing. Raises InputError for an unknown framework or name.
     """
     kind = registry.find(framework)
     chosen = options.get("templates", kind.templates)
-    worded = kind.worded(vocabulary)
+    worded = kind.worded(vocabulary) if names == AUTO else by_names(vocabulary, names)
     return worded if chosen in (None, DATASET) else replace(worded, templates=template_set(chosen))

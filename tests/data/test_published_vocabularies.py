@@ -15,7 +15,7 @@ from ovstrans.data.published_vocabularies import (
     published_vocabulary,
     published_vocabulary_names,
 )
-from ovstrans.data.vocabulary import Vocabulary, load_vocabulary
+from ovstrans.data.vocabulary import Vocabulary, load_vocabulary, read_toml
 from ovstrans.errors import InputError
 
 NAMES = published_vocabulary_names()
@@ -160,10 +160,18 @@ def test_the_largest_loads_fast() -> None:
     load_vocabulary(FOLDER / "cityscapes.toml")
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()  # what other processes take is not ours
         load_vocabulary(FOLDER / "ade20k-847.toml")
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.05
+
+
+def test_the_files_are_packaged() -> None:
+    root = FOLDER.parents[2]
+    patterns = read_toml(root / "pyproject.toml")["tool"]["setuptools"]["package-data"]["ovstrans.data"]
+    for path in FOLDER.iterdir():
+        inside = path.relative_to(FOLDER.parent)
+        assert path.is_dir() or any(inside.match(pattern) for pattern in patterns), inside
 
 
 def test_every_file_says_where_it_is_from() -> None:

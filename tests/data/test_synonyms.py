@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ovstrans.data.class_names import clean_name
 from ovstrans.data.shapes import SHAPES
-from ovstrans.data.synonyms import clean_name, synonyms
+from ovstrans.data.synonyms import synonyms
 from ovstrans.data.textures import STUFF
 from ovstrans.data.wordnet import read_lines
 from ovstrans.errors import InputError

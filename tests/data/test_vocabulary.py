@@ -13,6 +13,29 @@ from ovstrans.data.vocabulary import Vocabulary, load_vocabulary
 from ovstrans.errors import InputError
 
 
+def test_plain_and_display_names() -> None:
+    """What the authors call a class and what reports call it go along with its prompts, in files too."""
+    vocabulary = Vocabulary(
+        name="kitchen",
+        classes=(("pot", "flowerpot"), ("pot",), ("wall",)),
+        plain=(("pot, flowerpot",), ("pot",), ("wall-other",)),
+        display=("flowerpot", "pot", "wall"),
+    )
+    assert vocabulary.names == ("flowerpot", "pot", "wall")
+    assert Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
+    some = vocabulary.subset([2, 0])
+    assert some.plain == (("wall-other",), ("pot, flowerpot",)) and some.names == ("wall", "flowerpot")
+    with_display = Vocabulary.from_names("v", ["pot", "pot, flowerpot"], display=("pot", "flowerpot"))
+    assert with_display.classes == (("pot",), ("pot", "flowerpot"))
+
+
+def test_json_of_before_there_were_plain_names() -> None:
+    old = {"name": "v", "classes": [["a", "b"]], "novel": [], "things": [], "templates": ["{}"], "colors": None}
+    vocabulary = Vocabulary.from_json(old)
+    assert vocabulary.plain is None and vocabulary.display is None and vocabulary.names == ("a",)
+    assert vocabulary.to_json() == old
+
+
 def test_names_base_and_json_round_trip() -> None:
     vocabulary = Vocabulary(
         name="street",
@@ -39,6 +62,12 @@ def test_names_base_and_json_round_trip() -> None:
         ({"classes": (("a",),), "templates": ("a photo",)}, "no {}"),
         ({"classes": (("a",),), "templates": ()}, "templates is empty"),
         ({"classes": (("a",),), "colors": ()}, "0 colors for 1"),
+        ({"classes": (("a",),), "plain": ()}, "0 plain names for 1"),
+        ({"classes": (("a",),), "plain": ("a",)}, "plain class 0 is a string"),
+        ({"classes": (("a",),), "plain": ((" ",),)}, "plain class 0 has an empty name"),
+        ({"classes": (("a",),), "display": ("a", "b")}, "2 display names for 1"),
+        ({"classes": (("a",), ("b",)), "display": ("c", "c")}, "display name 'c' is used twice"),
+        ({"classes": (("a",),), "display": ("",)}, "display name '' is empty"),
     ],
 )
 def test_an_inconsistent_vocabulary_is_refused(fields: dict, message: str) -> None:
@@ -66,13 +95,15 @@ def test_toml_file(tmp_path: Path) -> None:
     path = tmp_path / "v.toml"
     path.write_text(
         'classes = ["sky", "car, automobile", ["person", "man, woman"]]\nnovel = ["car"]\nthings = ["car", "person"]\n'
-        'templates = ["a {}"]\ncolors = [[0, 0, 0], [1, 1, 1], [255, 2, 2]]\n',
+        'templates = ["a {}"]\ncolors = [[0, 0, 0], [1, 1, 1], [255, 2, 2]]\n'
+        'plain = ["sky-other", "car, auto", ["person", "human"]]\n',
         encoding="utf-8",
     )
     vocabulary = load_vocabulary(path)
     assert vocabulary.classes == (("sky",), ("car", "automobile"), ("person", "man, woman"))
     assert (vocabulary.novel, vocabulary.things) == ({1}, {1, 2})
     assert vocabulary.templates == ("a {}",)
+    assert vocabulary.plain == (("sky-other",), ("car, auto",), ("person", "human"))  # a string is taken whole
     assert vocabulary.palette()[2].tolist() == [255, 2, 2]
 
 
@@ -89,9 +120,17 @@ def test_toml_file(tmp_path: Path) -> None:
         ("v.toml", 'classes = ["a"]\nnovel = "a"', "list of strings"),
         ("v.toml", 'classes = ["a"]\ncolors = [[1, 2, 256]]', "0 to 255"),
         ("v.toml", 'classes = ["a"]\ncolors = 3', "colors"),
+        ("v.toml", 'classes = ["a"]\nplain = "a"', "plain: a list"),
+        ("v.toml", 'classes = ["a"]\nplain = [3]', "plain: class 3 is neither"),
+        ("v.toml", 'classes = ["a"]\ndisplay = [3]', "display: a list of strings"),
+        ("v.toml", 'classes = ["a", "b"]\ndisplay = ["c"]', "1 display names for 2"),
         ("v.txt", "# nothing\n", "no class"),
         ("v.txt", "a\na\n", "named twice"),
         ("v.txt", b"\xff\xfe\x00", "UTF-8"),
+        ("v.txt", "1:cat\n1:dog\n", "line '1:dog': ID 1 comes twice"),
+        ("v.txt", "1:cat\ndog\n", "line 'dog': no ID"),
+        ("v.txt", "1:cat,,kitty\n", "line '1:cat,,kitty': an empty name"),
+        ("v.txt", "0:invalid_class_id\n", "no class"),
     ],
 )
 def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from ovstrans.checkpoints.file import Checkpoint
+from ovstrans.clip import load
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
+from ovstrans.data.published_vocabularies import published_vocabulary
 from ovstrans.data.templates import template_set
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
+from ovstrans.frameworks.classifier import seen_classes
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
 from ovstrans.frameworks.vocabulary import classifier_for, prompted, text_clip
 
@@ -102,3 +105,99 @@ def test_a_framework_may_choose_its_words(vocabulary: Vocabulary, monkeypatch: p
 
     monkeypatch.setattr(DeepLabV3, "worded", classmethod(first_names))
     assert prompted(vocabulary, "deeplabv3", {}).classes == (("cat",), ("dog",), ("grass",), ("sky",))
+
+
+@pytest.mark.parametrize(
+    ("framework", "templates", "expected"),
+    [
+        ("fcclip", 14, {"wall": ("wall", "walls"), "wood floor": ("wood floor",)}),
+        ("gkc", 1, {"wall": ("wall",), "wood floor": ("floor wood",)}),
+        ("deeplabv3", 1, {"wall": ("wall",), "wood floor": ("floor wood",)}),
+    ],
+)
+def test_published_classes_are_prompted_as_published(framework: str, templates: int, expected: dict) -> None:
+    vocabulary = published_vocabulary("coco-panoptic")
+    options = registry.defaults(framework)
+    found = prompted(vocabulary, framework, options)
+    words = dict(zip(found.names, found.classes, strict=True))
+    assert {name: words[name] for name in expected} == expected
+    assert found.names == vocabulary.names and len(found.templates) == templates
+    assert prompted(found, framework, options) == found
+
+
+@pytest.mark.parametrize("framework", registry.names())
+def test_names_may_be_chosen(framework: str) -> None:
+    vocabulary = published_vocabulary("coco-panoptic")
+    expected = {
+        "synonyms": ("wall", "walls"),
+        "plain": ("wall-other-merged",),
+        "clean": ("wall",),
+        "joined": ("wall,walls",),
+    }
+    for names, wall in expected.items():
+        found = prompted(vocabulary, framework, {}, names)
+        assert (found.classes[131], found.names[131]) == (wall, "wall")
+        assert prompted(found, framework, {}, names) == found
+    with pytest.raises(InputError, match="names 'synonym': unknown; did you mean 'synonyms'"):
+        prompted(vocabulary, framework, {}, "synonym")
+
+
+def test_chosen_names_reach_the_text_tower(text: TextClassifier) -> None:
+    trained = random_clip("RN-mini", seed=5)
+    checkpoint = checkpoint_of(trained, text)
+    vocabulary = published_vocabulary("coco-panoptic").subset([131, 87, 0])
+    people = len(vocabulary.classes[2])
+    owner = dict.fromkeys(("plain", "clean", "joined", "auto"), [0, 1, 2]) | {"synonyms": [0, 0, 1, *[2] * people]}
+    found = {names: classifier_for(checkpoint, vocabulary, names) for names in owner}
+    assert {names: each.owner.tolist() for names, each in found.items()} == owner
+    assert all(len(each.embeddings) == len(each.owner) for each in found.values())
+    assert {each.vocabulary.names for each in found.values()} == {("wall", "wood floor", "person")}
+    wall = embed_vocabulary(trained, Vocabulary.from_names("one", ["wall-other-merged", "wall"]), cache=False)
+    torch.testing.assert_close(found["plain"].embeddings[0], wall.embeddings[0])
+    torch.testing.assert_close(found["clean"].embeddings[0], wall.embeddings[1])
+    assert torch.equal(found["auto"].embeddings, found["clean"].embeddings)  # of deeplabv3
+
+
+def test_the_carried_tower_computes_as_the_recorded_weights_want(
+    text: TextClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's RN50 was trained with QuickGELU, open_clip's RN50 has GELU: the tag says which; here, of RN-mini."""
+    trained = random_clip("RN-mini", seed=5)
+    checkpoint = checkpoint_of(trained, text)
+    other = Vocabulary.from_names("other", ["water"])
+    usual = classifier_for(checkpoint, other)
+    checkpoint.clip["pretrained"] = "quick"
+    monkeypatch.setattr(load.open_clip, "list_pretrained_tags_by_model", lambda model: ["quick"])
+    monkeypatch.setattr(load.open_clip, "get_pretrained_cfg", lambda model, tag: {"quick_gelu": True})
+    block = text_clip(checkpoint).model.transformer.resblocks[0]
+    assert type(block.mlp.gelu).__name__ == "QuickGELU"
+    quick = classifier_for(checkpoint, other)  # and the cache keeps the two apart
+    assert not torch.allclose(quick.embeddings, usual.embeddings, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        # Counted with FC-CLIP's own lists and its own rule.
+        *(("ade20k-150", 64), ("ade20k-847", 101), ("cityscapes", 17), ("coco-stuff", 135), ("context-59", 51)),
+        *(("context-459", 85), ("pascal-20", 20), ("pascal-21", 21), ("mapillary-65", 26), ("coco-panoptic", 133)),
+    ],
+)
+def test_fcclip_finds_seen_classes_by_their_names(name: str, seen: int) -> None:
+    options = registry.defaults("fcclip")
+    trained = prompted(published_vocabulary("coco-panoptic"), "fcclip", options)
+    assert sum(seen_classes(prompted(published_vocabulary(name), "fcclip", options), trained)) == seen
+
+
+def test_seen_is_decided_on_the_prompted_words() -> None:
+    trained = prompted(published_vocabulary("coco-panoptic"), "fcclip", {})
+
+    def unseen(name: str, names: str = "auto") -> set[str]:
+        vocabulary = prompted(published_vocabulary(name), "fcclip", {}, names)
+        return {
+            shown for shown, yes in zip(vocabulary.names, seen_classes(vocabulary, trained), strict=True) if not yes
+        }
+
+    assert unseen("cityscapes") == {"pole", "rider"}  # road shares its name with COCO's
+    assert "street" in unseen("context-59")  # what the authors call road
+    assert "street" not in unseen("context-59", "plain")

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ovstrans.data.class_names import clean_name
 from ovstrans.data.morphology import base_forms
 from ovstrans.data.shapes import SHAPES
-from ovstrans.data.synonyms import clean_name
 from ovstrans.data.textures import STUFF
 from ovstrans.data.wordnet import data_lines
 from ovstrans.data.wordnet.dictionary import ADJECTIVE, ADVERB, NOUN, VERB, WordNet, read_wordnet
