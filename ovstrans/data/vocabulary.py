@@ -20,7 +20,6 @@ Shapes: `K` classes.
 from __future__ import annotations
 
 import difflib
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,13 +30,9 @@ import numpy as np
 
 from ovstrans.data.colors import distinct_colors
 from ovstrans.data.openseg import distinct_names, is_openseg, parse_openseg
+from ovstrans.data.tables import naming, read_toml, refuse_unknown
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 VOCABULARY_KEYS = ("name", "classes", "plain", "display", "novel", "things", "templates", "colors")
 """The keys of a vocabulary table, in a file of its own or in a dataset's."""
@@ -191,7 +186,7 @@ def load_vocabulary(path: Path | str) -> Vocabulary:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file; give one class a line") from error
     entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
-    with _at(path):
+    with naming(path):
         if not is_openseg(entries):
             return Vocabulary.from_names(path.stem, entries)
         classes = parse_openseg(entries)
@@ -206,7 +201,7 @@ def parse_vocabulary(table: Mapping[str, Any], *, where: str, name: str) -> Voca
     classes = table.get("classes")
     if not isinstance(classes, list) or not classes:
         raise InputError(f'{where}: classes is missing or empty; write classes = ["sky", "car, automobile"]')
-    with _at(where):
+    with naming(where):
         display = tuple(_strings(table["display"], "display")) if "display" in table else None
         bare = Vocabulary.from_names(str(table.get("name", name)), classes, display=display)
         index = {display: number for number, display in enumerate(bare.names)}
@@ -221,38 +216,6 @@ def parse_vocabulary(table: Mapping[str, Any], *, where: str, name: str) -> Voca
             templates=tuple(_strings(table.get("templates", ["{}"]), "templates")),
             colors=None if colors is None else tuple(_color(color) for color in colors),
         )
-
-
-def read_toml(path: Path | str) -> dict[str, Any]:
-    """A TOML file's table; InputError where it is missing or broken."""
-    path = existing_file(path)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML ({error})") from error
-
-
-def refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """InputError that names the first key of `table` that is not in `known`, and the nearest known one."""
-    for key in table:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise InputError(f"{where}: unknown key {key!r}; {hint}known are {', '.join(known)}")
-
-
-class _at:
-    """Prefix the place to an InputError raised inside, unless the message has it already."""
-
-    def __init__(self, where: Path | str) -> None:
-        self.where = str(where)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, InputError) and not str(error).startswith(self.where):
-            raise InputError(f"{self.where}: {error}") from error
 
 
 def _synonyms(where: str, entry: Any) -> tuple[str, ...]:

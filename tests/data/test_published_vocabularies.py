@@ -15,7 +15,8 @@ from ovstrans.data.published_vocabularies import (
     published_vocabulary,
     published_vocabulary_names,
 )
-from ovstrans.data.vocabulary import Vocabulary, load_vocabulary, read_toml
+from ovstrans.data.tables import read_toml
+from ovstrans.data.vocabulary import Vocabulary, load_vocabulary
 from ovstrans.errors import InputError
 
 NAMES = published_vocabulary_names()

@@ -147,7 +147,8 @@ def test_chosen_names_reach_the_text_tower(text: TextClassifier) -> None:
     checkpoint = checkpoint_of(trained, text)
     vocabulary = published_vocabulary("coco-panoptic").subset([131, 87, 0])
     people = len(vocabulary.classes[2])
-    owner = dict.fromkeys(("plain", "clean", "joined", "auto"), [0, 1, 2]) | {"synonyms": [0, 0, 1, *[2] * people]}
+    owner = {names: [0, 1, 2] for names in ("plain", "clean", "joined", "auto")}
+    owner["synonyms"] = [0, 0, 1, *[2] * people]
     found = {names: classifier_for(checkpoint, vocabulary, names) for names in owner}
     assert {names: each.owner.tolist() for names, each in found.items()} == owner
     assert all(len(each.embeddings) == len(each.owner) for each in found.values())
