@@ -44,14 +44,16 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> None:
-    """A result as a table on stdout: first column left, the others right aligned."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "", words: bool = False
+) -> None:
+    """A result as a table on stdout: first column left, the others right aligned; with `words` all left."""
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        grid.add_column(column, justify="left" if words or number == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(_escape(str(cell)) for cell in row))
     out = Console(emoji=False)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ovstrans.cli import analyze, bench, demo, export, finetune, inspect, prune, recipes
+from ovstrans.cli import analyze, bench, data, demo, export, finetune, inspect, predict, prune, recipes
 from ovstrans.version import __version__
 
 app = typer.Typer(
@@ -24,9 +24,11 @@ app.command()(prune.prune)
 app.command()(analyze.analyze)
 app.command()(finetune.finetune)
 app.command(cls=bench.BenchCommand)(bench.bench)
+app.command()(predict.predict)
 app.command()(export.export)
 app.command()(inspect.inspect)
 app.command()(demo.demo)
+app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -1,0 +1,299 @@
+"""`ovstrans data`: which datasets are there, whether they are sound, what they look like, and preparing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ovstrans.cli import common
+from ovstrans.files import OUTPUT_DIR
+
+if TYPE_CHECKING:
+    from ovstrans.data.layouts import Published
+
+app = typer.Typer(
+    name="data",
+    help="List, check, show and prepare datasets.",
+    no_args_is_help=True,
+)
+
+_FAULTS_SHOWN = 100
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME[:SPLIT]", help="A dataset that `data list` names, or folder:PATH[:SPLIT].")
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        help="Where published datasets are; default $OVSTRANS_DATASETS, $DETECTRON2_DATASETS or ./datasets.",
+    ),
+]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Images at once; 0 for one a core.")]
+
+
+@app.command("list")
+def list_data(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this one, with every layout it is read from.")
+    ] = None,
+    data_root: Root = None,
+    json: common.Json = None,
+    force: common.Force = False,
+    debug: common.Debug = False,
+) -> None:
+    """Which datasets are there, in what layout and where, and which are missing."""
+    common.start(debug=debug)
+    from ovstrans import console
+    from ovstrans.data.catalog import GENERATED
+    from ovstrans.data.published import PUBLISHED
+    from ovstrans.data.roots import dataset_roots, looked_in
+
+    common.check_json(json, force=force)
+    roots = dataset_roots(data_root)
+    chosen = list(PUBLISHED) if name is None else [_published(name).name]
+    entries = {key: _entry(PUBLISHED[key], roots) for key in chosen}
+    if json != "-":
+        rows = [[key, "-", "any", "-", "generated", "-"] for key in GENERATED if name is None]
+        rows += [row for key, entry in entries.items() for row in _rows(key, entry)]
+        heads = ["name", "classes", "split", "images", "layout", "where"]
+        console.table("datasets", heads, rows, caption=f"looked in {looked_in(roots)}", words=True)
+        if name is not None:
+            layouts = [[way["layout"], ", ".join(way["splits"]), way["needs"]] for way in entries[chosen[0]]["layouts"]]
+            title = f"{entries[chosen[0]]['title']}: from {entries[chosen[0]]['source']}, read from any of"
+            console.table(title, ["layout", "splits", "needs"], layouts, words=True)
+    common.emit_json(
+        json,
+        {"schema": "ovstrans.datasets/1", "roots": [str(root) for root in roots], "datasets": entries},
+        force=force,
+    )
+
+
+@app.command()
+def check(
+    name: Name,
+    data_root: Root = None,
+    workers: Workers = 0,
+    json: common.Json = None,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Open every image and label map: all faults with their paths, and exit status 2 where there is one.
+
+    Without a split, every split that is there.
+    """
+    common.start(quiet=quiet, debug=debug)
+    from ovstrans import console
+    from ovstrans.data.check import faults
+    from ovstrans.errors import InputError
+
+    common.check_json(json, force=force)
+    found: list[str] = []
+    checked: dict[str, int] = {}
+    for title, dataset in _opened(name, data_root):
+        with console.progress(f"check {title}", len(dataset), unit="images") as progress:
+            flaws = faults(dataset, progress, workers=workers)
+        checked[title] = len(dataset)
+        found += flaws
+        if not flaws:
+            console.say(f"{title}: {len(dataset)} images, all in order")
+    if json != "-":
+        for flaw in found:
+            console.show(flaw)
+    common.emit_json(json, {"schema": "ovstrans.data-check/1", "images": checked, "faults": found}, force=force)
+    if found:
+        what = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+        raise InputError(f"data {name}: {what} in {sum(checked.values())} images")
+
+
+@app.command()
+def show(
+    name: Name = "scenes:train",
+    data_root: Root = None,
+    count: Annotated[int, typer.Option("-n", "--images", min=1, help="How many, evenly spread.")] = 8,
+    size: Annotated[int | None, typer.Option(min=16, help="Side of generated images.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help=f"PNG to write; default {OUTPUT_DIR}/data/NAME-SPLIT.png."),
+    ] = None,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """A sheet of images with the names on their segments."""
+    common.start(quiet=quiet, debug=debug)
+    from ovstrans import console, files
+    from ovstrans.data.catalog import open_dataset
+    from ovstrans.evaluation.sheet import save_sheet
+
+    if out is not None:
+        files.check_output(out, force=force)
+    dataset = open_dataset(name, split="val", size=size, root=data_root)
+    total = len(dataset)
+    shown = min(count, total)
+    path = out or OUTPUT_DIR / "data" / f"{dataset.name}-{dataset.split}.png"
+    title = f"{dataset.name}:{dataset.split}, {shown} of {total} images, {len(dataset.vocabulary)} classes"
+    save_sheet(path, (dataset[total * number // shown] for number in range(shown)), dataset, title=title)
+    console.say(f"wrote {path}")
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME[:SPLIT]", help="A published dataset, or one split of it.")],
+    data_root: Root = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Root to write below; default where the original is.")
+    ] = None,
+    workers: Workers = 0,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Convert an original download to the layout that detectron2 and FC-CLIP read.
+
+    Not needed for ovstrans, which reads originals too, only slower. What is converted already stays, so the same
+    command goes on after an interruption.
+    """
+    common.start(quiet=quiet, debug=debug)
+    from ovstrans import console
+    from ovstrans.data.prepare import preparation, summary
+    from ovstrans.data.prepare import prepare as convert
+    from ovstrans.data.roots import dataset_roots
+    from ovstrans.errors import InputError
+
+    published, splits = _published(name), _splits(name, data_root)
+    flaws: list[str] = []
+    for split in splits:
+        title = f"{published.name}:{split}"
+        work = preparation(published, split, dataset_roots(data_root), out)
+        if isinstance(work, str):
+            console.say(f"{title} {work}")
+            continue
+        total = len(work.source)
+        done = total - len(work.todo(force=force))
+        with console.progress(f"prepare {title}", total, done=done, unit="images") as progress:
+            try:
+                found = convert(work, progress, workers=workers, force=force)
+            except KeyboardInterrupt:
+                console.say(
+                    f"{title}: {total - len(work.todo())} of {total} images are there; the same command goes on"
+                )
+                raise
+        flaws += found
+        if not found:
+            console.say(f"{title}: {total} images in {work.top} ({total - done} converted now)")
+    if flaws:
+        what = "1 image" if len(flaws) == 1 else f"{len(flaws)} images"
+        raise InputError(f"{what} could not be converted: {summary(flaws)}")
+
+
+def _published(name: str) -> Published:
+    """The published dataset that `NAME[:SPLIT]` names; InputError where it is none."""
+    import difflib
+
+    from ovstrans.data.aliases import ALIASES
+    from ovstrans.data.published import PUBLISHED
+    from ovstrans.errors import InputError
+
+    name = name.partition(":")[0]
+    name = ALIASES[name][0] if name in ALIASES else name
+    if name not in PUBLISHED:
+        close = difflib.get_close_matches(name, PUBLISHED, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"data {name!r}: no published dataset; {hint}known are {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+def _splits(name: str, data_root: Path | None) -> Sequence[str]:
+    """The split that the name says, or all that are there; InputError where none is."""
+    from ovstrans.data.aliases import ALIASES
+    from ovstrans.data.published import find_layout, not_found
+    from ovstrans.data.roots import dataset_roots
+
+    if name in ALIASES:
+        return (ALIASES[name][1],)
+    published, roots = _published(name), dataset_roots(data_root)
+    split = name.partition(":")[2]
+    if split:
+        return (split,)
+    there = [split for split in published.splits if find_layout(published, split, roots) is not None]
+    if not there:
+        raise not_found(published, published.splits[-1], roots)
+    return there
+
+
+def _opened(name: str, data_root: Path | None) -> list[tuple[str, Any]]:
+    """The splits to check, each with its title; files may be missing."""
+    from ovstrans.data.catalog import GENERATED, open_dataset
+    from ovstrans.data.published import PublishedDataset, find_layout, not_found
+    from ovstrans.data.roots import dataset_roots
+
+    kind = name.partition(":")[0]
+    if kind == "folder" or kind in GENERATED:
+        dataset = open_dataset(name, split="train")
+        return [(f"{dataset.name}:{dataset.split}", dataset)]
+    published, roots = _published(name), dataset_roots(data_root)
+    opened: list[tuple[str, Any]] = []
+    for split in _splits(name, data_root):
+        found = find_layout(published, split, roots)
+        if found is None:
+            raise not_found(published, split, roots)
+        opened.append((f"{published.name}:{split}", PublishedDataset(found, complete=False)))
+    return opened
+
+
+def _entry(published: Published, roots: Sequence[Path]) -> dict[str, Any]:
+    """What `list` says of a dataset, as plain values."""
+    from ovstrans.data.published import find_layout
+    from ovstrans.errors import InputError
+
+    splits: dict[str, Any] = {}
+    for split in published.splits:
+        try:
+            found = find_layout(published, split, roots)
+            splits[split] = None
+            if found is not None:
+                splits[split] = {
+                    "layout": found.layout.name,
+                    "root": str(found.root),
+                    "images": len(found.pairs),
+                    "missing": len(found.missing),
+                }
+        except InputError as error:  # a broken listing is no reason to say nothing of the others
+            splits[split] = {"error": str(error)}
+    ways = [
+        {
+            "layout": layout.name,
+            "splits": list(layout.words),
+            "needs": f"{layout.tops[0]}/ with "
+            + ", ".join(" or ".join(places) for places in layout.needs(list(layout.words)[-1])),
+        }
+        for layout in published.layouts
+    ]
+    return {
+        "title": published.title,
+        "classes": published.classes,
+        "source": published.source,
+        "splits": splits,
+        "layouts": ways,
+    }
+
+
+def _rows(name: str, entry: dict[str, Any]) -> list[list[str]]:
+    """The rows of a dataset: one for each split that is there."""
+    rows = []
+    for split, found in entry["splits"].items():
+        if found is None:
+            continue
+        if "error" in found:
+            rows.append([split, "-", "broken", found["error"]])
+        else:
+            gaps = f" ({found['missing']} files missing)" if found["missing"] else ""
+            rows.append([split, f"{found['images']}{gaps}", found["layout"], found["root"]])
+    head = [name, str(entry["classes"])]
+    return [head + row for row in rows or [["-", "-", "missing", "-"]]]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from ovstrans.console import Progress
+from ovstrans.data.catalog import open_dataset
+from ovstrans.data.check import faults
+from ovstrans.data.published import PUBLISHED, PublishedDataset, find_layout
+from tests.data.published_folders import put_gray, put_image
+
+
+def found(root: Path) -> list[str]:
+    layout = find_layout(PUBLISHED["camvid"], "val", [root])
+    assert layout is not None
+    dataset = PublishedDataset(layout, complete=False)
+    return faults(dataset, Progress("check", len(dataset)), workers=2)
+
+
+def put_pairs(root: Path, *names: str) -> None:
+    for name in names:
+        put_image(root / f"camvid/val/{name}.png", [[0, 1], [2, 3]])
+        put_gray(root / f"camvid/valannot/{name}.png", [[0, 1], [10, 11]])
+
+
+def test_a_sound_dataset_has_no_fault(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "a", "b", "c")
+    assert found(tmp_path) == []
+
+
+def test_every_fault_is_named_with_its_path(tmp_path: Path) -> None:
+    put_pairs(tmp_path, *"abcdefg")
+    images, labels = tmp_path / "camvid/val", tmp_path / "camvid/valannot"
+    (labels / "a.png").unlink()  # a missing label
+    put_gray(labels / "b.png", [[0, 77], [1, 1]])  # a label out of range
+    cut = (images / "c.png").read_bytes()
+    (images / "c.png").write_bytes(cut[: len(cut) // 2])  # a truncated image
+    put_gray(labels / "d.png", [[0, 1, 2], [0, 1, 2]])  # another size
+    (images / "e.png").write_text("no picture")  # two faults in one pair
+    put_gray(labels / "e.png", [[99, 1], [1, 1]])
+    (labels / "f.png").write_bytes(b"")
+    seen = found(tmp_path)
+    assert len(seen) == 7
+    for path, words in (
+        (labels / "a.png", "has no label map"),
+        (labels / "b.png", "77"),
+        (images / "c.png", "image"),
+        (labels / "d.png", "3x2"),
+        (images / "e.png", "not an image"),
+        (labels / "e.png", "99"),
+        (labels / "f.png", "not an image"),
+    ):
+        assert any(str(path) in fault and words in fault for fault in seen), path
+
+
+def test_generated_data_can_be_checked_too() -> None:
+    dataset = open_dataset("scenes:train", split="train", size=32)
+    dataset._length = 3  # type: ignore[attr-defined]
+    assert faults(dataset, Progress("check", 3)) == []
