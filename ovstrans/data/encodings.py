@@ -49,7 +49,7 @@ class Encoding:
         classes = self.table[np.where((numbers < 0) | (numbers > last), last, numbers)]
         if (classes == ILLEGAL).any():
             wrong = np.unique(numbers[classes == ILLEGAL])
-            more = f" (and {len(wrong) - 1} more such values)" if len(wrong) > 1 else ""
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise InputError(
                 f"{path}: label value {int(wrong[0])}{more} is none there may be ({self.legal}); "
                 "correct the file, or copy or prepare it again"

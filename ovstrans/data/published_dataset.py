@@ -34,7 +34,7 @@ class PublishedDataset:
         from ovstrans.data.published_vocabularies import published_vocabulary
 
         if complete and found.missing:
-            more = f" (and {len(found.missing) - 1} more such faults)" if len(found.missing) > 1 else ""
+            more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
             raise InputError(found.missing[0] + more)
         self.found = found
         self.name, self.split = found.published.name, found.split
