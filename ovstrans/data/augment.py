@@ -146,12 +146,13 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 def evaluation_size(height: int, width: int, short_side: int | None, max_side: int | None = None) -> tuple[int, int]:
     """The size an image is evaluated at: short side brought to `short_side`, long one to at most `max_side`.
 
-    None for `short_side` keeps the image's own size (still at most `max_side`).
+    None for `short_side` keeps the image's own size (still at most `max_side`). Halves are rounded up, as
+    published evaluations do.
     """
     factor = 1.0 if short_side is None else short_side / min(height, width)
     if max_side is not None:
         factor = min(factor, max_side / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+    return max(1, math.floor(height * factor + 0.5)), max(1, math.floor(width * factor + 0.5))
 
 
 def _window(length: int, crop: int, factor: float, chance: float) -> tuple[int, int, int]:

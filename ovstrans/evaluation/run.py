@@ -8,7 +8,7 @@ Shapes: `H W` ground truth, `h w` evaluation size, `K` classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ovstrans.data.sample import Dataset, Sample
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.evaluation.inference import Inference, batch_room, evaluating, predict_from, score_images
 from ovstrans.evaluation.metrics import Confusion, metrics
+from ovstrans.evaluation.panoptic import PanopticQuality
 from ovstrans.evaluation.ranks import fail_together, rank_and_world
 from ovstrans.frameworks.scores import Scores
 
@@ -28,14 +29,8 @@ OnImage = Callable[[int, Sample, Tensor], None]
 """Called with the index, the sample and the predicted classes, int64 [H, W] on the CPU."""
 
 
-class Segmenter(Protocol):
-    """What is needed of a framework: per image the scores of images [B, 3, h, w] in [0, 1]."""
-
-    def scores(self, images: Tensor, text: TextClassifier | None = None) -> Sequence[Scores]: ...
-
-
 def evaluate(
-    framework: Segmenter,
+    framework: Any,
     dataset: Dataset,
     text: TextClassifier | None = None,
     *,
@@ -45,13 +40,17 @@ def evaluate(
     batch_size: int = 8,
     denominator: str = "present",
     on_image: OnImage | None = None,
+    panoptic: bool = False,
 ) -> dict[str, Any]:
     """The report entry of one dataset: dataset, split, images, size, inference, and the entries of `metrics`.
 
-    framework: on `device` already; evaluated in eval mode and left in the mode it was in.
+    framework: a `Framework` or anything with its `scores`, on `device` already; evaluated in eval mode and left in
+    the mode it was in.
     text: the classifier of the dataset's vocabulary; None where the framework was trained with it.
     inference: how images are looked at; None at the size that papers on this dataset have, else at their own.
     limit: only the first so many images.  batch_size: of neighbours of one size, fewer if large.
+    panoptic: also panoptic quality, as the entry `panoptic`, where the dataset has its truth and the framework
+    finds segments.
 
     Under torch.distributed every image is one rank's, and all ranks return what a single process would: what is
     batched with what does not depend on the number of ranks. Where a rank fails, all do.
@@ -64,28 +63,39 @@ def evaluate(
         raise InputError(f"{dataset.name}:{dataset.split}: no image to evaluate on")
     if inference is None:
         inference = published_inference(dataset)
+    if panoptic and (inference.window or inference.flip):
+        raise InputError("panoptic quality is of whole images as they are; evaluate it without windows and flip")
     vocabulary = dataset.vocabulary
     confusion = Confusion(len(vocabulary), device=device)
+    quality = PanopticQuality(vocabulary, device=device) if panoptic and hasattr(framework, "panoptic_of") else None
     rank, world = rank_and_world()
     with fail_together(), evaluating(framework):
         for indices in _shares(dataset, total, batch_size)[rank::world]:
             for batch in _batches(dataset, indices, inference, batch_size):
                 images = torch.stack([image for _, _, image in batch])
-                for (index, sample, _), scores in zip(
-                    batch, score_images(framework, images, text, device, inference), strict=True
-                ):
+                found = score_images(framework, images, text, device, inference)
+                for (index, sample, _), scores in zip(batch, found, strict=True):
                     _check_classes(scores, dataset)
                     label = _label(sample, dataset)
-                    order = inference.masks_first(framework, panoptic=sample.segment_map is not None)
-                    size = (int(label.shape[0]), int(label.shape[1]))
-                    prediction = predict_from(scores.at(size, masks_first=order)).classes
+                    truth_map = sample.segment_map
+                    order = inference.masks_first(framework, panoptic=truth_map is not None)
+                    at_truth = scores.at((int(label.shape[0]), int(label.shape[1])), masks_first=order)
+                    prediction = predict_from(at_truth).classes
                     confusion.add(prediction, label, ignore=dataset.ignore)
+                    if quality is not None and truth_map is not None:
+                        segment_map, segments = framework.panoptic_of(at_truth, text)
+                        quality.add(segment_map, segments, truth_map, sample.segments)
                     if on_image is not None:
                         on_image(index, sample, prediction)
     confusion.all_reduce()
     report = {"dataset": dataset.name, "split": dataset.split, "images": total}
     report |= {"size": inference.short_side, "inference": inference.as_json()}
-    return report | metrics(confusion, vocabulary.names, novel=vocabulary.novel, denominator=denominator)
+    report |= metrics(confusion, vocabulary.names, novel=vocabulary.novel, denominator=denominator)
+    if quality is not None:
+        quality.all_reduce()
+        if bool(quality.stats.any()):
+            report["panoptic"] = quality.report()
+    return report
 
 
 def published_inference(dataset: Dataset) -> Inference:

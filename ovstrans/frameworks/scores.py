@@ -9,6 +9,7 @@ Shapes: `K` classes, `Q` queries, `h w` the head's map, `H W` image, `n` rows of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,10 +18,14 @@ from torch import Tensor
 
 from ovstrans.data.sample import Segment
 from ovstrans.frameworks.queries import panoptic_from
-from ovstrans.frameworks.resample import resize_columns, resize_rows, rows_needed
+from ovstrans.frameworks.resample import Axis, resize_columns, resize_rows
 
 BAND_NUMBERS = {"cpu": 2**22, "cuda": 2**26}
 """Numbers that are at hand at once: on a CPU few enough for its caches, on a GPU enough to keep it busy."""
+
+
+COLUMNS = 64
+"""Neighbouring columns that are resized together: they share most of what they are made of."""
 
 
 class Best(NamedTuple):
@@ -81,10 +86,62 @@ def best_of(scores: Tensor, *, logits: bool, share: bool) -> Best:
         return Best(classes, values, None)
     if logits:
         return Best(classes, values, (values - scores.logsumexp(dim=-1)).exp())
-    return Best(classes, values, _part(values, scores.sum(dim=-1)))
+    total = scores.sum(dim=-1).clamp(min=torch.finfo(scores.dtype).tiny)  # 0 where nothing has a score
+    return Best(classes, values, (values / total).clamp_(max=1))
 
 
-class MapScores(Scores):
+def joined(parts: Sequence[Best], *, dim: int, shape: tuple[int, int] | None = None) -> Best:
+    """Neighbouring parts as one, and of another shape."""
+
+    def join(pieces: list[Tensor]) -> Tensor:
+        whole = torch.cat(pieces, dim=dim)
+        return whole if shape is None else whole.view(shape)
+
+    share = [part.share for part in parts if part.share is not None]
+    classes, values = join([part.classes for part in parts]), join([part.values for part in parts])
+    return Best(classes, values, join(share) if share else None)
+
+
+class LinearScores(Scores):
+    """Scores that are weighted sums of a few scores of a smaller or larger map.
+
+    A subclass gives `source`, and `down` and `across`, which resize it along its sides.
+    """
+
+    down: Axis
+    across: Axis
+
+    def source(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the map, float32 [n, w, K]."""
+        raise NotImplementedError
+
+    @property
+    def band(self) -> int:
+        return max(1, min(self._numbers // (COLUMNS * self.num_classes), COLUMNS))
+
+    def rows(self, first: int, last: int) -> Tensor:
+        return torch.cat(list(self._parts(first, last)), dim=1)
+
+    def best(self, first: int, last: int, *, share: bool = False) -> Best:
+        return joined([best_of(part, logits=self.logits, share=share) for part in self._parts(first, last)], dim=1)
+
+    def _parts(self, first: int, last: int) -> Iterator[Tensor]:
+        """Scores of rows [first, last), some columns at a time."""
+        low, high, matrix = self.down.matrix(first, last, self.device)
+        maps = self.source(low, high)
+        if not self.down.identity:
+            maps = (matrix @ maps.flatten(1)).unflatten(1, maps.shape[1:])
+        step = max(COLUMNS, self._numbers // (self.num_classes * (last - first)))
+        for left in range(0, len(self.across), step):
+            right = min(left + step, len(self.across))
+            if self.across.identity:
+                yield maps[:, left:right]
+                continue
+            low, high, matrix = self.across.matrix(left, right, self.device)
+            yield matrix @ maps[:, low:high]
+
+
+class MapScores(LinearScores):
     """Scores [K, h, w] of a padded image, that are resized to its pixels.
 
     padded: its height and width; None where the map is not padded.  size: of the image itself, at the top left.
@@ -93,23 +150,41 @@ class MapScores(Scores):
     logits = True
 
     def __init__(self, maps: Tensor, size: tuple[int, int], padded: tuple[int, int] | None = None) -> None:
-        self.maps, self.image, self.size = maps.float(), size, size
-        self.padded = padded or (int(maps.shape[-2]), int(maps.shape[-1]))
+        self.size = size
         self.num_classes, self.device = int(maps.shape[0]), maps.device
+        self.maps = maps.float().permute(1, 2, 0).contiguous()
+        down, across = (int(side) for side in maps.shape[1:])
+        padded = padded or (down, across)
+        self.down = Axis.resize(down, padded[0]).crop(size[0])
+        self.across = Axis.resize(across, padded[1]).crop(size[1])
 
     def at(self, size: tuple[int, int], *, masks_first: bool = False) -> Scores:
-        found = MapScores(self.maps, self.image, self.padded)
+        found = copy.copy(self)
         found.size = size
+        found.down = self.down.then(Axis.resize(len(self.down), size[0]))
+        found.across = self.across.then(Axis.resize(len(self.across), size[1]))
         return found
 
-    def rows(self, first: int, last: int) -> Tensor:
-        low, high = rows_needed(first, last, self.image[0], self.size[0])
-        maps = resize_rows(self.maps, low, high, int(self.maps.shape[1]), self.padded[0])
-        maps = resize_rows(maps, first, last, self.image[0], self.size[0], start=low)
-        # Classes last in memory: resizing runs along them, and so does the search for the best.
-        maps = maps[None].contiguous(memory_format=torch.channels_last)[0]
-        maps = resize_columns(maps, self.padded[1])[..., : self.image[1]]
-        return resize_columns(maps, self.size[1]).permute(1, 2, 0)
+    def source(self, first: int, last: int) -> Tensor:
+        return self.maps[first:last]
+
+
+class ResizedScores(LinearScores):
+    """Scores at another size, bilinear."""
+
+    def __init__(self, scores: Scores, size: tuple[int, int]) -> None:
+        self.scores, self.size = scores, size
+        self.num_classes, self.logits, self.device = scores.num_classes, scores.logits, scores.device
+        self.down = Axis.resize(scores.size[0], size[0])
+        self.across = Axis.resize(scores.size[1], size[1])
+
+    @property
+    def band(self) -> int:
+        wide = max(self.size[1], self.scores.size[1]) * max(1, -(-self.scores.size[0] // self.size[0]))
+        return max(1, self._numbers // (wide * self.num_classes))
+
+    def source(self, first: int, last: int) -> Tensor:
+        return self.scores.rows(first, last)
 
 
 class QueryScores(Scores):
@@ -125,53 +200,51 @@ class QueryScores(Scores):
         self, probabilities: Tensor, masks: Tensor, size: tuple[int, int], padded: tuple[int, int] | None = None
     ) -> None:
         self.probabilities, self.masks = probabilities.float(), masks.float()
+        self.named = self.probabilities[:, :-1].contiguous()
         self.image, self.size = size, size
         self.padded = padded or (int(masks.shape[-2]), int(masks.shape[-1]))
         self.num_classes, self.device = int(probabilities.shape[1]) - 1, masks.device
         self.masks_first = False
+        self.raised = Axis.resize(int(masks.shape[1]), self.padded[0]).crop(size[0])
+        self.resized = Axis.resize(size[0], size[0])
 
     def at(self, size: tuple[int, int], *, masks_first: bool = False) -> QueryScores:
-        found = QueryScores(self.probabilities, self.masks, self.image, self.padded)
+        found = copy.copy(self)
         found.size, found.masks_first = size, masks_first
+        found.resized = Axis.resize(self.image[0], size[0])
         return found
 
     @property
     def band(self) -> int:
-        wide = max(self.size[1], self.padded[1]) * max(1, self.size[0] and -(-self.image[0] // self.size[0]))
+        wide = max(self.size[1], self.padded[1]) * max(1, -(-self.image[0] // self.size[0]))
         return max(1, self._numbers // (wide * len(self.masks)))
 
     def inside(self, first: int, last: int, queries: Tensor | None = None) -> Tensor:
         """Mask probabilities [Q, n, W] of rows [first, last), of all queries or of those given."""
-        low, high = rows_needed(first, last, self.image[0], self.size[0])
+        low, high = self.resized.needs(first, last)
         masks = self.masks if queries is None else self.masks[queries]
-        masks = resize_rows(masks, low, high, int(masks.shape[1]), self.padded[0])
+        masks = resize_rows(masks, self.raised, low, high)
         if self.masks_first:
-            masks = resize_rows(masks, first, last, self.image[0], self.size[0], start=low)
+            masks = resize_rows(masks, self.resized, first, last, start=low)
         masks = resize_columns(masks, self.padded[1])[..., : self.image[1]]
         if self.masks_first:
             return resize_columns(masks, self.size[1]).sigmoid()
         # Resizing is linear and so is the sum over queries: resized Q probabilities sum to resized K scores.
-        inside = resize_rows(masks.sigmoid(), first, last, self.image[0], self.size[0], start=low)
+        inside = resize_rows(masks.sigmoid(), self.resized, first, last, start=low)
         return resize_columns(inside, self.size[1])
 
     def rows(self, first: int, last: int) -> Tensor:
         inside = self.inside(first, last).flatten(1).t()
-        return (inside @ self.probabilities[:, :-1]).unflatten(0, (last - first, self.size[1]))
+        return (inside @ self.named).unflatten(0, (last - first, self.size[1]))
 
     def best(self, first: int, last: int, *, share: bool = False) -> Best:
         inside = self.inside(first, last).flatten(1)
-        named = self.probabilities[:, :-1].contiguous()
         step = max(1, self._numbers // self.num_classes)
         parts = [
-            best_of(inside[:, start : start + step].t() @ named, logits=False, share=False)
+            best_of(inside[:, start : start + step].t() @ self.named, logits=False, share=share)
             for start in range(0, inside.shape[1], step)
         ]
-        shape = (last - first, self.size[1])
-        classes = torch.cat([part.classes for part in parts]).view(shape)
-        values = torch.cat([part.values for part in parts]).view(shape)
-        if not share:
-            return Best(classes, values, None)
-        return Best(classes, values, _part(values, (named.sum(dim=1) @ inside).view(shape)))
+        return joined(parts, dim=0, shape=(last - first, self.size[1]))
 
     def panoptic(
         self, things: Collection[int], *, object_threshold: float, overlap_threshold: float
@@ -190,27 +263,6 @@ class QueryScores(Scores):
             object_threshold=object_threshold,
             overlap_threshold=overlap_threshold,
         )
-
-
-class ResizedScores(Scores):
-    """Scores at another size, bilinear."""
-
-    def __init__(self, scores: Scores, size: tuple[int, int]) -> None:
-        self.scores, self.size = scores, size
-        self.num_classes, self.logits, self.device = scores.num_classes, scores.logits, scores.device
-
-    @property
-    def band(self) -> int:
-        wide = max(self.size[1], self.scores.size[1]) * max(1, -(-self.scores.size[0] // self.size[0]))
-        return max(1, self._numbers // (wide * self.num_classes))
-
-    def rows(self, first: int, last: int) -> Tensor:
-        height = self.scores.size[0]
-        low, high = rows_needed(first, last, height, self.size[0])
-        maps = self.scores.rows(low, high).permute(2, 0, 1)
-        maps = resize_rows(maps, first, last, height, self.size[0], start=low)
-        maps = maps[None].contiguous(memory_format=torch.channels_last)[0]
-        return resize_columns(maps, self.size[1]).permute(1, 2, 0)
 
 
 class FlippedScores(Scores):
@@ -289,8 +341,3 @@ class WindowScores(Scores):
         if top not in self._seen:
             self._seen[top] = self.look(top)
         return self._seen[top]
-
-
-def _part(values: Tensor, total: Tensor) -> Tensor:
-    """values / total, 0 where nothing has a score."""
-    return (values / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp_(max=1)
