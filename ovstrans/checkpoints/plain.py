@@ -89,7 +89,7 @@ def clip_from_weights(
     Raises MismatchError where shapes are not the model's or the trunk is not whole, InputError where the
     CLIP's own weights are needed and cannot be had, or where a value is NaN.
     """
-    clip = random_clip(model)
+    clip = random_clip(model, pretrained=pretrained or "")
     imported = match(_by_open_clip_names(state), clip.model.state_dict(), where)
     imported.require(where, needed=lambda key: not partial and key.startswith(VISUAL) and not key.startswith(_HEADS))
     if imported.missing:
