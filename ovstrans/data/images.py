@@ -26,18 +26,18 @@ _COLOR_MODES = ("RGB", "RGBA", "RGBX")
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(path: Path | str) -> Tensor:
-    """An image as uint8 [3, H, W] in RGB, turned upright by its EXIF orientation.
+def read_image(path: Path | str, *, upright: bool = True) -> Tensor:
+    """An image as uint8 [3, H, W] in RGB, turned by its EXIF orientation if `upright`, else as it is stored.
 
     Grayscale, palette, CMYK and 16-bit images are converted; transparency is dropped. Raises
     InputError where the file is missing, or is no whole image.
     """
     with _opened(path) as picture:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode in _WIDE_MODES:  # convert() would cut off at 255, not scale
-            scaled = (np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            upright = Image.fromarray(scaled)
-        pixels = np.array(upright.convert("RGB"))
+        turned = ImageOps.exif_transpose(picture) if upright else picture
+        if turned.mode in _WIDE_MODES:  # convert() would cut off at 255, not scale
+            scaled = (np.asarray(turned, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            turned = Image.fromarray(scaled)
+        pixels = np.array(turned.convert("RGB"))
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 

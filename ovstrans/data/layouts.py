@@ -76,6 +76,7 @@ class Layout:
     partial: images without label file are left out, instead of missed.
     captions: a COCO captions file, used where it is there.
     short_side: images and label maps whose short side is longer are reduced to it; 0 for none.
+    upright: images are turned by their EXIF orientation, as detectron2 does.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Layout:
     partial: bool = False
     captions: str = ""
     short_side: int = 0
+    upright: bool = True
 
     def places(self, root: Path) -> Iterator[Path]:
         """Where its top may be below a root; a root that is named like the top may be the top itself."""

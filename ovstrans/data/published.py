@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ovstrans.data.layouts import Found, Layout, Pair, Published, absent, candidates
+from ovstrans.data.layouts import ORIGINAL, PREPARED, Found, Layout, Pair, Published, absent, candidates
 from ovstrans.data.published_ade import ADE
 from ovstrans.data.published_coco import COCO
 from ovstrans.data.published_dataset import PublishedDataset
@@ -22,12 +22,16 @@ PUBLISHED: Mapping[str, Published] = {
 }
 """Every published dataset, by name."""
 
+_NEARLY_ALL = 0.99
+"""PASCAL-Context's lists differ by an image of 5,105."""
+
 
 def find_layout(published: Published, split: str, roots: Sequence[Path], *, labels: bool = True) -> Found | None:
     """Where a split of a dataset is, or None.
 
     The first layout, root by root, that is there and lacks no file; where all of them lack some, the one that
-    lacks fewest.
+    lacks fewest. A prepared layout whose images are copies gives way to the original that has clearly more of
+    them: its preparation was not finished.
     labels: False needs images only.
     Raises InputError for a split that the dataset does not have, and for broken listings.
     """
@@ -38,8 +42,19 @@ def find_layout(published: Published, split: str, roots: Sequence[Path], *, labe
         for layout, top in candidates(published, split, roots)
         if not absent(layout, top, split, labels)
     ]
-    whole = next((found for found in there if not found.missing), None)
-    return whole or min(there, key=lambda found: len(found.missing), default=None)
+    for found in there:
+        if not found.missing:
+            return next((other for other in there if _cut_short(found, other)), found)
+    return min(there, key=lambda found: len(found.missing), default=None)
+
+
+def _cut_short(found: Found, original: Found) -> bool:
+    """Whether a prepared layout lacks images that the original has. A few more or less are other lists of one set."""
+    if found.layout.name != PREPARED or original.layout.name != ORIGINAL:
+        return False
+    if found.path(found.layout.images) == original.path(original.layout.images) or original.missing:
+        return False
+    return len(found.pairs) < _NEARLY_ALL * len(original.pairs)
 
 
 def not_found(published: Published, split: str, roots: Sequence[Path], *, labels: bool = True) -> InputError:

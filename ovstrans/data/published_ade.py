@@ -1,7 +1,7 @@
 """ADE20K (Zhou et al., CVPR 2017), with the 150 classes of its parsing challenge and with all 847.
 
-The 847 are evaluated on images and label maps whose short side was reduced to 512 (FC-CLIP's preparation).
-That script writes below `ade/`, FC-CLIP reads beside it: both will do here.
+The 847 are evaluated on images and label maps whose short side was reduced to 512 (FC-CLIP's preparation, which
+takes images as they are stored). That script writes below `ade/`, FC-CLIP reads beside it: both will do here.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ ADE = (
                 image_suffixes=(".jpg",),
                 label_suffixes=("_seg.png",),
                 short_side=512,
+                upright=False,
             ),
         ),
         source="https://groups.csail.mit.edu/vision/datasets/ADE20K",

@@ -60,7 +60,8 @@ class PublishedDataset:
         sizes, with the path.
         """
         pair = self.found.pairs[index]
-        sample = Sample(image=read_image(pair.image), name=pair.name, caption=self._captions.get(pair.name, ""))
+        image = read_image(pair.image, upright=self.found.layout.upright)
+        sample = Sample(image=image, name=pair.name, caption=self._captions.get(pair.name, ""))
         if pair.label is not None:
             label, sample.segments, ids = self._labels(pair, sample.image)
             sample.label = torch.from_numpy(label)

@@ -66,7 +66,7 @@ def _context_original(meaning: Encoding) -> Layout:
         encoding=meaning,
         pairing=by_name,
         label_suffixes=(".mat",),
-        listings=(_CONTEXT_LIST, "trainval_merged.json", "ImageSets/Main/{part}.txt"),
+        listings=(_CONTEXT_LIST, "ImageSets/Main/{part}.txt", "trainval_merged.json"),  # the last is large
     )
 
 

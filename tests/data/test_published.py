@@ -348,6 +348,31 @@ def test_an_ade_image_shares_its_size_with_its_labels_at_512(tmp_path: Path) -> 
     assert np.abs(sample.image.numpy().transpose(1, 2, 0) - linear).max() <= 0.51
 
 
+@pytest.mark.parametrize(("name", "turned"), [("ade20k-150", True), ("ade20k-847", False)])
+def test_images_are_turned_by_their_orientation_as_the_preparation_does(
+    name: str, turned: bool, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    rows = [[1, 2, 3]]
+    folder = {
+        "ade20k-150": tmp_path / "ADEChallengeData2016/images/validation",
+        "ade20k-847": tmp_path / "ADE20K_2021_17_01/images/ADE/validation/x",
+    }[name]
+    put_image(folder / "ADE_val_1.jpg", rows)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    with Image.open(folder / "ADE_val_1.jpg") as picture:
+        picture.load()
+        picture.save(folder / "ADE_val_1.jpg", exif=exif)
+    if turned:
+        put_gray(tmp_path / "ADEChallengeData2016/annotations/validation/ADE_val_1.png", [[1], [2], [3]])
+    else:
+        put_ade(folder / "ADE_val_1_seg.png", rows)
+    sample = open_dataset(f"{name}:val", split="val", root=tmp_path)[0]
+    assert tuple(sample.image.shape) == ((3, 3, 1) if turned else (3, 1, 3))
+
+
 def _linear(values: np.ndarray, size: int, axis: int) -> np.ndarray:
     old = values.shape[axis]
     places = ((np.arange(size) + 0.5) * old / size - 0.5).clip(0, old - 1)

@@ -11,7 +11,7 @@ from ovstrans.data.catalog import open_dataset
 from ovstrans.data.published import PUBLISHED, PublishedDataset, find_layout
 from ovstrans.errors import InputError, MismatchError
 
-from .published_folders import put_ade, put_gray, put_image, put_json, put_lines, put_mat
+from .published_folders import annotation, put_ade, put_gray, put_ids, put_image, put_json, put_lines, put_mat
 
 ROWS = [[0, 1, 150], [7, 8, 9]]
 
@@ -40,7 +40,8 @@ def test_a_dataset_that_is_nowhere_says_where_it_was_looked_for_and_what_would_d
         "data context-459:val: not found in",
         f"{tmp_path}/none (no such folder)",
         "pascal_ctx_d2/ with images/validation, annotations_ctx459/validation",
-        "VOCdevkit/VOC2010/ with JPEGImages, trainval, ImageSets/SegmentationContext/val.txt or trainval_merged.json",
+        "VOCdevkit/VOC2010/ with JPEGImages, trainval, ImageSets/SegmentationContext/val.txt or "
+        "ImageSets/Main/val.txt or trainval_merged.json",
         "--data-root",
         "OVSTRANS_DATASETS",
     ):
@@ -77,6 +78,34 @@ def test_the_layout_that_lacks_fewest_is_the_one_complained_of(tmp_path: Path) -
     put_gray(tmp_path / "cityscapes/gtFine/val/ulm/0_gtFine_labelIds.png", [[7]])
     assert "has no label map" in fault("cityscapes:val", tmp_path)
     assert "1_gtFine_labelIds.png" in fault("cityscapes:val", tmp_path)
+
+
+def test_an_unfinished_preparation_does_not_pass_for_the_dataset(tmp_path: Path) -> None:
+    top = tmp_path / "VOCdevkit/VOC2012"
+    put_lines(top / "ImageSets/Segmentation/val.txt", "a", "b")
+    for number, name in enumerate(("a", "b")):
+        put_image(top / f"JPEGImages/{name}.jpg", ROWS)
+        put_gray(top / f"SegmentationClass/{name}.png", [[1, 1, 1], [1, 1, 1]])
+        put_image(tmp_path / f"pascal_voc_d2/images/validation/{name}.jpg", ROWS)
+        put_gray(tmp_path / f"pascal_voc_d2/annotations_pascal20/validation/{name}.png", [[0, 0, 0], [0, 0, 0]])
+        dataset = open_dataset("pas-20:val", split="val", root=tmp_path) if number else None
+    assert isinstance(dataset, PublishedDataset) and dataset.found.layout.name == "prepared"
+    for folder in ("images", "annotations_pascal20"):
+        next((tmp_path / "pascal_voc_d2" / folder / "validation").glob("b.*")).unlink()
+    dataset = open_dataset("pas-20:val", split="val", root=tmp_path)
+    assert isinstance(dataset, PublishedDataset) and (len(dataset), dataset.found.layout.name) == (2, "original")
+
+
+def test_a_missing_panoptic_png(tmp_path: Path) -> None:
+    top = tmp_path / "ADEChallengeData2016"
+    put_image(top / "images/validation/a.jpg", ROWS)
+    put_gray(top / "annotations/validation/a.png", ROWS)
+    put_json(top / "ade20k_panoptic_val.json", {"annotations": [annotation("b.png", {})]})
+    (top / "ade20k_panoptic_val").mkdir()
+    message = fault("ade20k-150:val", tmp_path)
+    assert "images/validation/a.jpg: has no panoptic PNG" in message and "ade20k_panoptic_val/a.png" in message
+    put_ids(top / "ade20k_panoptic_val/a.png", ROWS)
+    assert "ade20k_panoptic_val.json: annotates no a.png" in fault("ade20k-150:val", tmp_path)
 
 
 def test_an_illegal_label_value(ade: Path) -> None:
