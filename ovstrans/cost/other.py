@@ -5,12 +5,12 @@ dimensions. Making the weights is not counted: it happens once a position, not o
 size that is there already is a copy. Deformable attention (Zhu et al. 2021, eq. 3) samples bilinearly, then
 weighs each sample and adds it up: one MAC more a sample.
 
-Shapes: `B` batch, `C` channels, `N` samples of a channel.
+Shapes: images [B, C, *], positions [B, *, 2 or 3].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,25 +18,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _RESIZES = {
-    torch.ops.aten.upsample_linear1d: ("linear_resizing", 2),
-    torch.ops.aten.upsample_bilinear2d: ("bilinear_resizing", 4),
-    torch.ops.aten.upsample_bicubic2d: ("bicubic_resizing", 16),
-    torch.ops.aten.upsample_trilinear3d: ("trilinear_resizing", 8),
+    torch.ops.aten.upsample_linear1d.default: ("linear_resizing", 2),
+    torch.ops.aten.upsample_bilinear2d.default: ("bilinear_resizing", 4),
+    torch.ops.aten.upsample_bicubic2d.default: ("bicubic_resizing", 16),
+    torch.ops.aten.upsample_trilinear3d.default: ("trilinear_resizing", 8),
 }
-"""What resizes to the name of the operation and the neighbours of a value."""
+"""What resizes (images, size, ...) to the name of the operation and the neighbours of a value."""
 
 _SAMPLINGS = {
-    torch.ops.aten.grid_sampler: {0: 4, 1: 0, 2: 16},  # an operation of its own in inference mode only
-    torch.ops.aten.grid_sampler_2d: {0: 4, 1: 0, 2: 16},
-    torch.ops.aten.grid_sampler_3d: {0: 8, 1: 0},
+    torch.ops.aten.grid_sampler_2d.default: (4, 0, 16),
+    torch.ops.aten.grid_sampler_3d.default: (8, 0),
 }
-"""What samples to the neighbours of a value, by mode: linear, nearest, cubic."""
+"""What samples (images, positions, mode, ...) to the neighbours of a value, by mode: linear, nearest, cubic."""
 
 
 class OtherOperations(TorchDispatchMode):
-    """While it is on, `record(operation, macs)` hears of every sampling and resizing.
+    """While it is on, `record(operation, macs)` hears of every sampling and resizing of meta tensors.
 
-    running: tells which module runs.
+    running: tells which module runs.  These operations only get the shape of their result: the long way
+    there takes up half the time of a count.
     """
 
     def __init__(self, record: Callable[[str, int], None], running: Callable[[], nn.Module]) -> None:
@@ -44,29 +44,28 @@ class OtherOperations(TorchDispatchMode):
         self.record, self.running = record, running
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        packet = func.overloadpacket
-        if packet in _RESIZES:
-            operation, neighbours = _RESIZES[packet]
-            if made.shape != args[0].shape:
-                self.record(operation, neighbours * made.numel())
-        elif packet in _SAMPLINGS:
-            self._sampled(made, _neighbours(packet, args))
+        if func in _RESIZES:
+            return self._resized(*_RESIZES[func], *args[:2])
+        if func in _SAMPLINGS:
+            return self._sampled(_SAMPLINGS[func][args[2]], *args[:2])
+        return func(*args, **(kwargs or {}))
+
+    def _resized(self, operation: str, neighbours: int, images: Tensor, size: Sequence[int]) -> Tensor:
+        made = images.new_empty([*images.shape[:2], *size])
+        if made.shape != images.shape:
+            self.record(operation, neighbours * made.numel())
         return made
 
-    def _sampled(self, made: Tensor, neighbours: int) -> None:
+    def _sampled(self, neighbours: int, images: Tensor, positions: Tensor) -> Tensor:
+        made = images.new_empty([*images.shape[:2], *positions.shape[1:-1]])
         if is_deformable_attention(self.running()):
             self.record("deformable_sampling", neighbours * made.numel())
             self.record("deformable_weighting", made.numel())
         elif neighbours:
             self.record("grid_sampling", neighbours * made.numel())
+        return made
 
 
 def is_deformable_attention(module: nn.Module) -> bool:
     """Whether a module is deformable attention, by the names that every implementation of it gives its layers."""
     return hasattr(module, "sampling_offsets") and hasattr(module, "attention_weights")
-
-
-def _neighbours(packet: Any, args: Any) -> int:
-    volume = packet is torch.ops.aten.grid_sampler and args[0].dim() == 5
-    return _SAMPLINGS[torch.ops.aten.grid_sampler_3d if volume else packet][args[2]]

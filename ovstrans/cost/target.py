@@ -19,10 +19,12 @@ from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
 from ovstrans.clip.load import DEFAULT_MODEL, create_tower, model_info, model_names
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import drop_head, stages
+from ovstrans.cost.vocabulary import recipe_vocabulary
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
+from ovstrans.frameworks.vocabulary import prompted
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.load import load_recipe, override, recipe_names
 
@@ -86,7 +88,8 @@ def resolve(
 
     model: the CLIP of a framework or recipe (default: the recipe's, or RN-mini).  mask, frozen: for
     targets without weights; a checkpoint carries its own.  vocabulary: whose text rows a framework
-    without weights is counted with.  settings: `KEY=VALUE` laid over a recipe, or over a framework's
+    without weights is counted with, as it prompts them (default: that of the recipe's dataset, or of COCO
+    panoptic).  settings: `KEY=VALUE` laid over a recipe, or over a framework's
     options as `model.OPTION=VALUE`.  device: "meta", or "cpu" where the counter needs real tensors.
     Raises InputError for a name that is none of these, a path without a checkpoint, or settings of a
     target that is neither framework nor recipe.
@@ -105,6 +108,7 @@ def resolve(
         options = {key: value for key, value in section.items() if key not in ("framework", "clip", "pretrained")}
         framework = str(section.get("framework", name))
         clip = model or str(section.get("clip", DEFAULT_MODEL))
+        vocabulary = recipe_vocabulary(recipe) if vocabulary is None else vocabulary
         module = blank_framework(framework, clip, options=options, vocabulary=vocabulary, device=device)
         target = Target(name, "framework" if recipe is None else "recipe", module, module.components(), clip)
         target.about = {"framework": framework, "options": module.options}
@@ -135,10 +139,10 @@ def blank_framework(
 ) -> Framework:
     """A framework on an open_clip model without trained weights, for counting.
 
-    vocabulary: its synonyms are the rows of the classifier (default: a single class).
+    vocabulary: its names, as the framework prompts them, are the rows of the classifier (default: a single class).
     """
     dim, _, mean, std = model_info(model)
-    vocabulary = vocabulary or Vocabulary("none", (("object",),))
+    vocabulary = prompted(vocabulary or Vocabulary("none", (("object",),)), name, options or {})
     owner = [number for number, synonyms in enumerate(vocabulary.classes) for _ in synonyms]
     with torch.random.fork_rng(devices=[]), torch.device(device):
         rows = torch.zeros(len(owner), dim)

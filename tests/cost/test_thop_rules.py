@@ -175,17 +175,21 @@ def test_runs_add_up_and_what_never_runs_is_not_there() -> None:
     assert [(each.name, each.macs, each.params) for each in found.layers] == [("used", 2 * 16 * 9, 12)]
 
 
-def test_released_code_names_queries_after_every_layer() -> None:
+def test_what_released_code_runs_beside() -> None:
+    """Classes after every decoder layer, and CLIP's query once a mask: 3 masks, 4 positions at stride 32."""
     framework = blank_framework("fcclip", "RN-mini", options={"width": 32, "queries": 3, "decoder_layers": 4})
     parts = framework.components()
     plain = count_flops(framework, (64, 64), components=parts).components()
     with upstream.as_released(framework):
         released = count_flops(framework, (64, 64), components=parts).components()
-    assert released["class_head"]["dense"] == 5 * plain["class_head"]["dense"] > 0
-    assert {name: part for name, part in released.items() if name != "class_head"} == {
-        name: part for name, part in plain.items() if name != "class_head"
+    pool: Any = framework.get_submodule("clip_head.attnpool")
+    channels = pool.q_proj.in_features
+    more = {name: released[name]["dense"] - part["dense"] for name, part in plain.items()}
+    assert {name: count for name, count in more.items() if count} == {
+        "class_head": 4 * plain["class_head"]["dense"],
+        "clip_head": 2 * channels * (channels + 4),
     }
-    assert not framework.head._forward_hooks
+    assert not any(module._forward_hooks for module in framework.modules())
 
 
 def test_running_on_meta_leaves_no_trace() -> None:
