@@ -39,10 +39,14 @@ def bench(
     check: options.Check = None,
     update: options.Update = None,
     tolerance: options.Tolerance = "0",
+    latency: options.Latency = False,
+    rounds: options.Rounds = 10,
+    warmup: options.Warmup = 2,
     data: options.Data = None,
     limit: options.Limit = None,
     show: options.Show = 4,
     pictures: options.Pictures = None,
+    plot: options.Plot = None,
     markdown: options.Markdown = None,
     csv: options.Csv = None,
     json: common.Json = None,
@@ -60,6 +64,8 @@ def bench(
     from ovstrans import files
     from ovstrans.cli import bench_lock
     from ovstrans.cli.bench_data import evaluate_targets, first_size, open_data
+    from ovstrans.cli.bench_measure import measure_targets
+    from ovstrans.cli.bench_plot import check_plot, save_plots
     from ovstrans.cli.bench_show import Outputs
     from ovstrans.cost.request import Request, parse_size
 
@@ -80,6 +86,7 @@ def bench(
         bench_lock.run(targets or [], asked, check, update, tolerance=tolerance, json=json, force=force)
         return
     outputs = Outputs.checked(markdown=markdown, csv=csv, json=json, force=force)
+    page = check_plot(plot, force=force)
     pages = OUTPUT_DIR / "bench"
     if pictures is not None:
         pages = files.check_output(pictures, force=force, directory=True, option="--pictures")
@@ -90,13 +97,18 @@ def bench(
 
     from ovstrans.cost.report import cost_report, together
 
-    counted = [
-        cost_report(target, size, counter=counter, per_layer=per_layer, batch=batch or 1, device=str(place))
-        for target in found.values()
-    ]
-    evaluate_targets(list(found.values()), work, counted, place, limit=limit, show=show, pages=pages)
-    fresh = dict(zip(found, counted, strict=True))
+    layers = per_layer or plot is not None
+    fresh = {
+        number: cost_report(target, size, counter=counter, per_layer=layers, batch=batch or 1, device=str(place))
+        for number, target in found.items()
+    }
+    evaluate_targets(list(found.values()), work, list(fresh.values()), place, limit=limit, show=show, pages=pages)
+    if latency:
+        pairs = ((requests[number], found[number], report) for number, report in fresh.items())
+        measure_targets(pairs, size, place, rounds=rounds, warmup=warmup)
     reports = [report for number in range(len(requests)) for report in written.get(number) or [fresh[number]]]
+    if plot is not None:
+        save_plots(reports, pages, page)
     outputs.show(reports, per_layer=per_layer)
     common.emit_json(json, together(reports), force=True)
 

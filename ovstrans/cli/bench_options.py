@@ -121,8 +121,8 @@ Latency = Annotated[
         rich_help_panel=_MEASURE,
     ),
 ]
-Rounds = Annotated[int, typer.Option(min=1, help="Passes to time.", rich_help_panel=_MEASURE)]
-Warmup = Annotated[int, typer.Option(min=0, help="Passes before that.", rich_help_panel=_MEASURE)]
+Rounds = Annotated[int, typer.Option(min=1, help="Passes of each to time.", rich_help_panel=_MEASURE)]
+Warmup = Annotated[int, typer.Option(min=0, help="Passes of each before that.", rich_help_panel=_MEASURE)]
 
 _EVALUATE = "Evaluating"
 Data = Annotated[
@@ -146,9 +146,9 @@ Pictures = Annotated[
 Plot = Annotated[
     str | None,
     typer.Option(
-        metavar="[PICTURE]",
+        metavar="[FILE.png]",
         help="Draw mIoU over effective MACs, MACs layer by layer, and the split of training MACs: three files in "
-        "the folder of pictures, or one page, PICTURE (.png, .pdf, .svg).",
+        "the folder of pictures, or one page: FILE (.png, .pdf, .svg).",
         rich_help_panel=_OUTPUT,
     ),
 ]

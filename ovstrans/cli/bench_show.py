@@ -10,6 +10,9 @@ from typing import Any
 from ovstrans.cli import common
 from ovstrans.cli.optional import BARE
 
+_MOST_WITH_CHANGES = 4
+"""Columns of a terminal's table that have room for the differences too."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -60,6 +63,8 @@ class Outputs:
         self.write(columns, lines, csv_lines(reports))
         if not self.to_terminal:
             return
+        if len(reports) > _MOST_WITH_CHANGES:
+            columns, lines = rows(reports, changes=False)
         console.table("bench", columns, lines, caption=_caption(reports))
         for report in reports if per_layer else []:
             console.table(f"layers of {report['target']['name']}", LAYER_COLUMNS, layer_rows(report))

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +55,19 @@ def sparse_pass(
     return sparse_run, state
 
 
-def csr_forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+def csr_forward(layer: Any) -> Callable[[Tensor], Tensor]:
     """What a 1x1 convolution (NCHW) or linear layer (features last) computes, by a CSR matrix."""
     weight, bias = layer.weight.detach(), layer.bias
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls its CSR tensors a beta
-        matrix = weight.flatten(1).to_sparse_csr()  # type: ignore[operator, union-attr]
+        matrix = weight.flatten(1).to_sparse_csr()
     channels = 1 if isinstance(layer, nn.Conv2d) else -1
 
     def forward(inputs: Tensor) -> Tensor:
         flat = inputs.movedim(channels, 0)
         product = matrix @ flat.reshape(flat.shape[0], -1)
         if bias is not None:
-            product += bias[:, None]  # type: ignore[index]
+            product += bias[:, None]
         return product.reshape(-1, *flat.shape[1:]).movedim(0, channels)
 
     return forward

@@ -72,7 +72,7 @@ def measure_latency(
                 )
             times = time_arms(arms, device, rounds=rounds, warmup=warmup)
             meter = energy_meter(device)
-            entries = {
+            entries: dict[str, dict[str, Any]] = {
                 name: {
                     "how": how[name],
                     **_statistics(times[name], batch),

@@ -4,9 +4,12 @@
      "target": {name, kind, model, ...},
      "environment": {ovstrans, python, torch, platform, device, threads},
      "params": {total, nonzero, trainable, components},
-     "flops": {unit "MAC", image_size, batch, counter, dense, effective, components, layers},
-     "training": {unit "MAC", per "image", executed and published: {forward, backward, total}},
-     "datasets": {"scenes:val": {what evaluation returns}}}
+     "flops": {unit "MAC", image_size, batch, counter, dense, effective, components, other, layers,
+               flops: {unit "FLOP", dense, effective, other}},
+     "training": {unit "MAC", per "image", executed, sparse and published:
+                  {forward, input_gradient, weight_gradient, backward, total, components, layers}},
+     "datasets": {"scenes:val": {what evaluation returns}},
+     "latency": {see `cost.latency`; only where it was asked for}}
 
 Several reports in one file are {"schema": "ovstrans.reports/1", "reports": [...]}.
 """
@@ -23,7 +26,7 @@ import torch
 from ovstrans.cost.flops import count_flops
 from ovstrans.cost.params import count_params
 from ovstrans.cost.target import Target
-from ovstrans.cost.training import executed_training, published_training
+from ovstrans.cost.training import executed_training, published_training, sparse_training
 from ovstrans.errors import InputError
 from ovstrans.files import read_json
 from ovstrans.version import __version__
@@ -55,7 +58,8 @@ def cost_report(
     )
     params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
     fixed = [name for name, part in params["components"].items() if part["total"] and not part["trainable"]]
-    executed = executed_training(target.module, image_size, frozen=target.frozen)
+    executed = executed_training(target.module, image_size, components=target.components, frozen=target.frozen)
+    sparse = sparse_training(executed, target.module, target.mask)
     published = published_training(flops, frozen=target.frozen, fixed=fixed)
     return {
         "schema": SCHEMA,
@@ -66,8 +70,9 @@ def cost_report(
         "training": {
             "unit": "MAC",
             "per": "image",
-            "executed": executed.as_json(),
-            "published": published.as_json(),
+            "executed": executed.as_json(per_layer=per_layer),
+            "sparse": sparse.as_json(per_layer=per_layer),
+            "published": published.as_json(per_layer=per_layer),
         },
         "datasets": {},
     }

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovstrans.cost.target import Target, resolve
+from ovstrans.data.aliases import ALIASES
 from ovstrans.data.catalog import open_dataset
-from ovstrans.data.vocabulary import Vocabulary, load_vocabulary
+from ovstrans.data.published import PUBLISHED
+from ovstrans.data.published_vocabularies import open_vocabulary, published_vocabulary, published_vocabulary_names
+from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask
 from ovstrans.spectrum.file import load_plan
-
-DEFAULT_VOCABULARY = "scenes"
-"""Whose class names a target without weights and data is counted with."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,24 @@ class Request:
             model=self.model,
             mask=None if self.mask is None else load_mask(self.mask),
             frozen=() if self.plan is None else load_plan(self.plan).frozen,
-            vocabulary=named_vocabulary(self.vocabulary or DEFAULT_VOCABULARY),
+            vocabulary=None if self.vocabulary is None else named_vocabulary(self.vocabulary),
             settings=self.settings,
             device=device,
         )
 
 
-def named_vocabulary(name: str) -> Vocabulary:
-    """The class names of a dataset, or those in a file (.toml, .txt); InputError where there is neither."""
-    if Path(name).suffix in (".toml", ".txt"):
-        return load_vocabulary(name)
-    return open_dataset(name, split="val").vocabulary
+def named_vocabulary(spec: str) -> Vocabulary:
+    """The class names of a dataset (published ones need not be there), of a vocabulary, or in a file.
+
+    Raises InputError where it is none of these.
+    """
+    name = spec.partition(":")[0]
+    name = ALIASES[name][0] if name in ALIASES else name
+    if name in PUBLISHED:
+        return published_vocabulary(PUBLISHED[name].vocabulary)
+    if spec in published_vocabulary_names() or Path(spec).suffix in (".toml", ".txt"):
+        return open_vocabulary(spec)
+    return open_dataset(spec, split="val").vocabulary
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

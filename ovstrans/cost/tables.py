@@ -68,9 +68,9 @@ def comparison(reports: Reports) -> list[Row]:
     return [row for row in _rows(reports) if any(value is not None for value in row.values)]
 
 
-def rows(reports: Reports) -> tuple[list[str], list[list[str]]]:
-    """(columns, lines) for people: a column a target, values in readable units, differences in brackets."""
-    lines = [[_label(row), *_cells(row)] for row in comparison(reports)]
+def rows(reports: Reports, *, changes: bool = True) -> tuple[list[str], list[list[str]]]:
+    """(columns, lines) for people: a column a target, values in readable units, with `changes` in brackets."""
+    lines = [[_label(row), *_cells(row, changes)] for row in comparison(reports)]
     return ["", *names(reports)], [*_differing_settings(reports), *lines]
 
 
@@ -96,7 +96,8 @@ def csv_lines(reports: Reports) -> list[list[str]]:
         [row.quantity, row.part, row.unit, *(_plain(value) for value in (*row.values, *row.changes()))]
         for row in comparison(reports)
     ]
-    return [head, *([name, "", "", *cells] for name, *cells in _settings(reports)), *lines]
+    padding = [""] * (len(columns) - 1)
+    return [head, *([name, "", "", *cells, *padding] for name, *cells in _settings(reports)), *lines]
 
 
 def csv_text(lines: Iterable[Sequence[Any]]) -> str:
@@ -175,7 +176,7 @@ LATENCY = (
 
 def _training_rows(quantity: str, entries: Sequence[Any]) -> Iterator[Row]:
     entries = [entry if isinstance(entry, Mapping) else {} for entry in entries]
-    parts = ("forward", "input_gradient", "weight_gradient")
+    parts: tuple[str, ...] = ("forward", "input_gradient", "weight_gradient")
     if not any(parts[-1] in entry for entry in entries):  # reports of 0.1 and older
         parts = ("forward", "backward")
     for part in ("total", *parts):
@@ -217,10 +218,10 @@ def _label(row: Row) -> str:
     return f"  {row.part}" if row.part else f"{row.quantity}, {shown}"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, changes: bool) -> list[str]:
     scale, _, decimals = _UNITS[row.unit]
     texts = ["-" if value is None else f"{value / scale:,.{decimals}f}" for value in row.values]
-    notes = ["", *(_note(change, row.unit) for change in row.changes())]
+    notes = ["", *(_note(change, row.unit) if changes else "" for change in row.changes())]
     return [text + note for text, note in zip(texts, notes, strict=True)]
 
 

@@ -138,7 +138,7 @@ def test_without_a_run_the_framework_is_counted_at_the_papers_size() -> None:
         (("gone.safetensors",), "no such file"),
         (("deeplabv3", "--mask", "gone.safetensors"), "gone.safetensors: no such file"),
         (("deeplabv3", "--plan", "gone.json"), "gone.json: no such file"),
-        (("deeplabv3", "--counter", "thop"), "use torch or fvcore"),
+        (("deeplabv3", "--counter", "thop"), "use torch, fvcore"),
         (("deeplabv3", "--image-size", "64x"), "HEIGHTxWIDTH"),
         (("deeplabv3", "--image-size", "0x64"), "HEIGHTxWIDTH"),
         (("deeplabv3", "--model", "RN52"), "unknown"),

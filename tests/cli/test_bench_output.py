@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from ovstrans.cli import main
+from ovstrans.files import write_json
+
+SMALL = ("--image-size", "64", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def bench(*arguments: str) -> int:
+    return main.run(["bench", *arguments, *SMALL])
+
+
+def test_markdown_and_csv_on_stdout_stand_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("RN-mini", "deeplabv3", "--markdown") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("| ") and all(line.startswith("|") for line in shown.splitlines())
+    assert bench("RN-mini", "--csv", "deeplabv3") == 0
+    lines = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert lines[0][3:5] == ["RN-mini", "deeplabv3"] and {len(line) for line in lines} == {6}
+
+
+def test_files_leave_the_table_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("RN-mini", "--csv", "costs.csv", "--markdown=costs.markdown", "--json", "costs.json") == 0
+    assert "dense FLOPs (2 x MAC), GFLOP" in capsys.readouterr().out
+    report = json.loads(Path("costs.json").read_text())
+    lines = {line[0]: line for line in csv.reader(Path("costs.csv").read_text().splitlines())}
+    assert lines["dense MACs"][2:] == ["MAC", str(report["flops"]["dense"])]
+    assert "| dense MACs, GMAC" in Path("costs.markdown").read_text()
+
+
+def test_written_reports_are_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("RN-mini", "deeplabv3", "--json", "two.json") == 0
+    reports = json.loads(Path("two.json").read_text())["reports"]
+    assert bench("two.json", "RN101", "--json", "three.json") == 0
+    three = json.loads(Path("three.json").read_text())["reports"]
+    assert three[:2] == reports and three[2]["target"]["name"] == "RN101"
+    write_json("other.json", {"schema": "other"})
+    capsys.readouterr()
+    assert bench("other.json") == 2
+    assert "other.json: is no report" in capsys.readouterr().err
+
+
+def test_latency() -> None:
+    assert bench("RN-mini", "--latency", "--rounds", "2", "--warmup", "0", "--device", "cpu", "--json", "r.json") == 0
+    entry = json.loads(Path("r.json").read_text())["latency"]
+    assert entry["rounds"] == 2 and entry["arms"]["dense"]["median_s"] > 0 and entry["image_size"] == [64, 64]
+
+
+def test_plots() -> None:
+    assert bench("RN-mini", "--plot", "--pictures", "drawn") == 0
+    assert {path.name for path in Path("drawn").iterdir()} == {"layers.png", "training.png"}
+    assert bench("RN-mini", "--plot", "page.svg") == 0
+    assert "<svg" in Path("page.svg").read_text()
+    assert bench("RN-mini", "--plot", "page.svg") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--csv", "--markdown"), "--markdown and --csv: one at a time on stdout"),
+        (("--csv", "--json", "-"), "one at a time on stdout"),
+        (("--csv", "there.csv"), "there.csv: exists already; give another --csv"),
+        (("--plot=drawing.bmp",), "drawing.bmp: pictures end in"),
+        (("--set", "model.width=3"), "RN-mini has no settings"),
+        (("--rounds", "0", "--latency"), "--rounds"),
+    ],
+)
+def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("there.csv").write_text("precious")
+    assert bench("RN-mini", *arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.err.strip().count("\n") == 0 and shown.out == ""
+    assert Path("there.csv").read_text() == "precious"
+
+
+def test_help_names_targets_once(capsys: pytest.CaptureFixture[str]) -> None:
+    main.run(["bench", "--help"])
+    assert "[TARGET]..." in capsys.readouterr().out.replace("[[", "doubled")
