@@ -99,7 +99,7 @@ class Layout:
     def places(self, root: Path) -> Iterator[Path]:
         """Where its top may be below a root; a root that is named like the top may be the top itself."""
         for top in self.tops:
-            if root.name == top.rpartition("/")[2]:
+            if root.absolute().name == top.rpartition("/")[2]:
                 yield root
             yield root / top
 

@@ -56,6 +56,8 @@ def test_each_place_leads_to_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert value() == 2
     assert value(tmp_path / "named") == 3
     assert value(tmp_path / "named" / "camvid") == 3  # the dataset's own folder
+    monkeypatch.chdir(tmp_path / "own" / "camvid")
+    assert value(Path()) == 2
 
 
 @pytest.mark.parametrize(
