@@ -1,0 +1,139 @@
+"""A folder of predictions while it is being filled: what is done already, what it was made with.
+
+The files are those of `prediction_files`. An image's label map is written last, so that where it is the others are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ovstrans import files
+from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.errors import InputError
+from ovstrans.evaluation.inference import Prediction
+from ovstrans.evaluation.prediction_files import (
+    CLASSES,
+    CONFIDENCE,
+    LABELS,
+    OVERLAYS,
+    about,
+    read_about,
+    read_label_map,
+    shares,
+    write_confidence,
+    write_label_map,
+    write_overlay,
+)
+
+_CHUNK = 2**20
+
+
+@dataclass
+class PredictionFolder:
+    """path: the folder.  overlays, confidence: whether those are written beside the label maps."""
+
+    path: Path
+    overlays: bool = True
+    confidence: bool = False
+    vocabulary: Vocabulary = field(init=False)
+
+    def check(self, *, resume: bool, force: bool) -> None:
+        """Before any work: InputError where predictions cannot be written here, or there is nothing to resume."""
+        if not resume:
+            files.check_output(self.path, force=force, directory=True)
+        elif not (self.path / CLASSES).exists():
+            raise InputError(f"{self.path}: no predictions to go on with; leave out --resume, or give their --out")
+
+    def begin(self, vocabulary: Vocabulary, *, checkpoint: Path, inference: dict[str, Any], resume: bool) -> None:
+        """Write classes.json, in place of an older prediction's files; with `resume` check that it says the same.
+
+        Raises InputError where what is there was made with another checkpoint, other classes or other settings.
+        """
+        self.vocabulary = vocabulary
+        made = about(
+            vocabulary,
+            checkpoint={"path": str(checkpoint), "sha256": _sha256(checkpoint)},
+            inference=inference,
+            overlays=self.overlays,
+            confidence=self.confidence,
+        )
+        if not resume:
+            self._clear()
+            files.write_json(self.path / CLASSES, made)
+            return
+        found = dict(read_about(self.path))
+        found["checkpoint"] = {**found.get("checkpoint", {}), "path": str(checkpoint)}
+        for key, value in made.items():
+            if found.get(key) != value:
+                raise InputError(
+                    f"{self.path}: was begun with other {key}; give the same options, another --out, or --force"
+                )
+
+    def has(self, name: str) -> bool:
+        """Whether an image's predictions are here, whole."""
+        return self._file(LABELS, name).exists()
+
+    def write(self, name: str, image: Tensor, found: Prediction) -> None:
+        """Write the files of an image uint8 [3, H, W]."""
+        if found.confidence is not None:
+            write_confidence(self._file(CONFIDENCE, name), found.confidence)
+        if self.overlays:
+            write_overlay(self._file(OVERLAYS, name), image, found.classes, self.vocabulary)
+        write_label_map(self._file(LABELS, name), found.classes, self.vocabulary)
+
+    def entry(self, name: str, classes: Tensor | None = None) -> dict[str, Any]:
+        """For a summary: files, size (height, width) and classes with their shares of the pixels.
+
+        classes: [H, W], what was written; read again where None.
+        """
+        classes = read_label_map(self._file(LABELS, name)) if classes is None else classes
+        written = {"label_map": LABELS}
+        written |= {"overlay": OVERLAYS} if self.overlays else {}
+        written |= {"confidence": CONFIDENCE} if self.confidence else {}
+        return {
+            "size": list(classes.shape),
+            **{key: str(self._file(kind, name)) for key, kind in written.items()},
+            "classes": [
+                {"index": index, "name": self.vocabulary.names[index], "share": share}
+                for index, share in shares(classes)
+            ],
+        }
+
+    def abandon(self) -> None:
+        """Take away what `begin` wrote, where no image was written after it."""
+        if not any((self.path / LABELS).rglob("*.png")):
+            self._clear()
+            with contextlib.suppress(OSError):  # what else is there stays
+                self.path.rmdir()
+
+    def _file(self, kind: str, name: str) -> Path:
+        return self.path / kind / f"{name}.png"
+
+    def _clear(self) -> None:
+        """Remove an earlier prediction; a folder that is none keeps all its files."""
+        try:
+            read_about(self.path)
+        except InputError:
+            return
+        for kind in (LABELS, OVERLAYS, CONFIDENCE):
+            for picture in (self.path / kind).rglob("*.png"):
+                picture.unlink()
+            folders = [place for place in (self.path / kind).rglob("*") if place.is_dir()]
+            for place in (*sorted(folders, reverse=True), self.path / kind):
+                with contextlib.suppress(OSError):  # not empty, or not there
+                    place.rmdir()
+        (self.path / CLASSES).unlink()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
