@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One BLAS thread per test worker; more only get in each other's way.
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint costs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ovstrans demo --force
@@ -18,6 +18,12 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What every recipe costs is on record; where it moves on purpose: ovstrans bench --update $(LOCK)
+LOCK := tests/cost/costs.lock.json
+
+costs: $(VENV)/.installed-test
+	$(BIN)/ovstrans bench --check $(LOCK)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \

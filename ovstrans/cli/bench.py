@@ -36,6 +36,7 @@ def bench(
     batch: options.Batch = None,
     counter: options.Counter = "torch",
     per_layer: options.PerLayer = False,
+    paper: options.Paper = False,
     check: options.Check = None,
     update: options.Update = None,
     tolerance: options.Tolerance = "0",
@@ -62,7 +63,7 @@ def bench(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import files
-    from ovstrans.cli import bench_lock
+    from ovstrans.cli import bench_lock, bench_paper
     from ovstrans.cli.bench_data import evaluate_targets, first_size, open_data
     from ovstrans.cli.bench_measure import measure_targets
     from ovstrans.cli.bench_plot import check_plot, save_plots
@@ -86,6 +87,9 @@ def bench(
         bench_lock.run(targets or [], asked, check, update, tolerance=tolerance, json=json, force=force)
         return
     outputs = Outputs.checked(markdown=markdown, csv=csv, json=json, force=force)
+    if paper:
+        bench_paper.run(targets or [], outputs)
+        return
     page = check_plot(plot, force=force)
     pages = OUTPUT_DIR / "bench"
     if pictures is not None:

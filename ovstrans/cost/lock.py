@@ -7,7 +7,8 @@
                                                and where given: model, mask, plan, set, vocabulary
        "params": {"trunk": {"total": ..., "nonzero": ..., "trainable": ...}, ...},
        "macs": {"trunk": {"dense": ..., "effective": ...}, ...},
-       "other": {"pixel_decoder": {"deformable_sampling": ...}, ...}}}}     sampling and resizing, apart
+       "other": {"pixel_decoder": {"deformable_sampling": ...},             sampling and resizing, apart
+                 "text_encoder": {"once_per_vocabulary": ...}, ...}}}}
 
 Everything is sorted, and nothing of it depends on the machine, on versions or on the names of modules
 inside a component. Paths are relative to the lock's folder. MACs are by the `torch` counter, of the
@@ -26,8 +27,10 @@ from typing import Any
 from ovstrans.cost.flops import count_flops
 from ovstrans.cost.params import count_params
 from ovstrans.cost.request import Request
+from ovstrans.cost.text_encoder import count_text_encoder
 from ovstrans.errors import InputError
 from ovstrans.files import read_json, write_json
+from ovstrans.frameworks.base import Framework
 
 SCHEMA = "ovstrans.costs/1"
 DEFAULT_LOCK = Path("costs.lock.json")
@@ -98,6 +101,8 @@ def count(request: Request) -> Counts:
     for each in flops.others or ():
         part = other.setdefault(each.component, {})
         part[each.operation] = part.get(each.operation, 0) + each.macs
+    if isinstance(target.module, Framework):
+        other["text_encoder"] = {"once_per_vocabulary": count_text_encoder(target.module, target.model).macs}
     counts: Counts = {"params": params["components"], "macs": flops.components(), "other": other}
     return {
         section: {name: dict(part) for name, part in sorted(parts.items()) if any(part.values())}

@@ -5,7 +5,8 @@
      "environment": {ovstrans, python, torch, platform, device, threads},
      "params": {total, nonzero, trainable, components},
      "flops": {unit "MAC", image_size, batch, counter, dense, effective, components, other, layers,
-               flops: {unit "FLOP", dense, effective, other}},
+               flops: {unit "FLOP", dense, effective, other},
+               text_encoder: {per "vocabulary", macs, ...}, released: {dense, effective, components}},
      "training": {unit "MAC", per "image", executed, sparse and published:
                   {forward, input_gradient, weight_gradient, backward, total, components, layers}},
      "datasets": {"scenes:val": {what evaluation returns}},
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ovstrans.cost.flops import count_flops
+from ovstrans.cost.count import count_target
 from ovstrans.cost.params import count_params
 from ovstrans.cost.target import Target
 from ovstrans.cost.training import executed_training, published_training, sparse_training
@@ -48,25 +49,18 @@ def cost_report(
 
     Raises as `count_params` and `count_flops` do.
     """
-    flops = count_flops(
-        target.module,
-        image_size,
-        components=target.components,
-        mask=target.mask,
-        counter=counter,
-        batch=batch,
-    )
+    counted = count_target(target, image_size, counter=counter, batch=batch)
     params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
     fixed = [name for name, part in params["components"].items() if part["total"] and not part["trainable"]]
     executed = executed_training(target.module, image_size, components=target.components, frozen=target.frozen)
     sparse = sparse_training(executed, target.module, target.mask)
-    published = published_training(flops, frozen=target.frozen, fixed=fixed)
+    published = published_training(counted.image, frozen=target.frozen, fixed=fixed)
     return {
         "schema": SCHEMA,
         "target": target.as_json(),
         "environment": environment(device),
         "params": params,
-        "flops": flops.as_json(per_layer=per_layer),
+        "flops": counted.as_json(per_layer=per_layer),
         "training": {
             "unit": "MAC",
             "per": "image",

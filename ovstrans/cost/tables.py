@@ -150,6 +150,8 @@ def _rows(reports: Reports) -> Iterator[Row]:
         doubled = tuple(None if value is None else 2 * value for value in macs.values)
         yield Row(f"{kind} FLOPs (2 x MAC)", "", "FLOP", doubled)
     yield _row(reports, "sampling and resizing MACs, apart", "MAC", "flops", "other", "total")
+    yield _row(reports, "text encoder MACs, once a vocabulary", "MAC", "flops", "text_encoder", "macs")
+    yield _row(reports, "dense MACs of its released code", "MAC", "flops", "released", "dense")
     for kind in _union(report.get("training", {}) for report in reports):
         entries = [report.get("training", {}).get(kind) for report in reports]
         if any(isinstance(entry, Mapping) and "total" in entry for entry in entries):

@@ -66,6 +66,27 @@ def test_plots() -> None:
     assert bench("RN-mini", "--plot", "page.svg") == 2
 
 
+def test_the_papers_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovstrans.cost import paper
+
+    first, second = paper.FIGURES[:2]
+    made = [
+        paper.PaperRow(first, 1.001 * first.value, "", 3e7, "all"),
+        paper.PaperRow(second, None, "a reason", None, ""),
+    ]
+    monkeypatch.setattr(paper, "paper_rows", lambda: made)
+    assert main.run(["bench", "--paper", "--csv", "paper.csv", "--json", "paper.json", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "+0.10 %" in shown and "not reproduced: a reason" in shown
+    table = list(csv.DictReader(Path("paper.csv").read_text().splitlines()))
+    rows = json.loads(Path("paper.json").read_text())["rows"]
+    assert [row["row"] for row in table] == [row["row"] for row in rows] == [first.row, second.row]
+    assert float(table[0]["difference"]) == pytest.approx(0.001) and table[1]["ours"] == ""
+    assert main.run(["bench", "--paper", "--markdown", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("| ")
+    assert main.run(["bench", "RN50", "--paper", "--quiet"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
