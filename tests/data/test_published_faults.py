@@ -206,7 +206,7 @@ def test_the_detail_list_and_the_tree_of_ade_keep_splits_apart(tmp_path: Path) -
         put_image(tree / f"{name}.jpg", [[1]])
         put_ade(tree / f"{name}_seg.png", [[1]])
         put_ade(tree / f"{name}_parts_1.png", [[1]])
-        put_image(tree / name / "instance_000_ADE_val_9.jpg", [[1]])
+        put_image(tree / name / "ADE_val_9.jpg", [[1]])  # in a folder of masks
     for split, names in (("train", ["ADE_frame_2", "ADE_train_1"]), ("val", ["ADE_val_1"])):
         found = find_layout(PUBLISHED["ade20k-847"], split, [tmp_path])
         assert found is not None and [pair.name for pair in found.pairs] == names
