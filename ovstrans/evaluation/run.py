@@ -20,6 +20,7 @@ from ovstrans.evaluation.inference import Inference, batch_room, evaluating, pre
 from ovstrans.evaluation.metrics import Confusion, metrics
 from ovstrans.evaluation.panoptic import PanopticQuality
 from ovstrans.evaluation.ranks import fail_together, rank_and_world
+from ovstrans.evaluation.video import VideoConsistency
 from ovstrans.frameworks.scores import Scores
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def evaluate(
     batch_size: int = 8,
     denominator: str = "present",
     on_image: OnImage | None = None,
+    on_confusion: Callable[[Confusion], None] | None = None,
     panoptic: bool = False,
 ) -> dict[str, Any]:
     """The report entry of one dataset: dataset, split, images, size, inference, and the entries of `metrics`.
@@ -49,8 +51,9 @@ def evaluate(
     text: the classifier of the dataset's vocabulary; None where the framework was trained with it.
     inference: how images are looked at; None at the size that papers on this dataset have, else at their own.
     limit: only the first so many images.  batch_size: of neighbours of one size, fewer if large.
+    on_confusion: called once, with the counts of all images.
     panoptic: also panoptic quality, as the entry `panoptic`, where the dataset has its truth and the framework
-    finds segments.
+    finds segments. Of datasets of videos the entry `video` has their consistency.
 
     Under torch.distributed every image is one rank's, and all ranks return what a single process would: what is
     batched with what does not depend on the number of ranks. Where a rank fails, all do.
@@ -65,9 +68,7 @@ def evaluate(
         inference = published_inference(dataset)
     if panoptic and (inference.window or inference.flip):
         raise InputError("panoptic quality is of whole images as they are; evaluate it without windows and flip")
-    vocabulary = dataset.vocabulary
-    confusion = Confusion(len(vocabulary), device=device)
-    quality = PanopticQuality(vocabulary, device=device) if panoptic and hasattr(framework, "panoptic_of") else None
+    tally = _Tally(framework, dataset, text, inference, device=device, panoptic=panoptic)
     rank, world = rank_and_world()
     with fail_together(), evaluating(framework):
         for indices in _shares(dataset, total, batch_size)[rank::world]:
@@ -75,27 +76,14 @@ def evaluate(
                 images = torch.stack([image for _, _, image in batch])
                 found = score_images(framework, images, text, device, inference)
                 for (index, sample, _), scores in zip(batch, found, strict=True):
-                    _check_classes(scores, dataset)
-                    label = _label(sample, dataset)
-                    truth_map = sample.segment_map
-                    order = inference.masks_first(framework, panoptic=truth_map is not None)
-                    at_truth = scores.at((int(label.shape[0]), int(label.shape[1])), masks_first=order)
-                    prediction = predict_from(at_truth).classes
-                    confusion.add(prediction, label, ignore=dataset.ignore)
-                    if quality is not None and truth_map is not None:
-                        segment_map, segments = framework.panoptic_of(at_truth, text)
-                        quality.add(segment_map, segments, truth_map, sample.segments)
+                    prediction = tally.add(index, sample, scores)
                     if on_image is not None:
                         on_image(index, sample, prediction)
-    confusion.all_reduce()
+    tally.all_reduce()
+    if on_confusion is not None:
+        on_confusion(tally.confusion)
     report = {"dataset": dataset.name, "split": dataset.split, "images": total}
-    report |= {"size": inference.short_side, "inference": inference.as_json()}
-    report |= metrics(confusion, vocabulary.names, novel=vocabulary.novel, denominator=denominator)
-    if quality is not None:
-        quality.all_reduce()
-        if bool(quality.stats.any()):
-            report["panoptic"] = quality.report()
-    return report
+    return {**report, "size": inference.short_side, "inference": inference.as_json(), **tally.report(denominator)}
 
 
 def published_inference(dataset: Dataset) -> Inference:
@@ -132,15 +120,62 @@ def _batches(
         yield held
 
 
-def _check_classes(scores: Scores, dataset: Dataset) -> None:
-    if scores.num_classes != len(dataset.vocabulary):
-        raise MismatchError(
-            f"the model scores {scores.num_classes} classes, {dataset.name} has {len(dataset.vocabulary)}; "
-            "give it the text embeddings of this dataset's vocabulary"
-        )
+class _Tally:
+    """What is counted of each image: pixels by class, segments where asked for, frames of videos.
 
+    Raises InputError and MismatchError as `evaluate` says.
+    """
 
-def _label(sample: Sample, dataset: Dataset) -> Tensor:
-    if sample.label is None:
-        raise InputError(f"{dataset.name}:{dataset.split}: {sample.name} has no label; evaluate on labelled data")
-    return sample.label
+    def __init__(
+        self,
+        framework: Any,
+        dataset: Dataset,
+        text: TextClassifier | None,
+        inference: Inference,
+        *,
+        device: torch.device | str,
+        panoptic: bool,
+    ) -> None:
+        self.framework, self.dataset, self.text, self.inference = framework, dataset, text, inference
+        self.confusion = Confusion(len(dataset.vocabulary), device=device)
+        segments = panoptic and hasattr(framework, "panoptic_of")
+        self.quality = PanopticQuality(dataset.vocabulary, device=device) if segments else None
+        self.consistency = VideoConsistency() if len(dataset.videos) else None
+        self.video_of = {index: number for number, video in enumerate(dataset.videos) for index in video}
+
+    def add(self, index: int, sample: Sample, scores: Scores) -> Tensor:
+        """Count an image; returns its classes, int64 [H, W] on the CPU."""
+        dataset, label, truth_map = self.dataset, sample.label, sample.segment_map
+        if label is None:
+            raise InputError(f"{dataset.name}:{dataset.split}: {sample.name} has no label; evaluate on labelled data")
+        if scores.num_classes != len(dataset.vocabulary):
+            raise MismatchError(
+                f"the model scores {scores.num_classes} classes, {dataset.name} has {len(dataset.vocabulary)}; "
+                "give it the text embeddings of this dataset's vocabulary"
+            )
+        order = self.inference.masks_first(self.framework, panoptic=truth_map is not None)
+        at_truth = scores.at((int(label.shape[0]), int(label.shape[1])), masks_first=order)
+        prediction = predict_from(at_truth).classes
+        self.confusion.add(prediction, label, ignore=dataset.ignore)
+        if self.quality is not None and truth_map is not None:
+            segment_map, segments = self.framework.panoptic_of(at_truth, self.text)
+            self.quality.add(segment_map, segments, truth_map, sample.segments)
+        if self.consistency is not None and index in self.video_of:
+            self.consistency.add(self.video_of[index], prediction, label, dataset.ignore)
+        return prediction
+
+    def all_reduce(self) -> None:
+        """Sum over the ranks of torch.distributed, where it runs."""
+        for each in (self.confusion, self.quality, self.consistency):
+            if each is not None:
+                each.all_reduce()
+
+    def report(self, denominator: str) -> dict[str, Any]:
+        """The measures: the entries of `metrics`, and `panoptic` and `video` where they apply."""
+        vocabulary = self.dataset.vocabulary
+        report = metrics(self.confusion, vocabulary.names, novel=vocabulary.novel, denominator=denominator)
+        if self.quality is not None and bool(self.quality.stats.any()):  # otherwise no image had panoptic truth
+            report["panoptic"] = self.quality.report()
+        if self.consistency is not None:
+            report["video"] = self.consistency.report()
+        return report

@@ -6,18 +6,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ovstrans.data.sample import Sample
+from ovstrans.data.sample import Sample, Segment
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.evaluation.inference import Inference, predict
 from ovstrans.evaluation.metrics import Confusion, metrics
 from ovstrans.evaluation.run import evaluate
-from ovstrans.frameworks.scores import MapScores, Scores
+from ovstrans.frameworks.scores import MapScores, QueryScores, Scores
 
 CLASSES = 4
 
@@ -156,25 +157,149 @@ def test_a_prediction_has_the_size_of_its_image() -> None:
     assert predict(model, sample.image, size=(7, 5)).classes.shape == (7, 5)
 
 
-def _evaluate_share(rank: int, world: int, folder: str) -> None:
+class Mini(Blocks):
+    """Blocks for a network: its batches must not depend on who evaluates what."""
+
+    def __init__(self, length: int, videos: Sequence[range] = (), broken: int = -1) -> None:
+        super().__init__(length)
+        self.videos, self.broken = videos, broken
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == self.broken:
+            raise InputError(f"blocks-{index}.png: cannot be read")
+        return super().__getitem__(index)
+
+
+class Net(nn.Module):
+    """A small convolutional network; its sums depend on the batch by rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Conv2d(3, 32, 5, padding=2), nn.ReLU(), nn.Conv2d(32, CLASSES, 3, padding=1))
+
+    def scores(self, images: Tensor, text: object = None) -> Sequence[Scores]:
+        return [MapScores(maps, (images.shape[-2], images.shape[-1])) for maps in self.net(images)]
+
+
+CASES: dict[str, tuple[Mini, int]] = {
+    "even": (Mini(4), 1),
+    "uneven": (Mini(5), 2),
+    "one rank without an image": (Mini(1), 1),
+    "one rank without a block": (Mini(5), 8),
+    "videos stay whole": (Mini(5, videos=[range(0, 3), range(4, 5)]), 2),
+}
+
+
+def _evaluate_shares(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)  # OpenMP's pool does not survive a fork
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     try:
-        report = evaluate(Reader(wrong=2), Blocks())
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
+        found: dict[str, Any] = {}
+        for name, (dataset, batch_size) in CASES.items():
+            seen: list[int] = []
+            counts: list[list[list[int]]] = []
+            report = evaluate(
+                Net(),
+                dataset,
+                batch_size=batch_size,
+                on_image=lambda index, *_: seen.append(index),  # noqa: B023
+                on_confusion=lambda confusion: counts.append(confusion.counts.tolist()),  # noqa: B023
+            )
+            found[name] = {"report": report, "seen": seen, "counts": counts}
+        try:
+            evaluate(Net(), Mini(5, broken=3), batch_size=1)
+        except InputError as error:
+            found["error"] = str(error)
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     finally:
         torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, which spares the children a slow import")
 def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
+    """The same counts to the last one, every image once, and no one waits for a rank that failed."""
     processes = torch.multiprocessing.start_processes(
-        _evaluate_share, args=(2, str(tmp_path)), nprocs=2, start_method="fork"
+        _evaluate_shares, args=(2, str(tmp_path)), nprocs=2, start_method="fork"
     )
     assert processes is None  # joined, and none failed
-    alone = evaluate(Reader(wrong=2), Blocks())
-    for rank in (0, 1):
-        assert json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) == alone
+    found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    for name, (dataset, batch_size) in CASES.items():
+        counts: list[list[list[int]]] = []
+        alone = evaluate(
+            Net(),
+            dataset,
+            batch_size=batch_size,
+            on_confusion=lambda confusion: counts.append(confusion.counts.tolist()),  # noqa: B023
+        )
+        first, second = (each[name] for each in found)
+        assert first["report"] == second["report"] == alone, name
+        assert first["counts"] == second["counts"] == counts, name
+        assert sum(map(sum, counts[0])) == sum(entry["pixels"] for entry in alone["per_class"])
+        assert sorted(first["seen"] + second["seen"]) == list(range(len(dataset))), name
+    assert not found[1]["one rank without an image"]["seen"] and not found[1]["one rank without a block"]["seen"]
+    assert found[0]["videos stay whole"]["seen"] == [0, 1, 2, 4]
+    assert found[1]["error"] == "blocks-3.png: cannot be read"
+    assert found[0]["error"] == "rank 0 stops, since rank 1 failed: blocks-3.png: cannot be read"
+
+
+def test_videos_are_reported_with_their_consistency() -> None:
+    perfect = evaluate(Reader(), Mini(5, videos=[range(0, 2), range(3, 5)]))
+    assert perfect["video"]["videos"] == 2 and perfect["video"]["mVC8"] is None  # none has 8 frames
+    assert "video" not in evaluate(Reader(), Blocks())
+
+
+class Segments(Blocks):
+    """Blocks with panoptic truth: a segment of stuff per class."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        assert sample.label is not None
+        kinds = [int(kind) for kind in sample.label.unique() if kind != 255]
+        sample.segments = [Segment(kind + 1, kind, False, int((sample.label == kind).sum())) for kind in kinds]
+        sample.segment_map = torch.where(sample.label == 255, 0, sample.label.int() + 1)
+        return sample
+
+
+class Panoptic(nn.Module):
+    """A query per class whose mask is where red says so."""
+
+    panoptic_masks_first = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.orders: list[bool] = []
+
+    def scores(self, images: Tensor, text: object = None) -> Sequence[Scores]:
+        level = (images[:, :1] * 255 / 60).round() - torch.arange(CLASSES).view(1, -1, 1, 1)
+        probabilities = torch.cat([0.9 * torch.eye(CLASSES), torch.full((CLASSES, 1), 0.1)], dim=1)
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        return [QueryScores(probabilities, 30 - 60 * each.abs(), size) for each in level]
+
+    def panoptic_of(self, scores: QueryScores, text: object = None) -> tuple[Tensor, list[Segment]]:
+        self.orders.append(scores.masks_first)
+        return scores.panoptic(set(), object_threshold=0.5, overlap_threshold=0.5)
+
+
+def test_panoptic_quality_where_both_can() -> None:
+    model = Panoptic()
+    report = evaluate(model, Segments(), panoptic=True)
+    assert report["panoptic"]["PQ"] == pytest.approx(100) and report["mIoU"] == pytest.approx(100)
+    assert report["panoptic"]["stuff"] == CLASSES and model.orders == [True] * 5
+    assert "panoptic" not in evaluate(model, Segments())
+    assert "panoptic" not in evaluate(model, Blocks(), panoptic=True)
+    assert "panoptic" not in evaluate(Reader(), Segments(), panoptic=True)
+    with pytest.raises(InputError, match="without windows and flip"):
+        evaluate(model, Segments(), panoptic=True, inference=Inference(flip=True))
+
+
+def test_a_dataset_is_evaluated_at_its_published_size_unless_told_otherwise() -> None:
+    model, dataset = Reader(), Blocks(1)
+    dataset.published_size = (20, 25)
+    assert evaluate(model, dataset)["inference"]["long_side"] == 25
+    assert evaluate(model, dataset, inference=Inference())["size"] is None
+    assert [shape[-2:] for shape in model.seen] == [(17, 25), (40, 60)]
 
 
 def test_the_report_is_what_metrics_say_of_the_counts() -> None:

@@ -1,0 +1,224 @@
+"""How an image is looked at: sizes, windows, mirror images, orders, and what the winner's share is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovstrans.data.augment import resize_image
+from ovstrans.errors import InputError
+from ovstrans.evaluation.inference import Inference, Prediction, batch_room, predict, window_starts
+from ovstrans.frameworks.base import Framework
+from ovstrans.frameworks.queries import semantic
+from ovstrans.frameworks.scores import MapScores, QueryScores, Scores
+from tests.frameworks import golden_case as case
+
+CLOSE = 1e-4
+"""Two scores this near may change places by rounding."""
+
+
+class Pixelwise(nn.Module):
+    """Scores by colour alone: class c is a fixed mixture of red, green and blue."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.mix = torch.randn(classes, 3, generator=torch.Generator().manual_seed(1))
+        self.seen: list[tuple[int, ...]] = []
+
+    def scores(self, images: Tensor, text: object = None) -> Sequence[Scores]:
+        self.seen.append(tuple(images.shape))
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        return [MapScores(maps, size) for maps in self.of(images)]
+
+    def of(self, images: Tensor) -> Tensor:
+        """[..., 3, H, W] in [0, 1] to scores [..., K, H, W]."""
+        return torch.einsum("kc,...chw->...khw", 3 * self.mix, images - 0.5)
+
+
+class Leaning(Pixelwise):
+    """Adds to class 0 what grows to the right, so that a mirror image scores otherwise."""
+
+    def scores(self, images: Tensor, text: object = None) -> Sequence[Scores]:
+        ramp = torch.linspace(0, 1, images.shape[-1]).expand(images.shape[-2], -1)
+        found = []
+        for each in super().scores(images):
+            assert isinstance(each, MapScores)
+            maps = each.maps.permute(2, 0, 1).clone()
+            maps[0] += ramp
+            found.append(MapScores(maps, each.size))
+        return found
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    """uint8 [3, H, W], smooth enough that resizing keeps its look."""
+    coarse = 255 * torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (height, width), mode="bilinear")[0].to(torch.uint8)
+
+
+def assert_classes(found: Tensor, scores: Tensor) -> None:
+    """The arg max of scores [K, H, W], but where the best two are nearly equal."""
+    top = scores.topk(2, dim=0)
+    clear = top.values[0] - top.values[1] > CLOSE
+    assert found.shape == scores.shape[1:] and found.dtype == torch.int64
+    assert torch.equal(found[clear], top.indices[0][clear]) and clear.double().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("inference", "size", "expected"),
+    [
+        (Inference(), (60, 80), (60, 80)),
+        (Inference(800, 1333), (480, 640), (800, 1067)),
+        (Inference(800, 1333), (427, 1000), (569, 1333)),  # 569.19
+        (Inference(1024, 2560), (1024, 2048), (1024, 2048)),
+        (Inference(long_side=40), (60, 80), (30, 40)),
+        (Inference(5), (2, 1), (10, 5)),
+        (Inference(3), (2, 3), (3, 5)),  # 4.5 is rounded up, as detectron2 does
+    ],
+)
+def test_evaluation_sizes(inference: Inference, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert inference.size(*size) == expected
+
+
+@given(st.integers(1, 300), st.integers(1, 120), st.integers(1, 120))
+def test_windows_cover_a_side_and_stay_inside(length: int, window: int, stride: int) -> None:
+    starts = window_starts(length, window, min(stride, window))
+    taken = min(window, length)
+    assert starts[0] == 0 and starts[-1] + taken == length
+    assert all(0 < later - earlier <= min(stride, window) for earlier, later in pairwise(starts))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(9, 40), st.integers(9, 40), st.integers(4, 50), st.data())
+def test_windows_change_nothing_for_a_model_that_sees_single_pixels(
+    height: int, width: int, window: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.none() | st.integers(1, window))
+    image, model = picture(height, width), Pixelwise()
+    whole = predict(model, image, confidence=True)
+    model.seen.clear()
+    found = predict(model, image, inference=Inference(window=window, stride=stride), confidence=True)
+    assert all(shape[-2:] == (min(window, height), min(window, width)) for shape in model.seen)
+    assert whole.confidence is not None and found.confidence is not None
+    torch.testing.assert_close(found.confidence, whole.confidence, rtol=0, atol=1e-5)
+    assert_classes(found.classes, model.of(image / 255))
+    assert len(found.classes.unique()) > 1
+
+
+def test_the_mirror_image_makes_prediction_symmetric() -> None:
+    image, model = picture(24, 31), Leaning()
+    flip = Inference(flip=True)
+    mirrored = predict(model, image.flip(-1), inference=flip)
+    assert torch.equal(predict(model, image, inference=flip).classes, mirrored.classes.flip(-1))
+    without = [predict(model, each).classes for each in (image, image.flip(-1))]
+    assert not torch.equal(without[0], without[1].flip(-1))
+    pair = [model.of(each / 255) for each in (image, image.flip(-1))]
+    for each in pair:
+        each[0] += torch.linspace(0, 1, 31)
+    assert_classes(predict(model, image, inference=flip).classes, (pair[0] + pair[1].flip(-1)) / 2)
+
+
+@pytest.mark.parametrize("order", ["published", "masks", "scores"])
+@pytest.mark.parametrize("size", [(64, 64), (90, 60)])
+def test_fcclip_as_published_with_whole_maps(size: tuple[int, int], order: str) -> None:
+    """Resized to 70 / 100, padded, scored, and brought back in either order: as by full-size scores."""
+    framework = case.model()
+    text = case.text_of(case.ASKED, framework.embed_dim)
+    image = case.image(size)[0]
+    inference = Inference(70, 100, order=order)
+    seen = inference.size(*size)
+    with torch.no_grad():
+        probabilities, masks = framework.find(resize_image(image, seen)[None] / 255, text)
+        whole = Framework.resize(masks, seen, size if order == "masks" else None)
+        expected = semantic(probabilities[..., :-1], whole)
+        expected = F.interpolate(expected, size, mode="bilinear", align_corners=False)[0]
+    found = predict(framework, image, text, inference=inference, confidence=True)
+    assert_classes(found.classes, expected)
+    assert found.confidence is not None
+    torch.testing.assert_close(found.confidence, (expected / expected.sum(0)).amax(0), rtol=0, atol=1e-4)
+
+
+def test_fcclip_resizes_masks_first_on_panoptic_data_only() -> None:
+    """As its configurations have it; frameworks without that habit, and who asks, decide otherwise."""
+    fcclip = case.model()
+    assert Inference().masks_first(fcclip, panoptic=True) and not Inference().masks_first(fcclip, panoptic=False)
+    assert not Inference().masks_first(Pixelwise(), panoptic=True)
+    assert Inference(order="masks").masks_first(fcclip, panoptic=False)
+    assert not Inference(order="scores").masks_first(fcclip, panoptic=True)
+
+
+def test_confidence_is_the_winners_share() -> None:
+    """A softmax of scores, a part of the sum of class and mask probabilities; nothing there is 0."""
+
+    class Two:
+        def scores(self, images: Tensor, text: object = None) -> list[Scores]:
+            probabilities = torch.tensor([[0.6, 0.2, 0.2], [0.0, 0.1, 0.9]])
+            masks = torch.tensor([[[50.0, 50.0, -200.0]], [[-200.0, 50.0, -200.0]]])
+            return [QueryScores(probabilities, masks, (1, 3))]
+
+    found = predict(Two(), torch.zeros(3, 1, 3, dtype=torch.uint8), confidence=True)
+    assert found.classes.tolist() == [[0, 0, 0]]
+    assert found.confidence is not None and found.confidence.dtype == torch.float32
+    torch.testing.assert_close(found.confidence, torch.tensor([[0.75, 0.6 / 0.9, 0.0]]))
+    model = Pixelwise()
+    image = picture(4, 5)
+    share = model.of(image / 255).softmax(0).amax(0)
+    soft = predict(model, image, confidence=True).confidence
+    assert soft is not None
+    torch.testing.assert_close(soft, share)
+
+
+def test_half_precision_is_of_the_forward_pass_alone() -> None:
+    """Under autocast the model computes in bfloat16; the comparison of classes does not."""
+
+    class Probe(Pixelwise):
+        def scores(self, images: Tensor, text: object = None) -> Sequence[Scores]:
+            assert torch.is_autocast_enabled("cpu")
+            probabilities = (torch.full((1, 3), 0.25) + torch.tensor([0.0, 1e-5, 0.0])).bfloat16().float()
+            probabilities = probabilities + torch.tensor([0.0, 1e-5, 0.0])  # bfloat16 would not tell them apart
+            size = (int(images.shape[-2]), int(images.shape[-1]))
+            return [QueryScores(probabilities, torch.zeros(1, *size, dtype=torch.bfloat16), size)]
+
+    found = predict(Probe(), picture(6, 7), inference=Inference(amp=torch.bfloat16))
+    assert bool((found.classes == 1).all())
+
+
+def test_no_more_images_together_than_their_pixels_allow() -> None:
+    assert batch_room((64, 64), 8) == 8
+    assert batch_room((512, 683), 8) == 2
+    assert batch_room((800, 1333), 8) == batch_room((4000, 4000), 8) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"short_side": 0}, "short side is 0"),
+        ({"window": -1}, "window is -1"),
+        ({"stride": 5}, "a stride of 5 needs a window"),
+        ({"window": 4, "stride": 5}, "a stride of 5 needs a window"),
+        ({"order": "best"}, "order 'best': unknown"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Inference(**options)
+
+
+def test_reports_hold_how_it_was_looked_at() -> None:
+    assert Inference(800, 1333, amp=torch.bfloat16).as_json() == {
+        "short_side": 800,
+        "long_side": 1333,
+        "window": None,
+        "stride": None,
+        "flip": False,
+        "amp": "bfloat16",
+        "order": "published",
+    }
+    assert Prediction(torch.zeros(1, 1)).confidence is None
