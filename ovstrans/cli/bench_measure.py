@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -36,3 +37,6 @@ def measure_targets(
             rounds=rounds,
             warmup=warmup,
         )
+        load, cores = report["latency"]["load"] or 0.0, os.cpu_count() or 1
+        if load > cores:
+            console.warn(f"{target.name}: timed while others kept the machine busy (load {load:.1f} on {cores} cores)")

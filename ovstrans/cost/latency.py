@@ -1,17 +1,19 @@
 """Time, memory and energy of a forward pass, measured: dense, and with the mask's zeros skipped where torch can.
 
-    "latency": {"device", "threads", "dtype", "image_size", "batch", "rounds", "warmup",
+    "latency": {"device", "threads", "load", "dtype", "image_size", "batch", "rounds", "warmup",
                 "weights_bytes", "energy_meter",
                 "arms": {"dense": {"how", median_s, q1_s, q3_s, iqr_s, min_s, max_s, images_per_s,
                                    peak_memory_bytes, energy_per_image_j}, "sparse": {the same}},
                 "speedup": median of dense / median of sparse}
 
 Both arms hold the same, masked, weights. Each round runs them one after the other, in turns first, so
-that a busy or throttled machine slows both alike. What could not be measured is null.
+that a busy or throttled machine slows both alike; `load` is how many processes wanted to run at the
+start (the system's mean of a minute). What could not be measured is null.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,7 +50,7 @@ def measure_latency(
     its image tower; without one there is no sparse arm.  rounds: timed passes of each arm.  warmup:
     passes before them (at least one for the sparse arm, which makes its choices there).
     """
-    device = torch.device(device)
+    device, load = torch.device(device), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if mask is not None:
         mask.apply(module)
     came_from = next(module.parameters()).device
@@ -87,6 +89,7 @@ def measure_latency(
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "load": load,
         "dtype": str(images.dtype).removeprefix("torch."),
         "image_size": list(image_size),
         "batch": batch,
