@@ -44,7 +44,17 @@ def bench(
     rounds: options.Rounds = 10,
     warmup: options.Warmup = 2,
     data: options.Data = None,
+    data_root: options.DataRoot = None,
+    names: options.Names = "auto",
+    short_side: options.ShortSide = None,
+    long_side: options.LongSide = None,
+    window: options.Window = None,
+    stride: options.Stride = None,
+    flip: options.Flip = False,
+    denominator: options.Denominator = "present",
+    panoptic: options.Panoptic = False,
     limit: options.Limit = None,
+    per_class: options.PerClass = False,
     show: options.Show = 4,
     pictures: options.Pictures = None,
     plot: options.Plot = None,
@@ -62,16 +72,18 @@ def bench(
     holds at zero, layer by layer. Frameworks, recipes and CLIP models are counted without weights.
     """
     common.start(quiet=quiet, debug=debug)
-    from ovstrans import files
+    from ovstrans import console, files
     from ovstrans.cli import bench_lock, bench_paper
-    from ovstrans.cli.bench_data import evaluate_targets, first_size, open_data
+    from ovstrans.cli.bench_data import ALL, NONE, Evaluation, evaluate_targets, first_size, open_data, show_classes
     from ovstrans.cli.bench_measure import measure_targets
     from ovstrans.cli.bench_plot import check_plot, save_plots
     from ovstrans.cli.bench_show import Outputs
     from ovstrans.cost.request import Request, parse_size
+    from ovstrans.training.distributed import follower
 
+    console.set_quiet(quiet or follower())
     place = common.pick_device(device)
-    first = next((spec for spec in data or [] if spec != "none"), None)
+    first = next((spec for spec in data or [] if spec not in (NONE, ALL)), None)
     size = parse_size(image_size)
     asked: dict[str, Any] = {
         "image_size": size,
@@ -94,9 +106,25 @@ def bench(
     pages = OUTPUT_DIR / "bench"
     if pictures is not None:
         pages = files.check_output(pictures, force=force, directory=True, option="--pictures")
+    evaluation = Evaluation(
+        data=tuple(data or ()),
+        root=data_root,
+        vocabulary=vocabulary,
+        names=names,
+        short_side=short_side,
+        long_side=long_side,
+        window=window,
+        stride=stride,
+        flip=flip,
+        denominator=denominator,
+        panoptic=panoptic,
+        limit=limit,
+        show=show,
+        pages=pages,
+    )
     requests = [Request(name, **{"image_size": PAPER_SIZE, **asked}) for name in targets or _default_targets()]
     written, found = _open(requests, counter)
-    work = open_data(list(found.values()), data or [])
+    work = open_data(list(found.values()), evaluation)
     size = size or first_size(work) or PAPER_SIZE
 
     from ovstrans.cost.report import cost_report, together
@@ -106,7 +134,9 @@ def bench(
         number: cost_report(target, size, counter=counter, per_layer=layers, batch=batch or 1, device=str(place))
         for number, target in found.items()
     }
-    evaluate_targets(list(found.values()), work, list(fresh.values()), place, limit=limit, show=show, pages=pages)
+    evaluate_targets(list(found.values()), work, list(fresh.values()), place, evaluation)
+    if follower():
+        return
     if latency:
         pairs = ((requests[number], found[number], report) for number, report in fresh.items())
         measure_targets(pairs, size, place, rounds=rounds, warmup=warmup)
@@ -114,6 +144,8 @@ def bench(
     if plot is not None:
         save_plots(reports, pages, page)
     outputs.show(reports, per_layer=per_layer)
+    if per_class and outputs.to_terminal:
+        show_classes(reports)
     common.emit_json(json, together(reports), force=True)
 
 

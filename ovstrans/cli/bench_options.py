@@ -55,7 +55,8 @@ VocabularyName = Annotated[
     typer.Option(
         "--vocabulary",
         metavar="NAME|FILE",
-        help="Class names to count a target without weights with: a dataset's, or a file's.",
+        help="Class names to count a target without weights with, and to evaluate others with in the place of the "
+        "data's own: a dataset's, or a file's.",
         rich_help_panel=_COUNT,
     ),
 ]
@@ -128,14 +129,63 @@ _EVALUATE = "Evaluating"
 Data = Annotated[
     list[str] | None,
     typer.Option(
-        help="Labelled data, NAME[:SPLIT] or folder:PATH[:SPLIT]; repeatable; none to skip. "
-        "By default the validation part of what a target was trained on.",
+        help="Labelled data, NAME[:SPLIT] or folder:PATH[:SPLIT]; repeatable; all: every published dataset that is "
+        "there; none to skip. By default the validation part of what a target was trained on.",
         rich_help_panel=_EVALUATE,
     ),
 ]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Evaluate on the first so many images.", rich_help_panel=_EVALUATE)
 ]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        help="Where published datasets are; default $OVSTRANS_DATASETS, $DETECTRON2_DATASETS or ./datasets.",
+        rich_help_panel=_EVALUATE,
+    ),
+]
+Names = Annotated[
+    str,
+    typer.Option(
+        metavar="WAY",
+        help="Which names of a class go into prompts: synonyms, plain, clean, joined; auto: as the framework was "
+        "published.",
+        rich_help_panel=_EVALUATE,
+    ),
+]
+ShortSide = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Resize images to this short side (0: their own); by default as papers on the data do.",
+        rich_help_panel=_EVALUATE,
+    ),
+]
+LongSide = Annotated[
+    int | None, typer.Option(min=1, help="Resize to at most this long side.", rich_help_panel=_EVALUATE)
+]
+Window = Annotated[
+    int | None, typer.Option(min=1, help="Score in sliding windows of this side.", rich_help_panel=_EVALUATE)
+]
+Stride = Annotated[
+    int | None, typer.Option(min=1, help="From window to window; 2/3 of the window.", rich_help_panel=_EVALUATE)
+]
+Flip = Annotated[bool, typer.Option("--flip", help="Mean with the mirror image.", rich_help_panel=_EVALUATE)]
+Denominator = Annotated[
+    str,
+    typer.Option(
+        metavar="WAY",
+        help="Classes in mIoU: present (in the ground truth), or union (predicted ones too).",
+        rich_help_panel=_EVALUATE,
+    ),
+]
+Panoptic = Annotated[
+    bool,
+    typer.Option("--panoptic", help="Panoptic quality, where data and framework have it.", rich_help_panel=_EVALUATE),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="A table of every class.", rich_help_panel=_EVALUATE)]
 Show = Annotated[int, typer.Option(min=0, help="Images on the picture pages.", rich_help_panel=_EVALUATE)]
 
 _OUTPUT = "Output"

@@ -330,7 +330,8 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
-    from ovstrans.cli.words import classes_vocabulary, named_vocabulary
+    from ovstrans.cli.words import classes_vocabulary
+    from ovstrans.cost.request import named_vocabulary
 
     if classes is not None:
         return classes_vocabulary(classes)

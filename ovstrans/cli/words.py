@@ -26,16 +26,3 @@ def classes_vocabulary(text: str) -> Vocabulary:
         if name.casefold() in (other.casefold() for other in names[: number - 1]):
             raise InputError(f'--classes "{text}": {name!r} is named twice; class names must differ')
     return Vocabulary.from_names("classes", names)
-
-
-def named_vocabulary(spec: str) -> Vocabulary:
-    """The vocabulary of `--vocabulary FILE|NAME`: a file's, a published dataset's, or a generated one's.
-
-    Raises InputError where there is none.
-    """
-    from ovstrans.data.catalog import GENERATED, open_dataset
-    from ovstrans.data.published_vocabularies import open_vocabulary
-
-    if spec in GENERATED:
-        return open_dataset(spec, split="val").vocabulary
-    return open_vocabulary(spec)

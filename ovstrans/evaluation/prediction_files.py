@@ -108,8 +108,13 @@ def about(vocabulary: Vocabulary, **made: Any) -> dict[str, Any]:
     """The contents of classes.json; `made` says how the predictions were made, as plain values."""
     palette = vocabulary.palette().tolist()
     entries = [
-        {"index": index, "name": names[0], "synonyms": list(names[1:]), "color": palette[index]}
-        for index, names in enumerate(vocabulary.classes)
+        {
+            "index": index,
+            "name": name,
+            "synonyms": [other for other in vocabulary.classes[index] if other != name],
+            "color": palette[index],
+        }
+        for index, name in enumerate(vocabulary.names)
     ]
     encoding = "16-bit gray" if len(vocabulary) > _NARROW else "8-bit palette"
     return {"schema": SCHEMA, "encoding": encoding, "classes": entries, **made}

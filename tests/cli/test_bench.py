@@ -21,6 +21,9 @@ from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.training.start import text_tower
 
+CONFUSIONS = ("-confusion-a", "-confusion-b")
+"""Of the runs a and b."""
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +104,8 @@ def test_several_targets_and_data_side_by_side() -> None:
     assert len(first["datasets"]) == 2 and model["datasets"] == {}
     assert first["flops"]["dense"] == second["flops"]["dense"]
     assert first["flops"]["effective"] > second["flops"]["effective"]
-    assert len(list(Path("pages").glob("*.png"))) == 2
+    drawn = {f"{data}{kind}.png" for data in ("scenes-test", "scenes-shift-val") for kind in ("", *CONFUSIONS)}
+    assert {path.name for path in Path("pages").iterdir()} == drawn
 
 
 def test_another_vocabulary_is_embedded_by_the_checkpoints_own_text_tower() -> None:

@@ -1,0 +1,219 @@
+"""The evaluation half of `ovstrans bench`: which data, looked at how, shown how."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovstrans.cli import bench_data, main
+from ovstrans.cli.bench_data import Evaluation
+from ovstrans.data.catalog import open_dataset
+from ovstrans.data.published_vocabularies import published_vocabulary
+from ovstrans.evaluation.inference import Inference
+from tests.cli.test_bench import write_run
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test in its own folder, with its own cache, no datasets, and a finished run in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
+    for name in ("OVSTRANS_DATASETS", "DETECTRON2_DATASETS"):
+        monkeypatch.delenv(name, raising=False)
+    write_run(Path("a"))
+
+
+def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """Exit status, and what --json wrote ({} where it wrote nothing)."""
+    file = Path("report.json")
+    file.unlink(missing_ok=True)
+    status = main.run(["bench", *arguments, "--json", str(file), "--force", "--quiet", "--device", "cpu"])
+    return status, json.loads(file.read_text()) if file.exists() else {}
+
+
+def entry(*arguments: str) -> dict[str, Any]:
+    """The report of the only dataset of a run that went well."""
+    status, report = run("a", *arguments, "--limit", "2", "--show", "0")
+    assert status == 0
+    (found,) = report["datasets"].values()
+    return dict(found)
+
+
+def put_roads(root: Path, images: int = 3) -> None:
+    """CamVid and Cityscapes as their layouts have them, smallest."""
+    label = np.arange(8 * 12).reshape(8, 12) % 11
+    for number in range(images):
+        picture = Image.fromarray(np.full((8, 12, 3), 60 * number, dtype=np.uint8))
+        for folder, name in (
+            ("CamVid/val", f"{number}.png"),
+            ("cityscapes/leftImg8bit/val/ulm", f"ulm_00000{number}_000019_leftImg8bit.png"),
+        ):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            picture.save(root / folder / name)
+        for folder, name in (
+            ("CamVid/valannot", f"{number}.png"),
+            ("cityscapes/gtFine/val/ulm", f"ulm_00000{number}_000019_gtFine_labelTrainIds.png"),
+        ):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(label.astype(np.uint8)).save(root / folder / name)
+
+
+def test_how_images_are_looked_at_is_in_the_report() -> None:
+    plain = entry()
+    assert plain["inference"]["short_side"] is None and plain["denominator"] == "present"
+    asked = ("--short-side", "48", "--long-side", "48", "--window", "32", "--stride", "16", "--flip")
+    found = entry(*asked, "--denominator", "union")
+    expected = {"short_side": 48, "long_side": 48, "window": 32, "stride": 16, "flip": True}
+    assert {name: found["inference"][name] for name in expected} == expected
+    assert found["denominator"] == "union" and found["mIoU"] == found["mIoU_union"]
+    assert found["per_class"] != plain["per_class"]
+
+
+def test_published_sizes_hold_unless_others_are_asked_for() -> None:
+    class Data:
+        published_size = (800, 1333)
+
+    def looked(**asked: Any) -> Inference:
+        return Evaluation(**asked).inference(Data())  # type: ignore[arg-type]
+
+    assert looked() == Inference(800, 1333)
+    assert looked(flip=True, window=640) == Inference(800, 1333, 640, None, True)
+    assert looked(short_side=512) == Inference(512, None) and looked(long_side=640) == Inference(None, 640)
+    assert looked(short_side=0) == Inference()
+
+
+def test_other_words_for_the_classes_of_the_data() -> None:
+    vocabulary = open_dataset("scenes", split="val").vocabulary
+    Path("odd.txt").write_text("".join(f"nonsense {number}\n" for number in range(len(vocabulary))))
+    plain, found = entry(), entry("--vocabulary", "odd.txt")
+    names = [each["name"] for each in plain["per_class"]]
+    assert [each["name"] for each in found["per_class"]] == names  # the report is about the data
+    predicted = [[each["predicted"] for each in entry["per_class"]] for entry in (plain, found)]
+    assert predicted[0] != predicted[1] and sum(predicted[0]) == sum(predicted[1])
+
+
+def test_names_of_the_authors_are_embedded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovstrans.frameworks import vocabulary
+
+    asked = []
+    plain = vocabulary.classifier_for
+    monkeypatch.setattr(vocabulary, "classifier_for", lambda *given: (asked.append(given[2]), plain(*given))[1])
+    entry("--names", "joined")
+    assert asked == ["joined"]
+
+
+def test_all_the_published_datasets_that_are_there() -> None:
+    put_roads(Path("data"))
+    arguments = ("a", "--data", "all", "--data-root", "data", "--short-side", "64", "--pictures", "pages")
+    status, report = run(*arguments)
+    assert status == 0
+    assert set(report["datasets"]) == {"camvid:val", "cityscapes:val"}
+    roads = report["datasets"]["cityscapes:val"]
+    assert roads["images"] == 3
+    assert [each["name"] for each in roads["per_class"]] == list(published_vocabulary("cityscapes").names)
+    assert sum(each["pixels"] for each in roads["per_class"]) == 3 * 8 * 12
+    drawn = {f"{name}-val{kind}.png" for name in ("camvid", "cityscapes") for kind in ("", "-confusion")}
+    assert {path.name for path in Path("pages").iterdir()} == drawn
+
+
+def test_a_published_dataset_by_name_at_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_roads(Path("data"), images=1)
+    monkeypatch.setenv("OVSTRANS_DATASETS", "data")
+    assert entry("--data", "camvid:val")["inference"]["short_side"] is None
+
+
+def test_a_table_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["bench", "a", "--limit", "2", "--show", "0", "--per-class", "--quiet", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    names = open_dataset("scenes", split="val").vocabulary.names
+    assert "classes of scenes:val" in shown and "accuracy %" in shown and all(name in shown for name in names)
+    assert "* novel" in shown
+    assert main.run(["bench", "a", "--limit", "2", "--show", "0", "--per-class", "--json", "-", "--quiet"]) == 0
+    json.loads(capsys.readouterr().out)
+
+
+def test_the_figures_of_the_table_of_classes() -> None:
+    one = {"name": "sky", "iou": 50.0, "accuracy": 75.0, "pixels": 30, "predicted": 30, "novel": False}
+    two = {"name": "car", "iou": None, "accuracy": None, "pixels": 0, "predicted": 10, "novel": True}
+    three = {"name": "road", "iou": 20.0, "accuracy": 25.0, "pixels": 10, "predicted": 0, "novel": False}
+    first = {"target": {"name": "a"}, "datasets": {"d": {"per_class": [one, two, three]}}}
+    second = {"target": {"name": "b"}, "datasets": {"d": {"per_class": [{**one, "iou": 60.0}, two, three]}}}
+    model = {"target": {"name": "RN50"}, "datasets": {}}
+    columns, lines = bench_data.class_rows([first, model], "d")
+    assert columns == ["class", "IoU %", "accuracy %", "pixels %"]
+    assert lines == [
+        ["sky", "50.00", "75.00", "75.00"],
+        ["car*", "-", "-", "0.00"],
+        ["road", "20.00", "25.00", "25.00"],
+    ]
+    columns, lines = bench_data.class_rows([first, second, model], "d")
+    assert columns == ["class", "a IoU %", "b IoU %", "pixels %"] and lines[0] == ["sky", "50.00", "60.00", "75.00"]
+
+
+def test_many_images_are_shown_on_several_pages() -> None:
+    assert run("a", "--limit", "9", "--show", "9")[0] == 0
+    pages = sorted(Path("ovstrans-out/bench").iterdir())
+    assert [page.name for page in pages] == ["scenes-val-2.png", "scenes-val-confusion.png", "scenes-val.png"]
+    with Image.open(pages[0]) as second, Image.open(pages[2]) as first:
+        assert first.height > 4 * second.height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--names", "sloppy"), "--names sloppy: unknown; use auto, synonyms"),
+        (("--denominator", "some"), "--denominator some: unknown; use present or union"),
+        (("--stride", "8"), "stride of 8 needs a window"),
+        (("--panoptic", "--flip"), "leave out --window and --flip"),
+        (("--vocabulary", "cityscapes"), "--vocabulary cityscapes: has 19 classes, scenes has"),
+        (("--data", "all"), "--data all: no published dataset in datasets (no such folder)"),
+        (("--data", "all", "--data-root", "empty"), "--data all: no published dataset in empty"),
+        (("--data", "all", "--data", "scenes"), "--data all: stands for itself"),
+        (("--data", "cityscapes", "--data-root", "empty"), "cityscapes:val: not found in empty"),
+    ],
+)
+def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    status = main.run(["bench", "a", *arguments, "--limit", "1", "--device", "cpu"])
+    shown = capsys.readouterr()
+    assert status == 2
+    assert message in shown.err and shown.err.strip().count("\n") == 0
+    assert shown.out == ""
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_one_does() -> None:
+    """Under torchrun on gloo, three images on two ranks: one report, one table, the same figures, all pages."""
+    arguments = ["bench", "a", "--limit", "3", "--show", "3", "--device", "cpu", "--json", "both.json"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [*command, "-m", "ovstrans.cli.main", *arguments, "--pictures", "two"],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mIoU %") <= 1 and done.stdout.count("total params") == 1
+    status, alone = run("a", "--limit", "3", "--show", "3", "--pictures", "one")
+    assert status == 0
+    assert json.loads(Path("both.json").read_text())["datasets"] == alone["datasets"]
+    for page in Path("one").iterdir():
+        with Image.open(page) as ours, Image.open(Path("two") / page.name) as theirs:
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def test_predictions_of_one_process_are_those_it_saw() -> None:
+    seen = {3: torch.zeros(1, 1)}
+    assert bench_data._gathered(seen) == seen
