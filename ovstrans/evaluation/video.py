@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovstrans.errors import MismatchError
+
 WINDOWS = (8, 16)
 """The n of the literature."""
 
@@ -50,7 +52,7 @@ class VideoConsistency:
         """Take the next frame of a video: classes [H, W], integers; `ignore` is the label of no class.
 
         video: what tells it from others; its frames come one after another, in order.
-        Raises ValueError for a video that was left for another before, or a frame of another size.
+        Raises ValueError for a video that was left for another before, MismatchError for frames of unequal size.
         """
         if prediction.shape != label.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, label {tuple(label.shape)}")
@@ -61,9 +63,8 @@ class VideoConsistency:
             self._video, self._run = video, _Run(prediction, label, ignore)
             return
         if label.shape != self._run.label.shape:
-            raise ValueError(
-                f"video {video}: a frame is {tuple(label.shape)} after one of {tuple(self._run.label.shape)}"
-            )
+            now, before = (f"{shape[1]}x{shape[0]}" for shape in (label.shape, self._run.label.shape))
+            raise MismatchError(f"video {video}: a frame is {now} after one of {before}; all must be of one size")
         for length in self.windows:  # the window that the frame before ended: this one is not the video's first
             steady, right = self._run.shares(length)
             self._steady[length] += [] if steady is None else [steady]
