@@ -4,8 +4,9 @@ The unit is always the MAC, one multiplication with its addition; FLOPs are twic
 of truth: torch's dispatch counter sees every matrix product and convolution that runs, here on meta tensors,
 so that a count takes no memory and no arithmetic, whatever the image size, the batch and the dtype; sampling
 and resizing, which it does not see, are counted apart as `other`, in closed form. Norms, activations and
-pooling are left out. `fvcore` and `thop-rules` are the literature's counters: they add norms, and miss what
-`costs` of papers therefore miss; `fvcore` also adds resizing, and runs the model for real.
+pooling are left out, and so are plain products that nothing adds up. `fvcore` and `thop-rules` are the
+literature's counters. Both add norms and miss some attention, thop much more besides; `fvcore` also adds
+resizing, and runs the model for real.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def count_flops(
 ) -> Flops:
     """MACs of a framework's `segment(images)`, of any other `module(images)`, in eval mode.
 
+    The literature's counters run `module(images)` whatever it is, `thop-rules` as its released code does.
     images: [batch, 3, *image_size].  module: weights of any device, or meta (`fvcore` runs it for real and
     needs memory and time).  A masked layer's effective MACs are exact: its dense MACs / weights x weights
     kept. Products outside any layer (attention, text similarity) belong to the module that runs them. Raises
