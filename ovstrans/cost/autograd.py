@@ -57,13 +57,13 @@ def count_step(
     module: of any device and dtype, in whatever mode; it runs as it is, on stand-ins for its weights.
     shape: of the images.  still: parameters that do not train, beside those without `requires_grad`.
     """
-    step = _Step(module, objective)
-    shadow, own = _stand_ins(step, {f"module.{name}" for name in still})
     macs: dict[str, Executed] = defaultdict(Executed)
     running = [""]
     meter = _Meter()
     follow = visited(module, lambda name, starts: meter.visit(running, name, starts, macs))
     with torch.inference_mode(False), torch.enable_grad(), follow, meter.counter:
+        step = _Step(module, objective)
+        shadow, own = _stand_ins(step, {f"module.{name}" for name in still})
         with _Recorder(running) as recorder:
             outputs = torch.func.functional_call(step, shadow, (torch.empty(shape, device="meta"),))
         meter.settle(lambda count: _add_forward(macs[running[-1]], count))
@@ -82,7 +82,7 @@ def count_step(
                 node.register_prehook(enter(node))
             torch.autograd.backward(reached, [torch.empty_like(each) for each in reached])
             meter.settle(lambda count: _add_backward(macs, recorder.owners, own, current[0], count))
-    return macs
+    return dict(macs)
 
 
 class _Step(nn.Module):

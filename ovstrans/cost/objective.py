@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ovstrans.clip.text import TextClassifier
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.frameworks.mask2former import HeadOutput
@@ -36,16 +37,16 @@ def training_outputs(module: nn.Module, images: Tensor) -> Sequence[Tensor]:
 
 def _mask_outputs(module: MaskFramework, images: Tensor) -> list[Tensor]:
     found = module.head(module.trunk(images))
-    text = module.base_text
+    text = _base_text(module)
     outputs = list(found.masks)
     for prediction in range(module.predictions):
         outputs.append(module.class_scores(found, prediction, text))
         if isinstance(module, GKC):
-            outputs += _gkc_outputs(module, found, prediction)
+            outputs += _gkc_outputs(module, found, prediction, text)
     return outputs
 
 
-def _gkc_outputs(module: GKC, found: HeadOutput, prediction: int) -> list[Tensor]:
+def _gkc_outputs(module: GKC, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
     """What the losses beyond mask, dice and class start from; each works its embeddings out anew, as in training."""
     outputs = []
     if module.needs.captions:
@@ -56,5 +57,15 @@ def _gkc_outputs(module: GKC, found: HeadOutput, prediction: int) -> list[Tensor
         student = module.training_only.students[prediction]
         outputs.append(student(module.classifier.query(found.queries[prediction])))
     if module.needs.synonyms:
-        outputs.append(module.class_scores(found, prediction, module.base_text))
+        outputs.append(module.class_scores(found, prediction, text))
     return outputs
+
+
+def _base_text(module: MaskFramework) -> TextClassifier:
+    """As `base_text`, whose choice of rows looks at values, which meta tensors have not."""
+    text, base = module.text, sorted(module.text.vocabulary.base)
+    if len(base) == text.num_classes:
+        return text
+    vocabulary = text.vocabulary.subset(base)
+    rows = sum(map(len, vocabulary.classes))
+    return TextClassifier(text.embeddings[:rows], text.owner[:rows], vocabulary)
