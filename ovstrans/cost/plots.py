@@ -49,7 +49,8 @@ def page(parts: Sequence[Picture]) -> Figure:
     figure = new_figure(max(part.width for part in parts), sum(part.height for part in parts))
     rooms = figure.subfigures(len(parts), 1, height_ratios=[part.height for part in parts], squeeze=False)
     for part, room in zip(parts, rooms.flat, strict=True):
-        part.fill(room)
+        rest = float(figure.get_figwidth()) - part.width
+        part.fill(room.subfigures(1, 2, width_ratios=[part.width, rest])[0] if rest else room)
     return figure
 
 
@@ -128,19 +129,50 @@ def _layers(reports: Sequence[Report]) -> Picture | None:
     chosen = [report for report in reports if report["flops"].get("layers")]
     if not chosen:
         return None
-    most = max(len(report["flops"]["layers"]) for report in chosen)
+    bars = [_bars(report) for report in chosen]
+    most = max(map(len, bars))
 
     def fill(figure: FigureBase) -> None:
         panels = figure.subplots(len(chosen), 1, squeeze=False).flat
-        for axes, report, title in zip(panels, chosen, _titles(chosen), strict=True):
-            _layers_panel(axes, report, title)
+        for axes, report, layers, title in zip(panels, chosen, bars, _titles(chosen), strict=True):
+            _layers_panel(axes, report, layers, title)
 
-    return Picture("layers", min(30.0, max(7.0, 1.5 + 0.13 * most)), 3.8 * len(chosen), fill)
+    return Picture("layers", max(7.6, 1.5 + 0.13 * most), 4.4 * len(chosen), fill)
 
 
-def _layers_panel(axes: Axes, report: Report, title: str) -> None:
+_SMALL = 0.002
+"""Layers with less than this share of all MACs are one bar a component."""
+
+
+def _bars(report: Report) -> list[dict[str, Any]]:
+    """The layers, their names without what all of a component begin with; the small ones of each as one."""
+    layers, least = report["flops"]["layers"], _SMALL * report["flops"]["dense"]
+    found: list[dict[str, Any]] = []
+    for component in dict.fromkeys(layer["component"] for layer in layers):
+        own = [layer for layer in layers if layer["component"] == component]
+        begin = _common([layer["name"] for layer in own])
+        small = [layer for layer in own if layer["dense"] < least]
+        if len(small) < 2:
+            small = []
+        found += [{**layer, "name": layer["name"][len(begin) :]} for layer in own if layer not in small]
+        if small:
+            sums = {kind: sum(layer[kind] for layer in small) for kind in ("dense", "effective")}
+            found.append({"name": f"{len(small)} small ones", "component": component, **sums})
+    return found
+
+
+def _common(names: Sequence[str]) -> str:
+    """The parts that several dotted names all begin with, and the dot; nothing of a single name."""
+    begin = []
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(names) == 1 or len(set(parts)) > 1:
+            break
+        begin.append(f"{parts[0]}.")
+    return "".join(begin)
+
+
+def _layers_panel(axes: Axes, report: Report, layers: Sequence[Mapping[str, Any]], title: str) -> None:
     tidy(axes)
-    layers = report["flops"]["layers"]
     places = range(len(layers))
     axes.bar(places, [layer["dense"] / 1e9 for layer in layers], width=0.85, color=_PALE, label="dense")
     axes.bar(places, [layer["effective"] / 1e9 for layer in layers], width=0.85, color=BLUE, label="effective")

@@ -63,6 +63,21 @@ def test_bars_add_up(reports: list[dict[str, Any]]) -> None:
     )
 
 
+def test_small_layers_share_a_bar_and_names_lose_their_common_beginning(reports: list[dict[str, Any]]) -> None:
+    layers = [("head.a.big", 1000), ("head.a.b.small", 1), ("head.a.c.small", 1), ("one.alone", 1)]
+    flops = {
+        **reports[0]["flops"],
+        "dense": sum(macs for _, macs in layers),
+        "layers": [
+            {"name": name, "component": name.split(".")[0], "dense": macs, "effective": macs} for name, macs in layers
+        ],
+    }
+    figure = pictures([{**reports[0], "flops": flops, "datasets": {}}])[0].figure()
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown == ["big", "2 small ones", "one.alone"]
+    assert sum(bar.get_height() for bar in figure.axes[0].patches) == pytest.approx(2 * flops["dense"] / 1e9)
+
+
 def test_labels_keep_clear_of_each_other() -> None:
     figure = new_figure(4, 3)
     axes = figure.subplots()
