@@ -10,6 +10,7 @@ from typing import Any
 from ovstrans.cli import common
 from ovstrans.cli.optional import BARE
 
+_DENOMINATORS = {"present": "that occur in the ground truth (present)", "union": "that occur or are predicted (union)"}
 _MOST_WITH_CHANGES = 4
 """Columns of a terminal's table that have room for the differences too."""
 
@@ -74,7 +75,11 @@ def _caption(reports: Sequence[Mapping[str, Any]]) -> str:
     flops = reports[0]["flops"]
     height, width = flops["image_size"]
     images = "1 image" if flops["batch"] == 1 else f"{flops['batch']} images"
-    return f"{images} of {height}x{width}, counter {flops['counter']}; 1 MAC = 2 FLOPs"
+    caption = f"{images} of {height}x{width}, counter {flops['counter']}; 1 MAC = 2 FLOPs"
+    entries = [entry for report in reports for entry in report.get("datasets", {}).values()]
+    ways = sorted({str(entry["denominator"]) for entry in entries if "denominator" in entry})
+    said = " or ".join(_DENOMINATORS.get(way, way) for way in ways)
+    return f"{caption}; mIoU over classes {said}" if said else caption
 
 
 def _put(destination: str, text: str) -> None:

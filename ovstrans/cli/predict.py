@@ -60,6 +60,15 @@ VocabularyName = Annotated[
         rich_help_panel=_WORDS,
     ),
 ]
+Names = Annotated[
+    str,
+    typer.Option(
+        metavar="WAY",
+        help="Which names of a class go into prompts: synonyms, plain, clean, joined; auto: as the framework was "
+        "published.",
+        rich_help_panel=_WORDS,
+    ),
+]
 ShortSide = Annotated[
     int | None,
     typer.Option(
@@ -105,6 +114,7 @@ def predict(
     paths: Paths,
     classes: Classes = None,
     vocabulary: VocabularyName = None,
+    names: Names = "auto",
     short_side: ShortSide = None,
     long_side: LongSide = None,
     window: Window = None,
@@ -155,9 +165,10 @@ def predict(
     words = _with_prompts(asked, checkpoint.vocabulary)
     if len(words) == 1:
         console.say(f"a single class, so every pixel will be {words.names[0]!r}; name what else there is")
-    text = classifier_for(checkpoint, words).to(place)
+    text = classifier_for(checkpoint, words, names).to(place)
     framework = registry.restore(checkpoint).to(place)
-    folder.begin(words, checkpoint=source, inference=inference.as_json(), resume=resume)
+    settings = {"inference": inference.as_json(), "names": names}
+    folder.begin(words, checkpoint=source, settings=settings, resume=resume)
     start = time.perf_counter()
     entries, failed = _predict_all(framework, pictures, text, folder, inference, place)
     summary = {

@@ -18,6 +18,7 @@ _UNITS: dict[str, tuple[float, str, int]] = {
     "params": (1e6, "M", 3),
     "MAC": (1e9, "GMAC", 4),
     "FLOP": (1e9, "GFLOP", 4),
+    "MAC a run": (1e15, "PMAC", 4),
     "operations": (1e9, "Gop", 4),
     "bytes": (2**20, "MiB", 1),
     "s": (1e-3, "ms", 2),
@@ -45,6 +46,8 @@ METRICS = {
     "pACC": "pACC",
 }
 """Entries of a dataset's report that the table shows, in order."""
+PARTS = {"panoptic": ("PQ", "SQ", "RQ"), "video": ("mVC8", "mVC16")}
+"""The same of the parts that some datasets have."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +159,14 @@ def _rows(reports: Reports) -> Iterator[Row]:
         entries = [report.get("training", {}).get(kind) for report in reports]
         if any(isinstance(entry, Mapping) and "total" in entry for entry in entries):
             yield from _training_rows(f"training MACs {TRAINING.get(kind, kind)}", entries)
+    for kind, words in TRAINING.items():
+        yield _row(reports, f"whole run {words}", "MAC a run", "training", "run", kind, "total")
     for name in _union(report.get("datasets", {}) for report in reports):
         for key, label in METRICS.items():
             yield _row(reports, f"{name} {label}", "%", "datasets", name, key)
+        for section, keys in PARTS.items():
+            for key in keys:
+                yield _row(reports, f"{name} {key}", "%", "datasets", name, section, key)
     for arm in _union((report.get("latency") or {}).get("arms", {}) for report in reports):
         for key, label, unit in LATENCY:
             yield _row(reports, f"{arm}: {label}", unit, "latency", "arms", arm, key)

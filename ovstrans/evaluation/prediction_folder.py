@@ -50,16 +50,17 @@ class PredictionFolder:
         elif not (self.path / CLASSES).exists():
             raise InputError(f"{self.path}: no predictions to go on with; leave out --resume, or give their --out")
 
-    def begin(self, vocabulary: Vocabulary, *, checkpoint: Path, inference: dict[str, Any], resume: bool) -> None:
+    def begin(self, vocabulary: Vocabulary, *, checkpoint: Path, settings: dict[str, Any], resume: bool) -> None:
         """Write classes.json, in place of an older prediction's files; with `resume` check that it says the same.
 
+        settings: how the predictions are made, as plain values.
         Raises InputError where what is there was made with another checkpoint, other classes or other settings.
         """
         self.vocabulary = vocabulary
         made = about(
             vocabulary,
             checkpoint={"path": str(checkpoint), "sha256": _sha256(checkpoint)},
-            inference=inference,
+            **settings,
             overlays=self.overlays,
             confidence=self.confidence,
         )

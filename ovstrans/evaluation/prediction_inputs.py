@@ -71,8 +71,8 @@ def _names(paths: Sequence[Sequence[str]], depths: Sequence[int]) -> list[str]:
     while True:
         names = []
         for parts, depth, suffixed in zip(paths, taken, whole, strict=True):
-            name = Path(*parts[-depth:])
-            names.append(str(name if suffixed else name.with_suffix("")))
+            place = Path(*parts[-depth:])
+            names.append(str(place if suffixed else place.with_suffix("")))
         groups: dict[str, list[int]] = {}
         for number, name in enumerate(names):
             groups.setdefault(name, []).append(number)

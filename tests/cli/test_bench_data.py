@@ -137,8 +137,19 @@ def test_a_table_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
     names = open_dataset("scenes", split="val").vocabulary.names
     assert "classes of scenes:val" in shown and "accuracy %" in shown and all(name in shown for name in names)
     assert "* novel" in shown
+    assert "mIoU over classes that occur in the ground truth (present)" in " ".join(shown.split())
     assert main.run(["bench", "a", "--limit", "2", "--show", "0", "--per-class", "--json", "-", "--quiet"]) == 0
     json.loads(capsys.readouterr().out)
+
+
+def test_panoptic_quality_and_video_consistency_are_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    _, report = run("a", "--limit", "1", "--show", "0")
+    report["datasets"]["scenes:val"] |= {"panoptic": {"PQ": 12.34}, "video": {"mVC8": 56.78, "mVC16": None}}
+    Path("written.json").write_text(json.dumps(report))
+    assert main.run(["bench", "written.json", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "scenes:val PQ, %" in shown and "12.34" in shown and "scenes:val mVC8, %" in shown and "56.78" in shown
+    assert "mVC16" not in shown
 
 
 def test_the_figures_of_the_table_of_classes() -> None:

@@ -104,7 +104,9 @@ def test_a_class_of_index_255_has_its_colour_and_is_not_ignored() -> None:
 def filled(path: Path) -> PredictionFolder:
     path.with_name("checkpoint").write_bytes(b"weights")
     folder = PredictionFolder(path, confidence=True)
-    folder.begin(STREET, checkpoint=path.with_name("checkpoint"), inference={"window": None}, resume=False)
+    folder.begin(
+        STREET, checkpoint=path.with_name("checkpoint"), settings={"inference": {"window": None}}, resume=False
+    )
     found = Prediction(torch.ones(4, 6, dtype=torch.int64), torch.full((4, 6), 0.5))
     folder.write("sub/a", torch.zeros(3, 4, 6, dtype=torch.uint8), found)
     return folder
@@ -137,7 +139,7 @@ def test_a_new_prediction_clears_the_old_one_and_nothing_else(tmp_path: Path) ->
     folder = filled(tmp_path / "out")
     mine = folder.path / "labels" / "notes.txt"
     mine.write_text("mine")
-    folder.begin(STREET, checkpoint=tmp_path / "checkpoint", inference={}, resume=False)
+    folder.begin(STREET, checkpoint=tmp_path / "checkpoint", settings={}, resume=False)
     assert not folder.has("sub/a") and mine.exists() and not (folder.path / "overlays").exists()
 
 
@@ -147,7 +149,7 @@ def test_labels_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
     Image.new("L", (2, 2)).save(truth)
     (tmp_path / "checkpoint").write_bytes(b"weights")
     folder = PredictionFolder(tmp_path / "dataset")
-    folder.begin(STREET, checkpoint=tmp_path / "checkpoint", inference={}, resume=False)
+    folder.begin(STREET, checkpoint=tmp_path / "checkpoint", settings={}, resume=False)
     assert truth.exists()
 
 
@@ -155,7 +157,7 @@ def test_labels_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
 def test_going_on_with_something_else_is_refused(tmp_path: Path, other: str) -> None:
     folder = filled(tmp_path / "out")
     checkpoint, inference, vocabulary = tmp_path / "checkpoint", {"window": None}, STREET
-    folder.begin(vocabulary, checkpoint=checkpoint, inference=inference, resume=True)
+    folder.begin(vocabulary, checkpoint=checkpoint, settings={"inference": inference}, resume=True)
     assert folder.has("sub/a")
     if other == "checkpoint":
         checkpoint.write_bytes(b"other weights")
@@ -166,4 +168,4 @@ def test_going_on_with_something_else_is_refused(tmp_path: Path, other: str) -> 
     else:
         folder.confidence = False
     with pytest.raises(InputError, match=f"was begun with other {other}"):
-        folder.begin(vocabulary, checkpoint=checkpoint, inference=inference, resume=True)
+        folder.begin(vocabulary, checkpoint=checkpoint, settings={"inference": inference}, resume=True)
