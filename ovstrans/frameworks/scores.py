@@ -20,9 +20,8 @@ from ovstrans.data.sample import Segment
 from ovstrans.frameworks.queries import panoptic_from
 from ovstrans.frameworks.resample import Axis, resize_columns, resize_rows
 
-BAND_NUMBERS = {"cpu": 2**22, "cuda": 2**26}
+BAND_NUMBERS = {"cpu": 2**22, "cuda": 2**25}
 """Numbers that are at hand at once: on a CPU few enough for its caches, on a GPU enough to keep it busy."""
-
 
 COLUMNS = 64
 """Neighbouring columns that are resized together: they share most of what they are made of."""
