@@ -1,7 +1,7 @@
 """Which layers are worth training? Freeze plans against each other, with and without a mask.
 
     python -m tests.benchmarks.plans --out FOLDER [--seeds 3] [--frameworks deeplabv3,gkc]
-        [--plans none,random,largest,median,warm-up] [--trunks dense,imp] [--set KEY=VALUE ...]
+        [--plans none,random,largest,median,warm-up] [--trunks dense,imp] [--set KEY=VALUE ...] [--time]
 
 none: everything trains. random: half of the layers at random. largest: the half with the largest
 alpha. median: the half with the smallest, the method's. warm-up: that plan made after a fifth of the
@@ -9,7 +9,7 @@ steps. Beside mIoU: training MACs of a step and an image as autograd runs them, 
 linear CKA of the fine-tuned trunk's features with CLIP's. Goes on where it stopped; prints a
 Markdown table.
 
-Seconds are measured last, apart from the training runs: a few steps of every arm in turn, several
+With --time, seconds a step are measured last, apart from the training runs: a few steps of every arm in turn, several
 rounds of all, the median step of each; wants a machine that does nothing else. After its warm-up that arm
 is the median plan's (the layers chosen may differ), so it is not timed again.
 """
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--plans", default="none,random,largest,median,warm-up")
     parser.add_argument("--trunks", default="dense,imp")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--time", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     from ovstrans.recipes.load import load_recipe
@@ -131,7 +132,7 @@ def main() -> None:
             if rule != "warm-up":
                 arms.setdefault("-".join((framework, trunk, rule)), arguments)
             (options.out / name / "checkpoint.safetensors").unlink(missing_ok=True)
-    seconds = timings(arms, options)
+    seconds = timings(arms, options) if options.time else {}
     print_heading(options.seeds, (time.monotonic() - began) / 60)
     print_table(
         ["framework", "trunk", "frozen", "mIoU", "base", "novel", "hIoU", "training MACs", "s/step", "CKA"],
