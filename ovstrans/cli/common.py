@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,14 @@ Json = Annotated[
 Pretrained = Annotated[
     str | None,
     typer.Option("--pretrained", metavar="TAG|FILE", help="open_clip tag, or a .safetensors / state-dict file."),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        help="Where published datasets are; default $OVSTRANS_DATASETS, $DETECTRON2_DATASETS or ./datasets.",
+    ),
 ]
 
 _debug = False
@@ -61,6 +70,14 @@ def pick_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name}: {error}") from error
+
+
+def use_data_root(root: Path | None) -> None:
+    """Look for published datasets below `root` from here on; None leaves it to the environment."""
+    from ovstrans.data.roots import VARIABLES
+
+    if root is not None:
+        os.environ[VARIABLES[0]] = str(root)
 
 
 def check_json(destination: str | None, *, force: bool = False) -> Path | None:

@@ -25,14 +25,6 @@ _FAULTS_SHOWN = 100
 Name = Annotated[
     str, typer.Argument(metavar="NAME[:SPLIT]", help="A dataset that `data list` names, or folder:PATH[:SPLIT].")
 ]
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-root",
-        metavar="DIR",
-        help="Where published datasets are; default $OVSTRANS_DATASETS, $DETECTRON2_DATASETS or ./datasets.",
-    ),
-]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Images at once; 0 for one a core.")]
 
 
@@ -41,7 +33,7 @@ def list_data(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Only this one, with every layout it is read from.")
     ] = None,
-    data_root: Root = None,
+    data_root: common.DataRoot = None,
     json: common.Json = None,
     force: common.Force = False,
     debug: common.Debug = False,
@@ -76,7 +68,7 @@ def list_data(
 @app.command()
 def check(
     name: Name,
-    data_root: Root = None,
+    data_root: common.DataRoot = None,
     workers: Workers = 0,
     json: common.Json = None,
     force: common.Force = False,
@@ -114,7 +106,7 @@ def check(
 @app.command()
 def show(
     name: Name = "scenes:train",
-    data_root: Root = None,
+    data_root: common.DataRoot = None,
     count: Annotated[int, typer.Option("-n", "--images", min=1, help="How many, evenly spread.")] = 8,
     size: Annotated[int | None, typer.Option(min=16, help="Side of generated images.")] = None,
     out: Annotated[
@@ -145,7 +137,7 @@ def show(
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME[:SPLIT]", help="A published dataset, or one split of it.")],
-    data_root: Root = None,
+    data_root: common.DataRoot = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Root to write below; default where the original is.")
     ] = None,

@@ -39,7 +39,10 @@ Weights = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="NAME[:SPLIT] or folder:PATH[:SPLIT]; default the recipe's (scenes:train)."),
+    typer.Option(
+        "--data",
+        help="NAME[:SPLIT] (`ovstrans data list`) or folder:PATH[:SPLIT]; default the recipe's.",
+    ),
 ]
 RecipeName = Annotated[
     str | None,
@@ -67,6 +70,7 @@ def finetune(
     init: Init = None,
     weights: Weights = None,
     data: Data = None,
+    data_root: common.DataRoot = None,
     recipe: RecipeName = None,
     changes: Set = None,
     steps: Steps = None,
@@ -84,6 +88,7 @@ def finetune(
     plan that `prune` and `analyze` left in ovstrans-out. Runs under torchrun as it is.
     """
     common.start(quiet=quiet, debug=debug)
+    common.use_data_root(data_root)
     from ovstrans import console, files
     from ovstrans.errors import InputError
     from ovstrans.training import choose

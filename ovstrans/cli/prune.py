@@ -55,8 +55,13 @@ def prune(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Images: scenes, folder:PATH; labels are not needed.", rich_help_panel=_DISTIL)
+        str | None,
+        typer.Option(
+            help="Images: scenes, a dataset of `ovstrans data list`, folder:PATH; labels are not needed.",
+            rich_help_panel=_DISTIL,
+        ),
     ] = None,
+    data_root: common.DataRoot = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=_DISTIL)] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=_DISTIL)] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels of a side.", rich_help_panel=_DISTIL)] = None,
@@ -84,6 +89,7 @@ def prune(
     between them. Without arguments: the bundled mini CLIP on generated scenes, to 90 % zeros.
     """
     common.start(quiet=quiet, debug=debug)
+    common.use_data_root(data_root)
     from ovstrans import console
     from ovstrans.clip.load import load_clip
     from ovstrans.errors import InputError
