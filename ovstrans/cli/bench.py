@@ -79,6 +79,7 @@ def bench(
     from ovstrans.cli.bench_plot import check_plot, save_plots
     from ovstrans.cli.bench_show import Outputs
     from ovstrans.cost.request import Request, parse_size
+    from ovstrans.errors import InputError
     from ovstrans.training.distributed import follower
 
     console.set_quiet(quiet or follower())
@@ -96,6 +97,8 @@ def bench(
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     if check is not None or update is not None:
+        if counter != "torch":
+            raise InputError(f"--counter {counter}: a lock is counted by torch alone; leave it out")
         bench_lock.run(targets or [], asked, check, update, tolerance=tolerance, json=json, force=force)
         return
     outputs = Outputs.checked(markdown=markdown, csv=csv, json=json, force=force)

@@ -8,7 +8,8 @@
                flops: {unit "FLOP", dense, effective, other},
                text_encoder: {per "vocabulary", macs, ...}, released: {dense, effective, components}},
      "training": {unit "MAC", per "image", executed, sparse and published:
-                  {forward, input_gradient, weight_gradient, backward, total, components, layers}},
+                  {forward, input_gradient, weight_gradient, backward, total, components, layers},
+                  run: {see `cost.training_run`}, or null without a recipe},
      "datasets": {"scenes:val": {what evaluation returns}},
      "latency": {see `cost.latency`; only where it was asked for}}
 
@@ -28,8 +29,10 @@ from ovstrans.cost.count import count_target
 from ovstrans.cost.params import count_params
 from ovstrans.cost.target import Target
 from ovstrans.cost.training import executed_training, published_training, sparse_training
+from ovstrans.cost.training_run import count_run
 from ovstrans.errors import InputError
 from ovstrans.files import read_json
+from ovstrans.frameworks.base import Framework
 from ovstrans.version import __version__
 
 SCHEMA = "ovstrans.report/1"
@@ -52,7 +55,15 @@ def cost_report(
     counted = count_target(target, image_size, counter=counter, batch=batch)
     params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
     fixed = [name for name, part in params["components"].items() if part["total"] and not part["trainable"]]
-    executed = executed_training(target.module, image_size, components=target.components, frozen=target.frozen)
+    training = (target.recipe or {}).get("training", {})
+    executed = executed_training(
+        target.module,
+        image_size,
+        components=target.components,
+        frozen=target.frozen,
+        freeze_norms=bool(training.get("freeze_norms", False)),
+        norms=str(training.get("norms", "train")),
+    )
     sparse = sparse_training(executed, target.module, target.mask)
     published = published_training(counted.image, frozen=target.frozen, fixed=fixed)
     return {
@@ -67,9 +78,21 @@ def cost_report(
             "executed": executed.as_json(per_layer=per_layer),
             "sparse": sparse.as_json(per_layer=per_layer),
             "published": published.as_json(per_layer=per_layer),
+            "run": _run(target),
         },
         "datasets": {},
     }
+
+
+def _run(target: Target) -> dict[str, Any] | None:
+    """What the whole run of the target's recipe takes; None where it has none, or not all that a run needs."""
+    if target.recipe is None or not isinstance(target.module, Framework):
+        return None
+    try:
+        run = count_run(target.module, target.recipe, model=target.model, mask=target.mask, frozen=tuple(target.frozen))
+    except (InputError, KeyError):  # a recipe of a few lines, or of an older version
+        return None
+    return run.as_json()
 
 
 def together(reports: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

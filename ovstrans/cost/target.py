@@ -36,7 +36,8 @@ RUN_CHECKPOINT = "checkpoint.safetensors"
 class Target:
     """name: as the user gave it.  kind: "run", "checkpoint", "framework", "recipe" or "model".
     module: what is counted.  components: its parts.  mask: of the image tower, or None.
-    frozen: tower layers that a plan holds still.  model: open_clip name.  checkpoint: where it has weights."""
+    frozen: tower layers that a plan holds still.  model: open_clip name.  checkpoint: where it has weights.
+    recipe: of its training, where there is one."""
 
     name: str
     kind: str
@@ -46,6 +47,7 @@ class Target:
     mask: Mask | None = None
     frozen: Sequence[str] = ()
     checkpoint: Checkpoint | None = None
+    recipe: Mapping[str, Any] | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -111,6 +113,7 @@ def resolve(
         vocabulary = recipe_vocabulary(recipe) if vocabulary is None else vocabulary
         module = blank_framework(framework, clip, options=options, vocabulary=vocabulary, device=device)
         target = Target(name, "framework" if recipe is None else "recipe", module, module.components(), clip)
+        target.recipe = recipe
         target.about = {"framework": framework, "options": module.options}
     elif name in model_names():
         _refuse_settings(name, settings)
@@ -178,6 +181,7 @@ def _from_checkpoint(name: str, path: Path) -> Target:
         mask=checkpoint.mask,
         frozen=tuple(checkpoint.provenance.get("frozen", ())),
         checkpoint=checkpoint,
+        recipe=checkpoint.recipe,
         about={
             "path": str(path),
             "framework": checkpoint.framework,

@@ -104,6 +104,7 @@ def test_paths_are_seen_from_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         (("RN101", "--check", "costs.lock.json"), "RN101: is not in costs.lock.json; add it"),
         (("--check", "costs.lock.json", "--tolerance", "much"), "--tolerance much"),
         (("--check", "costs.lock.json", "--update", "other.json"), "name one"),
+        (("--check", "costs.lock.json", "--counter", "fvcore"), "a lock is counted by torch alone"),
         (("deeplabv9", "--update", "costs.lock.json"), "costs.lock.json: deeplabv9 --image-size 800x1216: deeplabv9"),
     ],
 )

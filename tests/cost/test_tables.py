@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from ovstrans.cost.report import cost_report
 from ovstrans.cost.tables import Row, comparison, csv_lines, csv_text, markdown, rows
+from ovstrans.cost.target import resolve
 
 
 def report(name: str, dense: int, miou: float | None = None, **components: int) -> dict[str, Any]:
@@ -82,6 +84,15 @@ def test_markdown() -> None:
     assert text[1].startswith("| :--") and text[1].endswith("-: |")
     assert any(line.startswith("| &nbsp;&nbsp;trunk ") for line in text)
     assert len({len(line) for line in text}) == 1
+
+
+def test_a_recipe_has_the_cost_of_its_run() -> None:
+    found = cost_report(resolve("deeplabv3-mini"), (32, 32))
+    run = found["training"]["run"]
+    assert run["steps"] * run["batch"] > 0 and run["executed"]["total"] > run["executed"]["framework"] > 0
+    shown = cells([found])["whole run as autograd runs it, PMAC"]
+    assert shown == [f"{run['executed']['total'] / 1e15:,.4f}"]
+    assert cost_report(resolve("deeplabv3"), (32, 32))["training"]["run"] is None
 
 
 @pytest.mark.parametrize("value", [None, 0])
