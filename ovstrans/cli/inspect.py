@@ -19,7 +19,7 @@ _RUN_FILES = ("recipe.toml", "environment.json", "log.jsonl")
 def inspect(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE ...", help="Masks, checkpoints, weights, alpha files, reports, run folders."),
+        typer.Argument(metavar="FILE", help="Masks, checkpoints, weights, alpha files, reports, run folders."),
     ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Recompute what the file claims: hashes, zeros, shapes, the plan.")

@@ -37,7 +37,7 @@ _OUTPUT = "Output"
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        metavar="[CHECKPOINT] IMAGE ...",
+        metavar="[CHECKPOINT] IMAGE",
         help="A run or checkpoint (by default the run of `finetune`), then images and folders of images or video "
         "frames, sub-folders included.",
         show_default=False,
