@@ -251,6 +251,7 @@ def _log_entry(step: Step, batch: int, elapsed: float) -> dict[str, Any]:
         "lr": step.rate,
         "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
         "images_per_second": round(batch / step.seconds, 2),
+        "processor_seconds": round(step.processor, 3),
         "elapsed": round(elapsed, 3),
     }
 

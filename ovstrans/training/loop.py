@@ -28,7 +28,7 @@ class GradientMask(Protocol):
 @dataclass(frozen=True)
 class Step:
     """A finished step: its number from 1, losses by name and their sum, rate of the head, norm of the gradient before
-    clipping, seconds it took."""
+    clipping, seconds it took, and of those the processor's, summed over this process's threads."""
 
     number: int
     losses: dict[str, float]
@@ -36,6 +36,7 @@ class Step:
     rate: float
     grad_norm: float
     seconds: float
+    processor: float
 
 
 def train(
@@ -65,7 +66,7 @@ def train(
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number in steps:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         batch = next(batches)
         seed_step(seed, number, world.rank)
         set_rate(optimizer, rate(number))
@@ -88,7 +89,8 @@ def train(
 
         head = max(group["lr"] for group in optimizer.param_groups)
         total = sum(values.values())
-        yield Step(number + 1, values, total, head, norm, time.perf_counter() - start)
+        took, used = time.perf_counter() - start, time.process_time() - used
+        yield Step(number + 1, values, total, head, norm, took, used)
 
 
 def _require_finite(number: int, **values: float) -> None:

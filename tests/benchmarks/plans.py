@@ -9,9 +9,9 @@ steps. Beside mIoU: training MACs of a step and an image as autograd runs them, 
 linear CKA of the fine-tuned trunk's features with CLIP's. Goes on where it stopped; prints a
 Markdown table.
 
-With --time, seconds a step are measured last, apart from the training runs: a few steps of every arm in turn, several
-rounds of all, the median step of each; wants a machine that does nothing else. After its warm-up that arm
-is the median plan's (the layers chosen may differ), so it is not timed again.
+With --time, processor seconds a step are measured last, apart from the training runs: a few steps of every arm in
+turn, several rounds of all, the median step of each. After its warm-up that arm is the median plan's (the
+layers chosen may differ), so it is not timed again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TEST = "scenes:test"
 RULES = {"random": "random:{half}", "largest": "largest", "median": "median"}
 IMAGES, BATCH = 64, 16
 """Images that CKA compares features on, and how many at a time."""
-ROUNDS, STEPS, SKIPPED = 3, 8, 2
+ROUNDS, STEPS, SKIPPED = 2, 8, 2
 """Of the timing: rounds over all arms, steps of each, and how many of those at the start do not count."""
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     seconds = timings(arms, options) if options.time else {}
     print_heading(options.seeds, (time.monotonic() - began) / 60)
     print_table(
-        ["framework", "trunk", "frozen", "mIoU", "base", "novel", "hIoU", "training MACs", "s/step", "CKA"],
+        ["framework", "trunk", "frozen", "mIoU", "base", "novel", "hIoU", "training MACs", "CPU s/step", "CKA"],
         [
             [
                 *key,

@@ -110,7 +110,15 @@ def test_a_run_under_mask_and_plan(
     ]
     entries = log(run)
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "loss/cross_entropy", "lr", "grad_norm", "images_per_second", "elapsed"} < entries[0].keys()
+    assert {
+        "loss",
+        "loss/cross_entropy",
+        "lr",
+        "grad_norm",
+        "images_per_second",
+        "processor_seconds",
+        "elapsed",
+    } < entries[0].keys()
     assert end.provenance["frozen"] == PLAN and end.recipe["run"]["mask"] == str(mask_file)
     assert end.text_tower is not None and end.framework == "deeplabv3"
     images = torch.rand(1, 3, 64, 64)
