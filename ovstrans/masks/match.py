@@ -51,13 +51,12 @@ def require_fit(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tenso
     shape (RN50 in RN101).  where: how the message begins.
     """
     remedy = "another architecture; make a mask for this model with 'ovstrans prune'"
-    wanted = dict(shapes)
     reference = reference_weights(model)
+    wanted = [(key, shape, "the mask") for key, shape in shapes.items()]
     if reference is not None:
         parts = {key.split(".")[0] for key in found}
-        wanted.update((key, shape) for key, shape in reference.items() if key.split(".")[0] in parts)
-    for key, shape in wanted.items():
-        source = "the mask" if key in shapes else model
+        wanted += [(key, shape, model) for key, shape in reference.items() if key.split(".")[0] in parts]
+    for key, shape, source in wanted:
         if key not in found:
             raise MismatchError(f"{where}: {key} is missing in this model: {remedy}")
         here = tuple(found[key].shape)

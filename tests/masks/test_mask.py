@@ -120,6 +120,21 @@ def test_deeper_trunk_of_equal_shapes_is_another_architecture() -> None:
     mask.apply(small)
 
 
+@pytest.mark.parametrize("applied_to", ["RN-mini", "RN50"])
+def test_a_mask_whose_tensors_are_not_those_of_the_model_it_names_fits_nothing(applied_to: str) -> None:
+    from ovstrans.clip.load import create_tower
+
+    with torch.device("meta"):
+        tower = create_tower(applied_to)
+    right = tuple(tower.get_parameter("layer1.0.conv2.weight").shape)
+    mask = Mask({"layer1.0.conv2.weight": torch.ones(5, 4, 3, 3, dtype=torch.bool)}, model="RN-mini")
+    with pytest.raises(
+        MismatchError,
+        match=re.escape(f"layer1.0.conv2.weight has shape {list(right)} in this model, [5, 4, 3, 3] in the mask"),
+    ):
+        mask.apply(tower)
+
+
 def test_other_weights_are_welcome_and_told_apart() -> None:
     mask = make_mask(weights_sha256="a" * 64)
     mask.apply(Tower(seed=3))
