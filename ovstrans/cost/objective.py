@@ -15,57 +15,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ovstrans.clip.text import TextClassifier
-from ovstrans.frameworks.deeplabv3 import DeepLabV3
-from ovstrans.frameworks.gkc import GKC
-from ovstrans.frameworks.mask2former import HeadOutput
-from ovstrans.frameworks.mask_framework import MaskFramework
+from ovstrans.frameworks.base import Framework
 
 
 def training_outputs(module: nn.Module, images: Tensor) -> Sequence[Tensor]:
-    """What the losses are computed from, for images [B, 3, H, W] in [0, 1].
-
-    Of a module that is none of the frameworks known here: its output.
-    """
-    if isinstance(module, MaskFramework):
-        return _mask_outputs(module, images)
-    if isinstance(module, DeepLabV3):
-        embedding, _ = module.features(images)
-        return [module.classifier(embedding, module.text)]
-    return [module(images)]
-
-
-def _mask_outputs(module: MaskFramework, images: Tensor) -> list[Tensor]:
-    found = module.head(module.trunk(images))
-    text = _base_text(module)
-    outputs = list(found.masks)
-    for prediction in range(module.predictions):
-        outputs.append(module.class_scores(found, prediction, text))
-        if isinstance(module, GKC):
-            outputs += _gkc_outputs(module, found, prediction, text)
-    return outputs
-
-
-def _gkc_outputs(module: GKC, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
-    """What the losses beyond mask, dice and class start from; each works its embeddings out anew, as in training."""
-    outputs = []
-    if module.needs.captions:
-        outputs.append(module.embedding(found, prediction))
-    if module.needs.teacher and module.options["distill_from"] == "embedding":
-        outputs.append(module.embedding(found, prediction))
-    elif module.needs.teacher:
-        student = module.training_only.students[prediction]
-        outputs.append(student(module.classifier.query(found.queries[prediction])))
-    if module.needs.synonyms:
-        outputs.append(module.class_scores(found, prediction, text))
-    return outputs
-
-
-def _base_text(module: MaskFramework) -> TextClassifier:
-    """As `base_text`, whose choice of rows looks at values, which meta tensors have not."""
-    text, base = module.text, sorted(module.text.vocabulary.base)
-    if len(base) == text.num_classes:
-        return text
-    vocabulary = text.vocabulary.subset(base)
-    rows = sum(map(len, vocabulary.classes))
-    return TextClassifier(text.embeddings[:rows], text.owner[:rows], vocabulary)
+    """What the losses of a framework are computed from, for images [B, 3, H, W]; of another module its output."""
+    return module.training_outputs(images) if isinstance(module, Framework) else [module(images)]

@@ -151,6 +151,13 @@ class Framework(nn.Module):
         """
         raise NotImplementedError
 
+    def training_outputs(self, images: Tensor) -> list[Tensor]:
+        """What `losses` computes from images [B, 3, H, W] before it looks at labels, for counting its costs.
+
+        Runs on meta tensors. A framework whose training computes other things than `logits` says so here.
+        """
+        return [self.logits(images)]
+
     def components(self) -> dict[str, nn.Module]:
         """The parts that cost reports name, none inside another; the trunk is called `trunk`."""
         raise NotImplementedError
@@ -185,14 +192,21 @@ class Framework(nn.Module):
 
     @staticmethod
     def resize(logits: Tensor, image_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
-        """Bilinear to the padded image, padding cut off; then to `size` where it is not the image's."""
+        """Bilinear to the padded image, padding cut off; then to `size` where it is not the image's.
+
+        What has its size already is left as it is: interpolated it would be the same, to the last bit.
+        """
         height, width = image_size
         padded = (height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR)
-        logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
-        logits = logits[..., :height, :width]
-        if size is not None and tuple(size) != (height, width):
-            logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-        return logits
+        logits = _interpolated(logits, padded)[..., :height, :width]
+        return logits if size is None else _interpolated(logits, size)
+
+
+def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [B, K, *, *] at another size, bilinear."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def resolve_options(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

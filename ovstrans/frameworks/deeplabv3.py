@@ -203,6 +203,11 @@ class DeepLabV3(Framework):
         pixels = self.resize(scores.index_select(1, kept), (height, width))
         return {"cross_entropy": pixel_cross_entropy(pixels, targets)}
 
+    def training_outputs(self, images: Tensor) -> list[Tensor]:
+        """The class scores of pixels, without CLIP's path, which training does not ask."""
+        embedding, _ = self.features(images)
+        return [self.classifier(embedding, self.text)]
+
     def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
         """[B, K, h, w]: scaled cosines, or log probabilities with clip_path "ensemble"."""
         text = self.text if text is None else text.to(images.device)

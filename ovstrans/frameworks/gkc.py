@@ -138,6 +138,20 @@ class GKC(MaskFramework):
             losses |= self._synonyms(found, matches, targets, batch)
         return losses
 
+    def further_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
+        """What each further loss starts from, worked out anew for each, as in training."""
+        outputs = []
+        if self.needs.captions:
+            outputs.append(self.embedding(found, prediction))
+        if self.needs.teacher and self.options["distill_from"] == "embedding":
+            outputs.append(self.embedding(found, prediction))
+        elif self.needs.teacher:
+            student = self.training_only.students[prediction]
+            outputs.append(student(self.classifier.query(found.queries[prediction])))
+        if self.needs.synonyms:
+            outputs.append(self.class_scores(found, prediction, text))
+        return outputs
+
     def embedding(self, found: HeadOutput, prediction: int) -> Tensor:
         """[B, Q, E], of any length: what is compared with text, at one of the decoder's predictions."""
         last = prediction == self.predictions - 1

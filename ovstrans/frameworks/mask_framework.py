@@ -155,6 +155,19 @@ class MaskFramework(Framework):
             matches.append(pairs)
         return total | self.further_losses(found, matches, targets, batch)
 
+    def training_outputs(self, images: Tensor) -> list[Tensor]:
+        """Masks and class scores of every prediction, and what `further_losses` starts from."""
+        found, text = self.head(self.trunk(images)), _rows_of_base(self.text)
+        outputs = list(found.masks)
+        for prediction in range(self.predictions):
+            outputs.append(self.class_scores(found, prediction, text))
+            outputs += self.further_outputs(found, prediction, text)
+        return outputs
+
+    def further_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
+        """What `further_losses` computes of one prediction before it looks at labels."""
+        return []
+
     def find(self, images: Tensor, text: TextClassifier | None = None) -> tuple[Tensor, Tensor]:
         """What the queries found in images [B, 3, H, W] in [0, 1].
 
@@ -198,3 +211,13 @@ class MaskFramework(Framework):
         probabilities, masks = self.find(images, text)
         height, width = int(images.shape[-2]), int(images.shape[-1])
         return list(zip(probabilities, self.resize(masks.float(), (height, width)), strict=True))
+
+
+def _rows_of_base(text: TextClassifier) -> TextClassifier:
+    """As many text rows as the base classes have: `base_text` looks at values, which meta tensors have not."""
+    base = sorted(text.vocabulary.base)
+    if len(base) == text.num_classes:
+        return text
+    vocabulary = text.vocabulary.subset(base)
+    rows = sum(map(len, vocabulary.classes))
+    return TextClassifier(text.embeddings[:rows], text.owner[:rows], vocabulary)
