@@ -82,7 +82,11 @@ def bench(
     from ovstrans.errors import InputError
     from ovstrans.training.distributed import follower
 
-    console.set_quiet(quiet or follower())
+    follows = follower()
+    console.set_quiet(quiet or follows)
+    if follows and (paper or check is not None or update is not None):
+        return  # counted, shown and written by rank 0 alone
+    force = force or follows  # what rank 0 writes meanwhile is in nobody's way
     place = common.pick_device(device)
     first = next((spec for spec in data or [] if spec not in (NONE, ALL)), None)
     size = parse_size(image_size)
@@ -134,11 +138,13 @@ def bench(
 
     layers = per_layer or plot is not None
     fresh = {
-        number: cost_report(target, size, counter=counter, per_layer=layers, batch=batch or 1, device=str(place))
+        number: {"datasets": {}}
+        if follows  # which evaluates with rank 0, and counts nothing
+        else cost_report(target, size, counter=counter, per_layer=layers, batch=batch or 1, device=str(place))
         for number, target in found.items()
     }
     evaluate_targets(list(found.values()), work, list(fresh.values()), place, evaluation)
-    if follower():
+    if follows:
         return
     if latency:
         pairs = ((requests[number], found[number], report) for number, report in fresh.items())
