@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 _quiet = False
@@ -45,15 +45,24 @@ def show(text: str) -> None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "", words: bool = False
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    caption: str = "",
+    words: bool | Collection[str] = False,
 ) -> None:
-    """A result as a table on stdout: first column left, the others right aligned; with `words` all left."""
+    """A result as a table on stdout: first column left, the others right aligned.
+
+    words: the columns, by name, that are left aligned too; True for all.
+    """
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="left" if words or number == 0 else "right", overflow="fold")
+        left = number == 0 or words is True or (words is not False and column in words)
+        grid.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(_escape(str(cell)) for cell in row))
     out = Console(emoji=False)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(names: Sequence[str], outputs: Outputs) -> None:
     """Show the table; InputError where targets are named beside, which have no part in it."""
     from ovstrans import console
-    from ovstrans.cost.paper import paper_json, paper_notes, paper_rows, paper_table
+    from ovstrans.cost.paper import PAPER_WORDS, paper_json, paper_notes, paper_rows, paper_table
     from ovstrans.errors import InputError
 
     if names:
@@ -23,9 +23,9 @@ def run(names: Sequence[str], outputs: Outputs) -> None:
     columns, lines = paper_table(rows)
     table = paper_json(rows)
     plain = [list(table["rows"][0]), *([_plain(value) for value in row.values()] for row in table["rows"])]
-    outputs.write(columns, lines, plain)
+    outputs.write(columns, lines, plain, PAPER_WORDS)
     if outputs.to_terminal:
-        console.table("costs in OpenTrans' Tables 1 and 2; 1 of its FLOPs is 1 MAC", columns, lines)
+        console.table("costs in OpenTrans' Tables 1 and 2; 1 of its FLOPs is 1 MAC", columns, lines, words=PAPER_WORDS)
         for note in paper_notes(rows):
             console.show(f"- {note}")
     common.emit_json(outputs.json, table, force=True)

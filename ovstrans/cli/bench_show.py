@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,21 @@ class Outputs:
         """Whether stdout is free for the table that people read."""
         return BARE not in (self.markdown, self.csv, self.json)
 
-    def write(self, columns: Sequence[str], lines: Sequence[Sequence[str]], plain: Sequence[Sequence[str]]) -> None:
-        """A table as Markdown (columns, lines) and its plain values as CSV, where they were asked for."""
+    def write(
+        self,
+        columns: Sequence[str],
+        lines: Sequence[Sequence[str]],
+        plain: Sequence[Sequence[str]],
+        words: Collection[str] = (),
+    ) -> None:
+        """A table as Markdown (columns, lines) and its plain values as CSV, where they were asked for.
+
+        words: columns of text, beside the first.
+        """
         from ovstrans.cost.tables import csv_text, markdown
 
         if self.markdown is not None:
-            _put(self.markdown, markdown(columns, lines))
+            _put(self.markdown, markdown(columns, lines, words))
         if self.csv is not None:
             _put(self.csv, csv_text(plain))
 

@@ -102,6 +102,10 @@ def paper_json(rows: Iterable[PaperRow]) -> dict[str, Any]:
     }
 
 
+PAPER_WORDS = ("grade", "convention")
+"""Columns of `paper_table` that hold words, beside the first."""
+
+
 def paper_table(rows: Iterable[PaperRow]) -> tuple[list[str], list[list[str]]]:
     """(columns, lines) for people; what needs more words is in `paper_notes`."""
     columns = ["", "published", "computed", "difference", "grade", "true count", "convention"]

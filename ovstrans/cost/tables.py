@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,12 +82,18 @@ def names(reports: Reports) -> list[str]:
     return [str(report["target"]["name"]) for report in reports]
 
 
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A GitHub table: the first column left, the others right; indented labels keep their indent."""
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
+    """A GitHub table: the first column and those named in `words` left, the others right.
+
+    Indented labels keep their indent.
+    """
+    left = [number == 0 or column in words for number, column in enumerate(columns)]
     texts = [[_escaped(cell) for cell in line] for line in (columns, *lines)]
     widths = [max(3, *(len(line[number]) for line in texts)) for number in range(len(columns))]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [list(map(_padded, line, widths, range(len(widths)))) for line in texts]
+    rule = [
+        ":".ljust(width, "-") if to_left else ":".rjust(width, "-") for width, to_left in zip(widths, left, strict=True)
+    ]
+    aligned = [list(map(_padded, line, widths, left)) for line in texts]
     return "".join(f"| {' | '.join(line)} |\n" for line in (aligned[0], rule, *aligned[1:]))
 
 
@@ -243,8 +249,8 @@ def _note(change: float | None, unit: str) -> str:
     return f" ({change:+.1f} %)" if abs(change) >= 0.1 else f" ({change:+.1g} %)"
 
 
-def _padded(cell: str, width: int, column: int) -> str:
-    return cell.rjust(width) if column else cell.ljust(width)
+def _padded(cell: str, width: int, left: bool) -> str:
+    return cell.ljust(width) if left else cell.rjust(width)
 
 
 def _escaped(cell: str) -> str:

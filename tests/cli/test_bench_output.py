@@ -82,9 +82,38 @@ def test_the_papers_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     rows = json.loads(Path("paper.json").read_text())["rows"]
     assert [row["row"] for row in table] == [row["row"] for row in rows] == [first.row, second.row]
     assert float(table[0]["difference"]) == pytest.approx(0.001) and table[1]["ours"] == ""
+    assert f"│ {first.grade} " in shown  # words begin where their column does, figures end there
     assert main.run(["bench", "--paper", "--markdown", "--quiet"]) == 0
-    assert capsys.readouterr().out.startswith("| ")
+    head, rule, *_ = capsys.readouterr().out.splitlines()
+    left = {name.strip() for name, line in zip(head.split("|"), rule.split("|"), strict=True) if line.startswith(" :")}
+    assert head.startswith("| ") and left == {"", "grade", "convention"}
     assert main.run(["bench", "RN50", "--paper", "--quiet"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--paper", "--json", "-"),
+        ("RN-mini", "--update", "new.lock.json"),
+        ("--check", "gone.lock.json"),
+        ("RN-mini", "--json", "there.json"),
+    ],
+)
+def test_under_torchrun_rank_0_alone_counts_shows_and_writes(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a follower counts")
+
+    for name in ("paper.paper_rows", "lock.count", "report.cost_report"):
+        monkeypatch.setattr(f"ovstrans.cost.{name}", refuse)
+    monkeypatch.setattr("ovstrans.cli.bench_data.evaluate_targets", lambda *_: None)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    Path("there.json").write_text("by rank 0, which was faster")
+    assert bench(*arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out == shown.err == "" and [path.name for path in Path().iterdir()] == ["there.json"]
 
 
 @pytest.mark.parametrize(
