@@ -40,6 +40,15 @@ def test_resize_undoes_padding(height: int, width: int, stride: int) -> None:
     torch.testing.assert_close(out, expected.expand(height, width), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_what_has_its_size_is_not_interpolated(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(2, 3, 64, 96).to(kind)
+    copied = torch.nn.functional.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False)
+    monkeypatch.setattr("torch.nn.functional.interpolate", None)
+    for size in (None, (50, 70)):
+        assert torch.equal(Framework.resize(logits, (50, 70), size), copied[..., :50, :70])
+
+
 def test_resize_to_another_size() -> None:
     logits = torch.randn(1, 2, 3, 3)
     assert Framework.resize(logits, (80, 70), (160, 141)).shape == (1, 2, 160, 141)
