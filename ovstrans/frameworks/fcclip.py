@@ -139,8 +139,8 @@ class FCCLIP(MaskFramework):
         return self
 
     def components(self) -> dict[str, nn.Module]:
-        """trunk, pixel_decoder, transformer_decoder, class_head, and clip_head where it takes part."""
-        parts = {**super().components(), "class_head": self.class_head}
+        """trunk, pixel_decoder, transformer_decoder, classifier, and clip_head where it takes part."""
+        parts = {**super().components(), "classifier": self.class_head}
         return parts if self.clip_head is None else {**parts, "clip_head": self.clip_head}
 
     def trunk(self, images: Tensor) -> dict[str, Tensor]:

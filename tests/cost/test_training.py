@@ -120,7 +120,7 @@ def test_deep_supervision_is_counted(frameworks: dict[str, Framework]) -> None:
     framework = frameworks["fcclip"]
     training = executed_training(framework, case.SIZE, components=framework.components()).components()
     inference = count_flops(framework, case.SIZE, components=framework.components()).components()
-    assert training["class_head"]["forward"] > 2 * inference["class_head"]["dense"]
+    assert training["classifier"]["forward"] > 2 * inference["classifier"]["dense"]
     assert training["pixel_decoder"]["forward"] == inference["pixel_decoder"]["dense"]
 
 

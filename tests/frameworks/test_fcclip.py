@@ -72,12 +72,16 @@ def test_parameters_are_those_published(clip: str, decoder: int, trainable: int,
 
 @pytest.mark.parametrize("trunk", ["frozen", "train"])
 def test_costs_are_counted_without_weights(trunk: str) -> None:
-    """On meta tensors, in eval and in train mode; training leaves out CLIP's head, which only inference runs."""
+    """On meta tensors, in eval and in train mode; training leaves out what only inference runs, CLIP's head and the sum
+    over queries, and names them after every layer."""
     framework = blank_framework("fcclip", "RN-mini", options={**TINY, "trunk": trunk})
     report = cost_report(Target("fcclip", "framework", framework, framework.components(), "RN-mini"), (64, 96))
     flops, executed = report["flops"], report["training"]["executed"]
     assert flops["components"]["clip_head"]["dense"] > 0
-    assert executed["forward"] == flops["dense"] - flops["components"]["clip_head"]["dense"]
+    dense = {name: part["dense"] for name, part in flops["components"].items()}
+    once = dense["trunk"] + dense["pixel_decoder"] + dense["transformer_decoder"]
+    assert flops["dense"] == once + dense["classifier"] + dense["clip_head"] + dense["inference"]
+    assert executed["forward"] == once + framework.predictions * dense["classifier"]
     trains = trunk == "train"
     assert (report["params"]["components"]["trunk"]["trainable"] > 0) == trains
     assert (executed["backward"] > 2 * flops["components"]["trunk"]["dense"]) == trains
@@ -87,7 +91,7 @@ def test_costs_are_counted_without_weights(trunk: str) -> None:
 def test_parts_do_not_overlap(clip: Clip, text: TextClassifier) -> None:
     framework = make(clip, text)
     parts = framework.components()
-    assert list(parts) == ["trunk", "pixel_decoder", "transformer_decoder", "class_head", "clip_head"]
+    assert list(parts) == ["trunk", "pixel_decoder", "transformer_decoder", "classifier", "clip_head"]
     counted = [id(parameter) for part in parts.values() for parameter in part.parameters()]
     assert len(counted) == len(set(counted)) and set(counted) == {id(each) for each in framework.parameters()}
     alone = make(clip, text, ensemble=False)

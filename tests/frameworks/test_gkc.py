@@ -255,8 +255,8 @@ def test_inference_leaves_alone_what_only_training_needs(clip: Clip, text: TextC
         assert torch.equal(framework.segment(images), before)
     assert before.shape == (1, 4, 70, 64) and bool(before.isfinite().all())
     flops = count_flops(framework, (64, 64), components=framework.components())
-    # Other: the products of class and mask probabilities.
-    assert set(flops.components()) == {"trunk", "pixel_decoder", "transformer_decoder", "classifier", "other"}
+    # Inference: the products of class and mask probabilities.
+    assert set(flops.components()) == {"trunk", "pixel_decoder", "transformer_decoder", "classifier", "inference"}
     assert not [key for key in framework.state_dict() if "attnpool" in key or key.startswith(("text_", "pixel_"))]
 
 

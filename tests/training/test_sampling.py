@@ -72,6 +72,7 @@ def test_limit_and_cache(tiny: Tiny) -> None:
 
 class Unlabelled:
     name, split, ignore = "pictures", "all", 255
+    published_size, videos = None, ()
     vocabulary = Vocabulary("pictures", ())
 
     def __init__(self, count: int) -> None:
