@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchCommand", "bench"]
 
-PAPER_SIZE = (800, 1216)
-"""Where published inference costs are counted (OpenTrans sec. 4.1): the first COCO validation image."""
-
 
 def bench(
     targets: options.Targets = None,
@@ -129,10 +126,10 @@ def bench(
         show=show,
         pages=pages,
     )
-    requests = [Request(name, **{"image_size": PAPER_SIZE, **asked}) for name in targets or _default_targets()]
+    requests = [Request(name, **{"image_size": options.PAPER_SIZE, **asked}) for name in targets or _default_targets()]
     written, found = _open(requests, counter)
     work = open_data(list(found.values()), evaluation)
-    size = size or first_size(work) or PAPER_SIZE
+    size = size or first_size(work) or options.PAPER_SIZE
 
     from ovstrans.cost.report import cost_report, together
 

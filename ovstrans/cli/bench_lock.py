@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovstrans.cli import common
+from ovstrans.cli.bench_options import PAPER_SIZE
 from ovstrans.cli.optional import BARE
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def _check(path: Path, names: Sequence[str], asked: Mapping[str, Any], allowed: 
 
 def _update(path: Path, names: Sequence[str], asked: Mapping[str, Any], json: str | None) -> None:
     from ovstrans import console, files
-    from ovstrans.cli.bench import PAPER_SIZE
     from ovstrans.cost.lock import compare, key, load_lock, save_lock
     from ovstrans.cost.request import Request
     from ovstrans.errors import InputError

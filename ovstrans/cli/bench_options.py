@@ -11,6 +11,8 @@ import typer
 from ovstrans.cli.optional import OptionalValues
 from ovstrans.files import OUTPUT_DIR
 
+PAPER_SIZE = (800, 1216)
+"""Where published inference costs are counted (OpenTrans sec. 4.1): the first COCO validation image."""
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 
