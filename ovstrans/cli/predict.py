@@ -162,7 +162,7 @@ def predict(
     if short_side is None and long_side is None:
         short, long = _published_size(checkpoint)
         inference = replace(inference, short_side=short, long_side=long)
-    words = _with_prompts(asked, checkpoint.vocabulary)
+    words = checkpoint.vocabulary if asked is None else asked
     if len(words) == 1:
         console.say(f"a single class, so every pixel will be {words.names[0]!r}; name what else there is")
     text = classifier_for(checkpoint, words, names).to(place)
@@ -347,15 +347,6 @@ def _vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary | Non
     if classes is not None:
         return classes_vocabulary(classes)
     return None if vocabulary is None else named_vocabulary(vocabulary)
-
-
-def _with_prompts(asked: Vocabulary | None, trained: Vocabulary) -> Vocabulary:
-    """What to tell apart: words without prompts of their own get those of the training."""
-    from ovstrans.data.templates import template_set
-
-    if asked is None:
-        return trained
-    return replace(asked, templates=trained.templates) if asked.templates == template_set("bare") else asked
 
 
 def _published_size(checkpoint: Checkpoint) -> tuple[int | None, int | None]:

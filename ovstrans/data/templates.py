@@ -9,6 +9,8 @@ from ovstrans.errors import InputError
 
 DATASET = "dataset"
 """Stands for whatever templates the vocabulary itself brings."""
+BARE = "bare"
+"""The class name alone, which is what a vocabulary has that brings no prompts."""
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     # ViLD (Gu et al. 2022, arXiv 2104.13921), in the choice of FC-CLIP: some end in a full stop, some do not.
@@ -30,7 +32,7 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     ),
     # CLIP (Radford et al. 2021, arXiv 2103.00020), sec. 3.1.4.
     "clip": ("a photo of a {}.",),
-    "bare": ("{}",),
+    BARE: ("{}",),
 }
 """Name to templates, each with `{}` for the class name."""
 

@@ -11,7 +11,7 @@ from ovstrans.clip.load import Clip, load_clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
 from ovstrans.data.class_names import AUTO, by_names
-from ovstrans.data.templates import DATASET, template_set
+from ovstrans.data.templates import BARE, DATASET, template_set
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks import registry
@@ -41,10 +41,15 @@ def text_clip(checkpoint: Checkpoint) -> Clip:
 def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary, names: str = AUTO) -> TextClassifier:
     """The text classifier of `vocabulary` for a checkpoint's framework, worded and prompted as that asks.
 
-    names: see `prompted`. The training vocabulary's own rows where names and templates are the same, so
-    that neither text tower nor cache is needed; else embedded anew. Raises as `prompted` and `text_clip` do.
+    names: see `prompted`. Class names that come without prompts get those of the training, which matter: a model
+    that learned from "a photo of a {}." scores half as well or less with bare names. The training vocabulary's own
+    rows where names and templates are the same, so that neither text tower nor cache is needed; else embedded anew.
+    Raises as `prompted` and `text_clip` do.
     """
-    trained, asked = checkpoint.vocabulary, prompted(vocabulary, checkpoint.framework, checkpoint.options, names)
+    trained = checkpoint.vocabulary
+    if vocabulary.templates == template_set(BARE):
+        vocabulary = replace(vocabulary, templates=trained.templates)
+    asked = prompted(vocabulary, checkpoint.framework, checkpoint.options, names)
     if (trained.classes, trained.templates) == (asked.classes, asked.templates):
         return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, asked)
     return embed_vocabulary(text_clip(checkpoint), asked)

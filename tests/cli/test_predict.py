@@ -16,7 +16,6 @@ from ovstrans.cli import main, predict
 from ovstrans.data import images as images_module
 from ovstrans.data.catalog import open_dataset
 from ovstrans.data.published_vocabularies import published_vocabulary
-from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.files import write_text
 from ovstrans.masks.file import save_mask
 from tests.cli.test_bench import made, write_run
@@ -132,14 +131,6 @@ def test_vocabularies_by_name_and_their_colours() -> None:
     with Image.open("seen/labels/photo.png") as picture:
         assert picture.getpalette()[: 3 * len(vocabulary)] == vocabulary.palette().flatten().tolist()
     assert run("run", "photo.png", "--vocabulary", "scenes-attr", "--out", "more", "--no-overlay")[0] == 0
-
-
-def test_words_without_prompts_get_those_of_the_training() -> None:
-    trained = Vocabulary("trained", (("a",),), templates=("a picture of {}",))
-    bare, own = Vocabulary("v", (("b",),)), Vocabulary("v", (("b",),), templates=("the {}",))
-    assert predict._with_prompts(bare, trained).templates == ("a picture of {}",)
-    assert predict._with_prompts(own, trained) == own
-    assert predict._with_prompts(None, trained) == trained
 
 
 def test_windows_agree_with_the_whole_on_a_smooth_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_new_names_are_embedded_by_the_carried_tower(text: TextClassifier) -> No
     found = classifier_for(checkpoint_of(trained, text), other)
     expected = embed_vocabulary(trained, other, cache=False)
     torch.testing.assert_close(found.embeddings, expected.embeddings)
-    assert found.owner.tolist() == [0, 0, 1] and found.vocabulary is other
+    assert found.owner.tolist() == [0, 0, 1] and found.vocabulary == other
 
 
 def test_new_names_are_prompted_as_in_training(text: TextClassifier) -> None:
@@ -60,6 +60,18 @@ def test_new_names_are_prompted_as_in_training(text: TextClassifier) -> None:
     found = classifier_for(checkpoint, other)
     expected = embed_vocabulary(trained, replace(other, templates=("a photo of a {}.",)), cache=False)
     torch.testing.assert_close(found.embeddings, expected.embeddings)
+
+
+def test_words_without_prompts_get_those_of_the_training(text: TextClassifier) -> None:
+    clip = random_clip("RN-mini", seed=5)
+    checkpoint = checkpoint_of(clip, replace(text, vocabulary=replace(text.vocabulary, templates=("a sketch of {}",))))
+    bare = Vocabulary.from_names("bare", ["water"])
+    own = replace(bare, templates=("the {}",))
+    for asked, template in ((bare, "a sketch of {}"), (own, "the {}")):
+        expected = embed_vocabulary(clip, replace(asked, templates=(template,)), cache=False)
+        torch.testing.assert_close(classifier_for(checkpoint, asked).embeddings, expected.embeddings)
+    plain = Vocabulary("published", text.vocabulary.classes)  # the same classes: the rows of the training
+    assert classifier_for(checkpoint, plain).embeddings is checkpoint.text_embeddings
 
 
 def test_known_names_need_no_text_tower(clip: Clip, text: TextClassifier) -> None:
