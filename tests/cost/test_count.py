@@ -24,7 +24,7 @@ from ovstrans.frameworks.mask_framework import MaskFramework
 from tests.cost.test_thop_rules import mask2former  # noqa: F401  a fixture
 
 SIZE = (800, 1216)
-HEAD = ("pixel_decoder", "transformer_decoder", "class_head", "classifier")
+HEAD = ("pixel_decoder", "transformer_decoder", "classifier")
 
 
 def head(components: dict[str, dict[str, int]]) -> float:
@@ -76,8 +76,8 @@ def test_fcclip_as_released(fcclip: dict[str, Any]) -> None:
 
 def test_fcclip_as_it_runs_here(fcclip: dict[str, Any]) -> None:
     parts, released = fcclip["components"], fcclip["released"]["components"]
-    assert 10 * parts["class_head"]["dense"] == released["class_head"]["dense"]
-    assert {name for name in parts if parts[name] != released[name]} == {"class_head", "clip_head"}
+    assert 10 * parts["classifier"]["dense"] == released["classifier"]["dense"]
+    assert {name for name in parts if parts[name] != released[name]} == {"classifier", "clip_head"}
     positions, width, dim, queries = 25 * 38, 2048, 1024, 250
     pool = 2 * positions * width**2 + width**2 + positions * width  # keys, values, one query, its scores
     pool += queries * (positions * width + width * dim + dim * 254)  # per mask: values, output, synonyms

@@ -186,7 +186,7 @@ def test_what_released_code_runs_beside() -> None:
     channels = pool.q_proj.in_features
     more = {name: released[name]["dense"] - part["dense"] for name, part in plain.items()}
     assert {name: count for name, count in more.items() if count} == {
-        "class_head": 4 * plain["class_head"]["dense"],
+        "classifier": 4 * plain["classifier"]["dense"],
         "clip_head": 2 * channels * (channels + 4),
     }
     assert not any(module._forward_hooks for module in framework.modules())
