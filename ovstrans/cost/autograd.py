@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovstrans.cost.meta import visited
+from ovstrans.cost.other import ShapesOnly
 
 Objective = Callable[[nn.Module, Tensor], Sequence[Tensor]]
 """(module, images [B, 3, H, W]) to what its losses are computed from; each gets a gradient."""
@@ -61,7 +62,7 @@ def count_step(
     running = [""]
     meter = _Meter()
     follow = visited(module, lambda name, starts: meter.visit(running, name, starts, macs))
-    with torch.inference_mode(False), torch.enable_grad(), follow, meter.counter:
+    with torch.inference_mode(False), torch.enable_grad(), follow, ShapesOnly(), meter.counter:
         step = _Step(module, objective)
         shadow, own = _stand_ins(step, {f"module.{name}" for name in still})
         with _Recorder(running) as recorder:

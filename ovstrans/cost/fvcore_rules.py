@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovstrans.cost.meta import run_on_meta, visited
+from ovstrans.cost.other import ShapesOnly
 from ovstrans.cost.params import component_of, component_prefixes
 
 Rule = Callable[[Any, Any], int]
@@ -102,7 +103,7 @@ def count_fvcore_rules(
     def record(count: int) -> None:
         counts[component_of(running[-1], prefixes)] += count
 
-    with visited(module, visit), _Rules(record):
+    with visited(module, visit), ShapesOnly(), _Rules(record):
         run_on_meta(module, (batch, 3, *image_size))
     return dict(counts)
 

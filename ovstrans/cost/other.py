@@ -32,16 +32,12 @@ _SAMPLINGS = {
 """What samples (images, positions, mode, ...) to the neighbours of a value, by mode: linear, nearest, cubic."""
 
 
-class OtherOperations(TorchDispatchMode):
-    """While it is on, `record(operation, macs)` hears of every sampling and resizing of meta tensors.
+class ShapesOnly(TorchDispatchMode):
+    """While it is on, sampling and resizing of meta tensors only get the shape of their result.
 
-    running: tells which module runs.  These operations only get the shape of their result: the long way
-    there takes up half the time of a count.
+    The long way there takes up half the time of a count. Enter it before other modes, which then see these
+    operations as ever.
     """
-
-    def __init__(self, record: Callable[[str, int], None], running: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.record, self.running = record, running
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _RESIZES:
@@ -50,14 +46,31 @@ class OtherOperations(TorchDispatchMode):
             return self._sampled(_SAMPLINGS[func][args[2]], *args[:2])
         return func(*args, **(kwargs or {}))
 
+    def _resized(self, _operation: str, _neighbours: int, images: Tensor, size: Sequence[int]) -> Tensor:
+        return images.new_empty([*images.shape[:2], *size])
+
+    def _sampled(self, _neighbours: int, images: Tensor, positions: Tensor) -> Tensor:
+        return images.new_empty([*images.shape[:2], *positions.shape[1:-1]])
+
+
+class OtherOperations(ShapesOnly):
+    """While it is on, `record(operation, macs)` hears of every sampling and resizing of meta tensors.
+
+    running: tells which module runs.
+    """
+
+    def __init__(self, record: Callable[[str, int], None], running: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.record, self.running = record, running
+
     def _resized(self, operation: str, neighbours: int, images: Tensor, size: Sequence[int]) -> Tensor:
-        made = images.new_empty([*images.shape[:2], *size])
+        made = super()._resized(operation, neighbours, images, size)
         if made.shape != images.shape:
             self.record(operation, neighbours * made.numel())
         return made
 
     def _sampled(self, neighbours: int, images: Tensor, positions: Tensor) -> Tensor:
-        made = images.new_empty([*images.shape[:2], *positions.shape[1:-1]])
+        made = super()._sampled(neighbours, images, positions)
         if is_deformable_attention(self.running()):
             self.record("deformable_sampling", neighbours * made.numel())
             self.record("deformable_weighting", made.numel())

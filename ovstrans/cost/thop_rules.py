@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ovstrans.cost.meta import run_on_meta
+from ovstrans.cost.other import ShapesOnly
 from ovstrans.cost.params import component_of, component_prefixes
 from ovstrans.cost.upstream import as_released, unseen
 
@@ -186,7 +187,7 @@ def count_thop(
 
         handles.append(inner.register_forward_hook(count))
     try:
-        with as_released(module):
+        with as_released(module), ShapesOnly():
             run_on_meta(module, (batch, 3, *image_size))
     finally:
         for handle in handles:
