@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,19 +82,28 @@ def check(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
+    from ovstrans.data.catalog import open_dataset
     from ovstrans.data.check import faults
     from ovstrans.errors import InputError
 
     common.check_json(json, force=force)
     found: list[str] = []
     checked: dict[str, int] = {}
-    for title, dataset in _opened(name, data_root):
+    for spec in _to_check(name, data_root):
+        try:
+            dataset = open_dataset(spec, split="train", root=data_root, complete=False)
+        except InputError as error:  # a broken listing is a fault like others
+            found.append(str(error))
+            continue
+        title = f"{dataset.name}:{dataset.split}"
         with console.progress(f"check {title}", len(dataset), unit="images") as progress:
             flaws = faults(dataset, progress, workers=workers)
         checked[title] = len(dataset)
         found += flaws
         if not flaws:
             console.say(f"{title}: {len(dataset)} images, all in order")
+    if not checked:
+        raise InputError("; ".join(found))
     if json != "-":
         for flaw in found:
             console.show(flaw)
@@ -160,9 +170,14 @@ def prepare(
 
     published, splits = _published(name), _splits(name, data_root)
     flaws: list[str] = []
+    broken: list[str] = []
     for split in splits:
         title = f"{published.name}:{split}"
-        work = preparation(published, split, dataset_roots(data_root), out)
+        try:
+            work = preparation(published, split, dataset_roots(data_root), out)
+        except InputError as error:  # the other splits can do without this one
+            broken.append(str(error))
+            continue
         if isinstance(work, str):
             console.say(f"{title} {work}")
             continue
@@ -171,8 +186,8 @@ def prepare(
         with console.progress(f"prepare {title}", total, done=done, unit="images") as progress:
             try:
                 found = convert(work, progress, workers=workers, force=force)
-            except KeyboardInterrupt:
-                console.say(
+            except BaseException:  # also SIGTERM's
+                console.warn(
                     f"{title}: {total - len(work.todo())} of {total} images are there; the same command goes on"
                 )
                 raise
@@ -181,7 +196,9 @@ def prepare(
             console.say(f"{title}: {total} images in {work.top} ({total - done} converted now)")
     if flaws:
         what = "1 image" if len(flaws) == 1 else f"{len(flaws)} images"
-        raise InputError(f"{what} could not be converted: {summary(flaws)}")
+        broken.append(f"{what} could not be converted: {summary(flaws)}")
+    if broken:
+        raise InputError("; ".join(broken))
 
 
 def _published(name: str) -> Published:
@@ -206,6 +223,7 @@ def _splits(name: str, data_root: Path | None) -> Sequence[str]:
     from ovstrans.data.aliases import ALIASES
     from ovstrans.data.published import find_layout, not_found
     from ovstrans.data.roots import dataset_roots
+    from ovstrans.errors import InputError
 
     if name in ALIASES:
         return (ALIASES[name][1],)
@@ -213,30 +231,28 @@ def _splits(name: str, data_root: Path | None) -> Sequence[str]:
     split = name.partition(":")[2]
     if split:
         return (split,)
-    there = [split for split in published.splits if find_layout(published, split, roots) is not None]
+    there = []
+    for split in published.splits:
+        with suppress(InputError):  # a broken listing is there, and whoever opens it says what is wrong
+            if find_layout(published, split, roots) is None:
+                continue
+        there.append(split)
     if not there:
         raise not_found(published, published.splits[-1], roots)
     return there
 
 
-def _opened(name: str, data_root: Path | None) -> list[tuple[str, Any]]:
-    """The splits to check, each with its title; files may be missing."""
-    from ovstrans.data.catalog import GENERATED, open_dataset
-    from ovstrans.data.published import PublishedDataset, find_layout, not_found
-    from ovstrans.data.roots import dataset_roots
+def _to_check(name: str, data_root: Path | None) -> list[str]:
+    """What to check, each as `open_dataset` takes it: the split that is named, or all that are there."""
+    from ovstrans.data.catalog import GENERATED, folder_splits
 
-    kind = name.partition(":")[0]
-    if kind == "folder" or kind in GENERATED:
-        dataset = open_dataset(name, split="train")
-        return [(f"{dataset.name}:{dataset.split}", dataset)]
-    published, roots = _published(name), dataset_roots(data_root)
-    opened: list[tuple[str, Any]] = []
-    for split in _splits(name, data_root):
-        found = find_layout(published, split, roots)
-        if found is None:
-            raise not_found(published, split, roots)
-        opened.append((f"{published.name}:{split}", PublishedDataset(found, complete=False)))
-    return opened
+    kind, _, rest = name.partition(":")
+    if kind in GENERATED:
+        return [name if rest else f"{name}:train"]
+    if kind == "folder":
+        splits = folder_splits(name)
+        return [f"{name}:{split}" for split in splits] if len(splits) > 1 else [name]
+    return [f"{_published(name).name}:{split}" for split in _splits(name, data_root)]
 
 
 def _entry(published: Published, roots: Sequence[Path]) -> dict[str, Any]:

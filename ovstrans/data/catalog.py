@@ -36,7 +36,13 @@ DATASETS: Mapping[str, str] = {
 
 
 def open_dataset(
-    spec: str, *, split: str, size: int | None = None, labels: bool = True, root: Path | None = None
+    spec: str,
+    *,
+    split: str,
+    size: int | None = None,
+    labels: bool = True,
+    root: Path | None = None,
+    complete: bool = True,
 ) -> Dataset:
     """The dataset that `spec` names.
 
@@ -45,16 +51,17 @@ def open_dataset(
     size: side of generated images; those of a folder keep theirs.
     labels: False accepts any folder of images, and reads no label maps of a described or published one.
     root: where published datasets are looked for; None for the places of `dataset_roots`.
+    complete: False opens a dataset that lacks files, too; reading complains of them.
     Raises InputError for an unknown name or split, for what the folder lacks, and for a published dataset
     that is in none of the places.
     """
     name, _, rest = spec.partition(":")
     if name == "folder":
-        return _open_folder(spec, rest, split, labels)
+        return _open_folder(spec, rest, split, labels, complete)
     if name in ALIASES:
         name, split = ALIASES[name]
     if name in PUBLISHED:
-        return _open_published(name, rest or split, labels, root)
+        return _open_published(name, rest or split, labels, root, complete)
     if name not in GENERATED:
         close = difflib.get_close_matches(name, [*DATASETS, *ALIASES], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -69,15 +76,21 @@ def open_dataset(
     return Scenes(rest or split, **options)
 
 
-def _open_published(name: str, split: str, labels: bool, root: Path | None) -> PublishedDataset:
+def folder_splits(spec: str) -> list[str]:
+    """The splits of `folder:PATH` that are there, or the one that it names; InputError as `open_dataset`."""
+    path, split = _split_off(spec, spec.partition(":")[2])
+    return [split] if split else read_description(path).splits_there()
+
+
+def _open_published(name: str, split: str, labels: bool, root: Path | None, complete: bool) -> PublishedDataset:
     published, roots = PUBLISHED[name], dataset_roots(root)
     found = find_layout(published, split, roots, labels=labels)
     if found is None:
         raise not_found(published, split, roots, labels=labels)
-    return PublishedDataset(found)
+    return PublishedDataset(found, complete=complete)
 
 
-def _open_folder(spec: str, rest: str, default: str, labels: bool) -> Dataset:
+def _open_folder(spec: str, rest: str, default: str, labels: bool, complete: bool) -> Dataset:
     path, split = _split_off(spec, rest)
     if path.is_file() and path.suffix != ".toml":
         raise InputError(f"{path}: neither a folder nor a .toml file that describes one (data {spec!r})")
@@ -89,7 +102,7 @@ def _open_folder(spec: str, rest: str, default: str, labels: bool) -> Dataset:
     description = read_description(path)
     if split is None:
         split = ALL if description.split_names() == [ALL] else default
-    return FolderDataset(description, split, labels=labels)
+    return FolderDataset(description, split, labels=labels, complete=complete)
 
 
 def _split_off(spec: str, rest: str) -> tuple[Path, str | None]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from ovstrans.data.images import read_image
+from ovstrans.data.folder import FolderDataset
 from ovstrans.data.published_dataset import PublishedDataset
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
@@ -24,45 +23,54 @@ class Counter(Protocol):
 def faults(dataset: Dataset, counter: Counter, *, workers: int = 0) -> list[str]:
     """A message with the path for every fault there is: missing, broken, of another size, with illegal labels.
 
-    dataset: a published one opened with `complete=False`, or another.  workers: images at once; 0 for one a core.
+    dataset: opened with `complete=False`, or generated.  workers: images at once; 0 for one a core.
     """
-    missing = list(dataset.found.missing) if isinstance(dataset, PublishedDataset) else []
+    missing = list(dataset.missing) if isinstance(dataset, FolderDataset) else []
+    missing = list(dataset.found.missing) if isinstance(dataset, PublishedDataset) else missing
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     found: list[str] = []
+    sizes: list[tuple[int, int] | None] = []
     try:
-        for several in pool.map(lambda index: list(_faults_of(dataset, index)), range(len(dataset))):
+        for several, size in pool.map(lambda index: _look_at(dataset, index), range(len(dataset))):
             counter.advance()
             found += several
+            sizes.append(size)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return list(dict.fromkeys(missing + found))
+    return list(dict.fromkeys([*missing, *found, *_unequal_frames(dataset, sizes)]))
 
 
-def _faults_of(dataset: Dataset, index: int) -> Iterator[str]:
-    """What is wrong with one image and its files, but for those that are not there."""
-    if not isinstance(dataset, PublishedDataset):
+def _look_at(dataset: Dataset, index: int) -> tuple[list[str], tuple[int, int] | None]:
+    """What is wrong with one image and its files, but for those that are not there; height and width if nothing is."""
+    files = dataset.files(index) if isinstance(dataset, (FolderDataset, PublishedDataset)) else []
+    found: list[str] = []
+    if all(path.exists() for path, _ in files):
         try:
-            dataset[index]
+            height, width = dataset[index].image.shape[1:]
+            return [], (int(height), int(width))
         except InputError as error:
-            yield str(error)
-        return
-    pair = dataset.found.pairs[index]
-    paths = [path for path in (pair.image, pair.label, pair.panoptic) if path is not None]
-    if all(Path(path).exists() for path in paths):
-        try:
-            dataset[index]
-            return
-        except InputError as error:
-            yield str(error)
+            found.append(str(error))
     # Reading stops at the first fault of an image; each file has its own say.
-    checks: list[tuple[Path, Callable[[Path], Any]]] = [(pair.image, read_image)]
-    encoding = dataset.found.layout.encoding
-    if pair.label is not None and encoding is not None:
-        checks.append((pair.label, encoding.read))
-    for path, read in checks:
-        if Path(path).exists():
+    for path, read in files:
+        if path.exists():
             try:
                 existing_file(path)
-                read(Path(path))
+                read(path)
             except InputError as error:
-                yield str(error)
+                found.append(str(error))
+    return found, None
+
+
+def _unequal_frames(dataset: Dataset, sizes: Sequence[tuple[int, int] | None]) -> Iterator[str]:
+    """Frames of another size than the first of their video, where consistency cannot be measured."""
+    if not isinstance(dataset, PublishedDataset):
+        return
+    for video in dataset.videos:
+        known = [(index, size) for index in video if (size := sizes[index]) is not None]
+        for index, (height, width) in known[1:]:
+            first, (rows, columns) = known[0]
+            if (height, width) != (rows, columns):
+                yield (
+                    f"{dataset.paths(index)[0]}: is {width}x{height}, {dataset.paths(first)[0]} of the same video "
+                    f"{columns}x{rows}; all must be of one size, copy it again"
+                )

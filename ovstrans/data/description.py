@@ -31,6 +31,7 @@ for images in a place where nothing may be written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ from ovstrans.errors import InputError
 DESCRIPTION = "dataset.toml"
 ALL = "all"
 """The one split of a dataset that has no splits."""
+USUAL = ("train", "val", "test")
+"""Splits that are what they are called, whatever they lack."""
 LABEL_VALUES = 65536
 """Label maps have up to 16 bits."""
 
@@ -85,6 +88,26 @@ class Description:
         if self.splits:
             return list(self.splits)
         return None if any("{split}" in place for place in (self.images, self.labels, self.listing)) else [ALL]
+
+    def splits_there(self) -> list[str]:
+        """The splits it names; where any name will do, those whose images and labels are there."""
+        named = self.split_names()
+        if named is not None:
+            return named
+        place = next(each for each in (self.images, self.labels, self.listing) if "{split}" in each)
+        before, after = (re.escape(part) for part in place.split("{split}", 1))
+        rule = re.compile(f"{before}([^/]+){after}".replace(re.escape("{split}"), r"\1"))
+        depth = place.count("/") + 1
+        below = [base for base in dict.fromkeys((self.root, self.path.parent)) if base.is_dir()]
+        found = (
+            rule.fullmatch(p.relative_to(base).as_posix()) for base in below for p in base.glob("/".join("*" * depth))
+        )
+        splits = sorted({match[1] for match in found if match})
+        return [split for split in splits if split in USUAL or self._is_whole(split)]
+
+    def _is_whole(self, split: str) -> bool:
+        places = [place for kind in _PLACES if (place := self.place(kind, split))]
+        return all((self.root / place).exists() or (self.path.parent / place).exists() for place in places)
 
     def place(self, kind: str, split: str) -> str:
         """Where the `images`, `labels` or `list` of a split are, as written, with the split filled in."""

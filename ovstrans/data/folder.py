@@ -5,8 +5,9 @@ Shapes: `H W` image, `K` classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,20 +27,25 @@ class FolderDataset:
 
     description: from `read_description`.  split: one that it has.
     labels: False leaves label maps alone and yields samples without.
+    complete: False leaves it to reading to complain of files that are missing; `missing` names them all.
     Raises InputError for an unknown split, a missing folder, no image, an image without label map.
     """
 
     published_size: tuple[int, int] | None = None
     videos: Sequence[range] = ()
 
-    def __init__(self, description: Description, split: str, *, labels: bool = True) -> None:
+    def __init__(self, description: Description, split: str, *, labels: bool = True, complete: bool = True) -> None:
         self.description = description
         self.vocabulary = description.vocabulary
         self.name = description.vocabulary.name
         self.split = split
         self.ignore = ignore_label(len(self.vocabulary))
-        self._images = _images_of(description, split)
+        self._images, self.missing = _images_of(description, split)
         self._labels = _labels_of(description, split, self._images) if labels else None
+        self.missing += _unlabelled(self._images, self._labels or ())
+        if self.missing and (complete or not self._images):
+            more = f" (and {len(self.missing) - 1} more)" if len(self.missing) > 1 else ""
+            raise InputError(self.missing[0] + more)
         self._table = _label_table(description, self.ignore)
 
     def __len__(self) -> int:
@@ -52,9 +58,14 @@ class FolderDataset:
         label = None if self._labels is None else self._read_label(self._labels[index], path, image)
         return Sample(image=image, label=label, name=name)
 
-    def _read_label(self, path: Path, image_path: Path, image: Tensor) -> Tensor:
+    def files(self, index: int) -> list[tuple[Path, Callable[[Path], Any]]]:
+        """The files of an image, each with what reads it without the others."""
+        image = (self._images[index][1], read_image)
+        return [image] if self._labels is None else [image, (self._labels[index], self._read_label)]
+
+    def _read_label(self, path: Path, image_path: Path | None = None, image: Tensor | None = None) -> Tensor:
         raw = read_label(path)
-        if raw.shape != tuple(image.shape[1:]):
+        if image is not None and raw.shape != tuple(image.shape[1:]):
             (height, width), (rows, columns) = image.shape[1:], raw.shape
             raise MismatchError(
                 f"{path}: the label map is {columns}x{rows}, its image {image_path} is {width}x{height}; "
@@ -96,8 +107,11 @@ class ImageFolder:
         return Sample(image=read_image(path), name=path.relative_to(self._folder).with_suffix("").as_posix())
 
 
-def _images_of(description: Description, split: str) -> list[tuple[str, Path]]:
-    """Names (path below their folder, without suffix) and files of a split's images, sorted or as listed."""
+def _images_of(description: Description, split: str) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Names (path below their folder, without suffix) and files of a split's images, sorted or as listed.
+
+    Also a message for each that is listed and not there.
+    """
     names = description.split_names()
     if names is not None and split not in names:
         raise InputError(f"{description.path}: no split {split!r}; it has {', '.join(names)}")
@@ -107,26 +121,30 @@ def _images_of(description: Description, split: str) -> list[tuple[str, Path]]:
         raise InputError(f"{folder}: {what}; correct images, root or splits in {description.path}")
     listed = description.place("list", split)
     if listed:
-        return [_listed(line, folder, description) for line in _lines(listed, description)]
+        return _listed(_lines(listed, description), folder, description)
     paths = find_images(folder, description.image_suffix)
     if not paths:
         raise InputError(
             f"{folder}: no image ends in {' or '.join(description.image_suffix)}; "
             f"correct images or image_suffix in {description.path}"
         )
-    return [(_stem(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths]
+    return [(_stem(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths], []
 
 
 def _labels_of(description: Description, split: str, images: Sequence[tuple[str, Path]]) -> list[Path]:
     folder = description.root / description.place("labels", split)
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder of label maps; correct labels, root or splits in {description.path}")
-    paths = [folder / (name + description.label_suffix) for name, _ in images]
-    missing = [(label, image) for label, (_, image) in zip(paths, images, strict=True) if not label.is_file()]
-    if missing:
-        more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 else ""
-        raise InputError(f"{missing[0][1]}: has no label map {missing[0][0]}{more}; add it, or list the others")
-    return paths
+    return [folder / (name + description.label_suffix) for name, _ in images]
+
+
+def _unlabelled(images: Sequence[tuple[str, Path]], labels: Sequence[Path]) -> list[str]:
+    """A message for each image whose label map is not there."""
+    return [
+        f"{image}: has no label map {label}; add it, or list the others"
+        for label, (_, image) in zip(labels, images, strict=False)
+        if not label.is_file()
+    ]
 
 
 def _lines(listed: str, description: Description) -> list[str]:
@@ -145,13 +163,17 @@ def _lines(listed: str, description: Description) -> list[str]:
     return lines
 
 
-def _listed(line: str, folder: Path, description: Description) -> tuple[str, Path]:
-    """The name and file of a listed image, written with or without its suffix."""
-    for suffix in ("", *description.image_suffix):
-        path = folder / (line + suffix)
-        if path.is_file():
-            return _stem(line, description.image_suffix), path
-    raise InputError(f"{folder / line}: listed, but there is no such image; correct the list or image_suffix")
+def _listed(lines: Sequence[str], folder: Path, description: Description) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Names and files of listed images, written with or without their suffix; a message for each that is missing."""
+    images, missing = [], []
+    for line in lines:
+        places = (folder / (line + suffix) for suffix in ("", *description.image_suffix))
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            missing.append(f"{folder / line}: listed, but there is no such image; correct the list or image_suffix")
+        else:
+            images.append((_stem(line, description.image_suffix), path))
+    return images, missing
 
 
 def _stem(name: str, suffixes: Sequence[str]) -> str:

@@ -5,9 +5,10 @@ Shapes: `H W` image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,14 @@ class PublishedDataset:
         """The files of an image and of its label map (None where labels were not asked for)."""
         pair = self.found.pairs[index]
         return pair.image, pair.label
+
+    def files(self, index: int) -> list[tuple[Path, Callable[[Path], Any]]]:
+        """The files of an image, each with what reads it without the others."""
+        pair, encoding = self.found.pairs[index], self.found.layout.encoding
+        found: list[tuple[Path, Callable[[Path], Any]]] = [(pair.image, read_image)]
+        if pair.label is not None and encoding is not None:
+            found.append((pair.label, encoding.read))
+        return found if pair.panoptic is None else [*found, (pair.panoptic, read_ids)]
 
     def __getitem__(self, index: int) -> Sample:
         """Read one image with all that is known of it.

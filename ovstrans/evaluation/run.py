@@ -161,7 +161,13 @@ class _Tally:
             segment_map, segments = self.framework.panoptic_of(at_truth, self.text)
             self.quality.add(segment_map, segments, truth_map, sample.segments)
         if self.consistency is not None and index in self.video_of:
-            self.consistency.add(self.video_of[index], prediction, label, dataset.ignore)
+            try:
+                self.consistency.add(self.video_of[index], prediction, label, dataset.ignore)
+            except MismatchError as error:
+                raise MismatchError(
+                    f"{dataset.name}:{dataset.split}: {sample.name}: {error}; `ovstrans data check {dataset.name}` "
+                    "has the paths"
+                ) from error
         return prediction
 
     def all_reduce(self) -> None:

@@ -77,6 +77,31 @@ def test_check_lists_all_faults_and_exits_2(capsys: pytest.CaptureFixture[str]) 
     assert "not found in empty (no such folder)" in capsys.readouterr().err
 
 
+def test_check_looks_at_every_split_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/dataset.toml").write_text('classes = ["a", "b"]\nimages = "{split}"\nlabels = "{split}annot"')
+    for split, value in (("train", 0), ("val", 9), ("later", 0)):
+        put_image(Path(f"mine/{split}/1.png"), [[0]])
+        put_gray(Path(f"mine/{split}annot/1.png"), [[value]])
+    assert main.run(["data", "check", "folder:mine"]) == 2
+    out, err = capsys.readouterr()
+    assert "mine/valannot/1.png: label value 9" in out and "mine:train: 1 images, all in order" in err
+    assert "mine:later: 1 images" in err and err.splitlines()[-1].endswith("1 fault in 3 images")
+    assert main.run(["data", "check", "folder:mine:train", "--quiet"]) == 0
+
+
+def test_a_broken_listing_is_a_fault_among_others(capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        put_image(Path(f"sets/VSPW_480p/data/{split}/origin/1.jpg"), [[0]])
+        put_gray(Path(f"sets/VSPW_480p/data/{split}/mask/1.png"), [[200]])
+    Path("sets/VSPW_480p/train.txt").write_text("")
+    Path("sets/VSPW_480p/val.txt").write_text("val\n")
+    assert main.run(["data", "check", "vspw", "--data-root", "sets"]) == 2
+    out, err = capsys.readouterr()
+    assert "train.txt: lists nothing" in out and "mask/1.png: label value 200" in out
+    assert err.splitlines()[-1] == "error: data vspw: 2 faults in 1 images"
+
+
 def test_show_draws_a_sheet(capsys: pytest.CaptureFixture[str]) -> None:
     put_camvid(Path("sets"), 5)
     assert main.run(["data", "show", "camvid", "--data-root", "sets", "-n", "3"]) == 0
@@ -105,3 +130,30 @@ def test_prepare_converts_and_goes_on(capsys: pytest.CaptureFixture[str]) -> Non
     assert main.run(command) == 2
     assert "1 image could not be converted: sets/coco/stuffthingmaps/val2017/2.png" in capsys.readouterr().err
     assert main.run(["data", "prepare", "nothing"]) == 2
+    Path("sets/coco/train2017").mkdir()
+    Path("sets/coco/stuffthingmaps/train2017").mkdir()
+    capsys.readouterr()
+    assert main.run(command) == 2  # nothing of one split is said in place of the faults of the other
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "train2017: no image" in message and "val2017/2.png" in message
+
+
+def test_prepare_says_how_to_go_on_when_terminated(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ovstrans.data import prepare
+
+    for number in range(3):
+        put_image(Path(f"sets/coco/val2017/{number}.jpg"), [[0, 1]])
+        put_gray(Path(f"sets/coco/stuffthingmaps/val2017/{number}.png"), [[0, 181]])
+    plain = prepare._convert
+
+    def convert(work: prepare.Preparation, index: int) -> None:
+        if index == 2:
+            raise main._Terminated
+        plain(work, index)
+
+    monkeypatch.setattr(prepare, "_convert", convert)
+    command = ["data", "prepare", "coco-stuff:val", "--data-root", "sets", "--workers", "1", "--quiet"]
+    assert main.run(command) == 143
+    assert "2 of 3 images are there; the same command goes on" in capsys.readouterr().err
