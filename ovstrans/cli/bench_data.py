@@ -225,19 +225,27 @@ def show_classes(reports: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _published_there(root: Path | None) -> tuple[str, ...]:
-    """The published datasets whose validation part is found; InputError where there is none."""
+    """The published datasets whose validation part is found, whole; says which is not. InputError for none."""
+    from ovstrans import console
     from ovstrans.data.published import PUBLISHED, find_layout
     from ovstrans.data.roots import dataset_roots, looked_in
     from ovstrans.errors import InputError
 
     roots = dataset_roots(root)
-    there = [
-        name
-        for name, published in PUBLISHED.items()
-        if "val" in published.splits
-        for found in [find_layout(published, "val", roots)]
-        if found is not None and not found.missing
-    ]
+    there = []
+    for name, published in PUBLISHED.items():
+        if "val" not in published.splits:
+            continue
+        try:
+            found = find_layout(published, "val", roots)
+            if found is not None and found.missing:
+                more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
+                raise InputError(found.missing[0] + more)
+        except InputError as error:
+            console.warn(f"{name}: left out ({error})")
+            continue
+        if found is not None:
+            there.append(name)
     if not there:
         raise InputError(
             f"--data {ALL}: no published dataset in {looked_in(roots)}; give --data-root (`ovstrans data list` "

@@ -125,6 +125,18 @@ def test_all_the_published_datasets_that_are_there() -> None:
     assert {path.name for path in Path("pages").iterdir()} == drawn
 
 
+def test_what_is_not_whole_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    put_roads(Path("data"))
+    Path("data/CamVid/valannot/1.png").unlink()
+    Path("data/VSPW_480p/data").mkdir(parents=True)
+    Path("data/VSPW_480p/val.txt").write_text("")
+    status, report = run("a", "--data", "all", "--data-root", "data", "--short-side", "64", "--show", "0")
+    assert status == 0 and set(report["datasets"]) == {"cityscapes:val"}
+    err = capsys.readouterr().err
+    assert "camvid: left out" in err and "valannot/1.png" in err
+    assert "vspw: left out" in err and "val.txt: lists nothing" in err
+
+
 def test_a_published_dataset_by_name_at_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     put_roads(Path("data"), images=1)
     monkeypatch.setenv("OVSTRANS_DATASETS", "data")
