@@ -100,6 +100,10 @@ def bench(
     if check is not None or update is not None:
         if counter != "torch":
             raise InputError(f"--counter {counter}: a lock is counted by torch alone; leave it out")
+        beside = {"--paper": paper, "--latency": latency, "--plot": plot, "--markdown": markdown, "--csv": csv}
+        for option, value in beside.items():
+            if value:
+                raise InputError(f"{option}: has no part in a lock's check or update; run it on its own")
         bench_lock.run(targets or [], asked, check, update, tolerance=tolerance, json=json, force=force)
         return
     outputs = Outputs.checked(markdown=markdown, csv=csv, json=json, force=force)

@@ -17,6 +17,7 @@ whole batch.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,7 @@ class Moved:
     now: int | None
 
     def __str__(self) -> str:
-        change = f" ({(self.now - self.was) / self.was:+.4%})" if self.was and self.now is not None else ""
+        change = f" ({100 * (self.now - self.was) / self.was:+.4g} %)" if self.was and self.now is not None else ""
         return f"{self.component}: {self.kind} {_number(self.was)} -> {_number(self.now)}{change}"
 
 
@@ -74,8 +75,8 @@ class Tolerance:
     @classmethod
     def parse(cls, text: str) -> Tolerance:
         """Of `0.1%` (of the recorded value) or `1000` (so many); InputError for anything else."""
-        match = re.fullmatch(r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*(%?)", text.strip())
-        if match is None:
+        match = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)", text.strip())
+        if match is None or not math.isfinite(float(match[1])):
             raise InputError(f"--tolerance {text}: write per cent of a count (0.1%), or so many MACs or params (1000)")
         number = float(match[1])
         return cls(share=number / 100) if match[2] else cls(count=number)
@@ -142,16 +143,20 @@ def load_lock(path: Path | str) -> dict[str, Entry]:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such lock; make one with: ovstrans bench TARGET ... --update {path}")
-    table = read_json(path, SCHEMA).get("targets")
+    another = f"restore it, or take it away and make another: ovstrans bench TARGET ... --update {path}"
+    try:
+        table = read_json(path, SCHEMA).get("targets")
+    except InputError as error:
+        raise InputError(f"{error}; {another}") from error
     if not isinstance(table, dict):
-        raise InputError(f"{path}: holds no targets; make it again with --update")
+        raise InputError(f"{path}: holds no targets; {another}")
     entries = {}
     for name, value in table.items():
         try:
             entries[name] = _entry(value, path.parent)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path}: entry {name!r} is broken ({reason}); take it out, or write it again") from error
+            raise InputError(f"{path}: entry {name!r} is broken ({reason}); take it out, or restore it") from error
     return entries
 
 

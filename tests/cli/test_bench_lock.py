@@ -75,6 +75,7 @@ def test_tolerance() -> None:
     assert bench("--check", "costs.lock.json", "--tolerance", "100") == 0
     assert bench("--check", "costs.lock.json", "--tolerance", "0.001%") == 0
     assert bench("--check", "costs.lock.json", "--tolerance", "0.000001%") == 3
+    assert bench("--check", "costs.lock.json", "--tolerance", ".001%") == 0
 
 
 def test_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,10 +102,14 @@ def test_paths_are_seen_from_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--check", "gone.lock.json"), "gone.lock.json: no such lock; make one with"),
         (("--update", "gone.lock.json"), "gone.lock.json: no such lock; make one with"),
         (("--check", "mine.toml"), "not valid JSON"),
+        (("--check", "mine.toml"), "make another: ovstrans bench TARGET ... --update mine.toml"),
         (("RN101", "--check", "costs.lock.json"), "RN101: is not in costs.lock.json; add it"),
         (("--check", "costs.lock.json", "--tolerance", "much"), "--tolerance much"),
         (("--check", "costs.lock.json", "--update", "other.json"), "name one"),
+        (("--check", "costs.lock.json", "--tolerance", "1e999"), "--tolerance 1e999"),
         (("--check", "costs.lock.json", "--counter", "fvcore"), "a lock is counted by torch alone"),
+        (("--check", "costs.lock.json", "--paper"), "--paper: has no part in a lock's check"),
+        (("RN-mini", "--update", "costs.lock.json", "--markdown"), "--markdown: has no part in a lock's check"),
         (("deeplabv9", "--update", "costs.lock.json"), "costs.lock.json: deeplabv9 --image-size 800x1216: deeplabv9"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_changed_image_size() -> None:
     assert places(found) == {("input", "width"), ("trunk", "dense MACs"), ("trunk", "effective MACs")}
     dense = next(one for one in found if one.kind == "dense MACs")
     assert dense.was == 3 * dense.now / 2  # type: ignore[operator]
-    assert "trunk: dense MACs" in str(dense) and "(-33.3333%)" in str(dense)
+    assert "trunk: dense MACs" in str(dense) and "(-33.33 %)" in str(dense)
 
 
 def mask(density: float, skip: str = "") -> Mask:
