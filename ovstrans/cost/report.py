@@ -9,6 +9,7 @@
                text_encoder: {per "vocabulary", macs, ...}, released: {dense, effective, components}},
      "training": {unit "MAC", per "image", executed, sparse and published:
                   {forward, input_gradient, weight_gradient, backward, total, components, layers},
+                  matching: {per "segment", macs}, which is in none of them, or null where nothing is matched,
                   run: {see `cost.training_run`}, or null without a recipe},
      "datasets": {"scenes:val": {what evaluation returns}},
      "latency": {see `cost.latency`; only where it was asked for}}
@@ -29,7 +30,7 @@ from ovstrans.cost.count import count_target
 from ovstrans.cost.params import count_params
 from ovstrans.cost.target import Target
 from ovstrans.cost.training import executed_training, published_training, sparse_training
-from ovstrans.cost.training_run import count_run
+from ovstrans.cost.training_run import count_run, matching_macs
 from ovstrans.errors import InputError
 from ovstrans.files import read_json
 from ovstrans.frameworks.base import Framework
@@ -66,6 +67,7 @@ def cost_report(
     )
     sparse = sparse_training(executed, target.module, target.mask)
     published = published_training(counted.image, frozen=target.frozen, fixed=fixed)
+    matching = matching_macs(target.module)
     return {
         "schema": SCHEMA,
         "target": target.as_json(),
@@ -78,6 +80,7 @@ def cost_report(
             "executed": executed.as_json(per_layer=per_layer),
             "sparse": sparse.as_json(per_layer=per_layer),
             "published": published.as_json(per_layer=per_layer),
+            "matching": None if matching is None else {"per": "segment", "macs": matching},
             "run": _run(target),
         },
         "datasets": {},

@@ -165,6 +165,7 @@ def _rows(reports: Reports) -> Iterator[Row]:
         entries = [report.get("training", {}).get(kind) for report in reports]
         if any(isinstance(entry, Mapping) and "total" in entry for entry in entries):
             yield from _training_rows(f"training MACs {TRAINING.get(kind, kind)}", entries)
+    yield _row(reports, "matching MACs of training, once a segment, apart", "MAC", "training", "matching", "macs")
     for kind, words in TRAINING.items():
         yield _row(reports, f"whole run {words}", "MAC a run", "training", "run", kind, "total")
     for name in _union(report.get("datasets", {}) for report in reports):

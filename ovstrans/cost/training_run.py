@@ -187,12 +187,16 @@ def _is_still(part: nn.Module) -> bool:
     return bool(trains) and not any(trains)
 
 
+def matching_macs(module: nn.Module) -> int | None:
+    """MACs of matching the queries of every prediction with one segment; None where nothing is matched."""
+    if not isinstance(module, MaskFramework):
+        return None
+    return module.predictions * MATCHING_PRODUCTS * module.options["queries"] * module.options["points"]
+
+
 def _matching(framework: Framework, images: int, assumed: Assumed) -> list[Beside]:
-    if not isinstance(framework, MaskFramework):
-        return []
-    options = framework.options
-    each = framework.predictions * MATCHING_PRODUCTS * options["queries"] * options["points"]
-    return [Beside("matching", "segment", each, round(assumed.segments * images))]
+    each = matching_macs(framework)
+    return [] if each is None else [Beside("matching", "segment", each, round(assumed.segments * images))]
 
 
 def _teacher(framework: Framework, model: str, images: int, assumed: Assumed) -> list[Beside]:
