@@ -186,7 +186,7 @@ def _layers_panel(axes: Axes, report: Report, layers: Sequence[Mapping[str, Any]
         if end - start >= 0.02 * len(layers):
             axes.text((start + end) / 2, top, component, ha="center", va="bottom", fontsize=7, color=GREY)
     flops = report["flops"]
-    totals = f"{flops['dense'] / 1e9:,.1f} GMAC dense, {flops['effective'] / 1e9:,.1f} effective{_sizes([report])}"
+    totals = f"{_giga(flops['dense'])} GMAC dense, {_giga(flops['effective'])} effective{_sizes([report])}"
     axes.set_title(f"{title}: {totals}", loc="left", fontsize=9, pad=16)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1.05), ncols=2, frameon=False, fontsize=7, borderaxespad=0)
 
@@ -212,7 +212,7 @@ def _training(reports: Sequence[Report]) -> Picture | None:
             ends = [end + value for end, value in zip(ends, values, strict=True)]
         for place, end in enumerate(ends):
             axes.annotate(
-                f"{end:,.1f}", (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
+                _giga(1e9 * end), (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
             )
         axes.set_yticks(range(len(bars)), [f"{title}, {label}" for title, label, _ in bars], fontsize=7.5)
         axes.tick_params(axis="y", length=0)
@@ -256,3 +256,9 @@ def _runs(values: Sequence[str]) -> list[tuple[int, int, str]]:
         else:
             runs.append((place, place, value))
     return runs
+
+
+def _giga(macs: float) -> str:
+    """GMAC: one decimal, and of small models so many that three digits show."""
+    giga = macs / 1e9
+    return f"{giga:,.1f}" if giga >= 10 or not giga else f"{giga:.3g}"

@@ -54,6 +54,8 @@ def test_points_are_where_the_reports_say(reports: list[dict[str, Any]]) -> None
 
 def test_bars_add_up(reports: list[dict[str, Any]]) -> None:
     layers, training = (part.figure() for part in pictures(reports)[1:])
+    dense = reports[1]["flops"]["dense"] / 1e9
+    assert 0.01 < dense < 0.1 and f" {dense:.3g} GMAC dense" in layers.axes[1].get_title(loc="left")
     heights = sum(bar.get_height() for bar in layers.axes[1].patches)
     assert heights == pytest.approx((reports[1]["flops"]["dense"] + reports[1]["flops"]["effective"]) / 1e9)
     widths = sum(bar.get_width() for bar in training.axes[0].patches)
