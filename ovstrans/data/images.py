@@ -5,6 +5,7 @@ Shapes: `H W` image.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,18 +75,23 @@ def read_colors(path: Path | str) -> np.ndarray:
 def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """The image files under a folder, at any depth, sorted by path; hidden ones are left out.
 
-    Raises InputError where the folder is missing.
+    Raises InputError where the folder is missing, and for folders in it that may not be read.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
     endings = tuple(suffix.lower() for suffix in suffixes)
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.lower().endswith(endings)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    found: list[Path] = []
+    for parent, below, files in os.walk(folder, onerror=refuse_closed):
+        below[:] = [name for name in below if not name.startswith(".")]
+        named = (Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(endings))
+        found += [path for path in named if path.is_file()]
+    return sorted(found)
+
+
+def refuse_closed(error: OSError) -> None:
+    """For `os.walk`, which else takes a folder that may not be read for an empty one."""
+    if isinstance(error, PermissionError):
+        raise InputError(f"{error.filename}: no permission to read this folder; give it, or take the folder out")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ovstrans.data.images import refuse_closed
 from ovstrans.data.layouts import Found, Index, Pair
 from ovstrans.errors import InputError
 from ovstrans.files import read_json
@@ -92,7 +93,7 @@ def in_ade_tree(found: Found) -> Index:
     layout = found.layout
     pairs, missing = [], []
     word = layout.words[found.split]
-    for folder, below, files in os.walk(found.path(layout.images)):
+    for folder, below, files in os.walk(found.path(layout.images), onerror=refuse_closed):
         below[:] = sorted(name for name in below if not name.startswith("ADE_"))
         there = set(files)
         for file in sorted(files):
@@ -145,7 +146,7 @@ class _Files:
         self.names: dict[str, str] = {}
         """The path of each, by the same without suffix."""
         endings = tuple(suffixes)
-        for parent, below, files in os.walk(folder):
+        for parent, below, files in os.walk(folder, onerror=refuse_closed):
             below[:] = [name for name in below if not name.startswith(".")]
             prefix = Path(parent).relative_to(folder).as_posix() + "/"
             prefix = "" if prefix == "./" else prefix

@@ -33,26 +33,35 @@ def find_layout(published: Published, split: str, roots: Sequence[Path], *, labe
     lacks fewest. A prepared layout whose images are copies gives way to the original that has clearly more of
     them: its preparation was not finished.
     labels: False needs images only.
-    Raises InputError for a split that the dataset does not have, and for broken listings.
+    Raises InputError for a split that the dataset does not have, for broken listings, and for what may not be read.
     """
     if split not in published.splits:
         raise InputError(f"data {published.name}: no split {split!r}; it has {', '.join(published.splits)}")
-    there = [
-        Found(published, split, layout, top, labels)
-        for layout, top in candidates(published, split, roots)
-        if not absent(layout, top, split, labels)
-    ]
-    for found in there:
-        if not found.missing:
-            return next((other for other in there if _cut_short(found, other)), found)
-    return min(there, key=lambda found: len(found.missing), default=None)
+    try:
+        there = [
+            Found(published, split, layout, top, labels)
+            for layout, top in candidates(published, split, roots)
+            if not absent(layout, top, split, labels)
+        ]
+        for found in there:
+            if not found.missing:
+                return next((other for other in there if _cut_short(found, other)), found)
+        return min(there, key=lambda found: len(found.missing), default=None)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror}); give yourself the permission, or name another "
+            "--data-root"
+        ) from error
 
 
 def _cut_short(found: Found, original: Found) -> bool:
-    """Whether a prepared layout lacks images that the original has. A few more or less are other lists of one set."""
+    """Whether a prepared layout lacks images that the original has, or lists and lacks as well.
+
+    A few more or less are other lists of one set.
+    """
     if found.layout.name != PREPARED or original.layout.name != ORIGINAL:
         return False
-    if found.path(found.layout.images) == original.path(original.layout.images) or original.missing:
+    if found.path(found.layout.images) == original.path(original.layout.images):
         return False
     return len(found.pairs) < _NEARLY_ALL * len(original.pairs)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ovstrans.data.catalog import open_dataset
+from ovstrans.data.images import find_images
 from ovstrans.data.published import PUBLISHED, PublishedDataset, find_layout
 from ovstrans.errors import InputError, MismatchError
 
@@ -94,6 +97,43 @@ def test_an_unfinished_preparation_does_not_pass_for_the_dataset(tmp_path: Path)
         next((tmp_path / "pascal_voc_d2" / folder / "validation").glob("b.*")).unlink()
     dataset = open_dataset("pas-20:val", split="val", root=tmp_path)
     assert isinstance(dataset, PublishedDataset) and (len(dataset), dataset.found.layout.name) == (2, "original")
+
+
+def test_nor_does_it_where_the_original_is_damaged(tmp_path: Path) -> None:
+    top = tmp_path / "VOCdevkit/VOC2012"
+    put_lines(top / "ImageSets/Segmentation/val.txt", "a", "b")
+    for name in ("a", "b"):
+        put_image(top / f"JPEGImages/{name}.jpg", ROWS)
+    put_gray(top / "SegmentationClass/a.png", [[1, 1, 1], [1, 1, 1]])
+    put_image(tmp_path / "pascal_voc_d2/images/validation/a.jpg", ROWS)
+    put_gray(tmp_path / "pascal_voc_d2/annotations_pascal20/validation/a.png", [[0, 0, 0], [0, 0, 0]])
+    assert "JPEGImages/b.jpg: has no label map" in fault("pas-20:val", tmp_path)
+
+
+def test_what_may_not_be_read_is_named(ade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir, closed = os.scandir, str(ade / "ADEChallengeData2016/annotations/validation")
+
+    def refuse(path: str | Path) -> object:
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert f"{closed}: no permission to read this folder" in fault("ade20k-150:val", ade)
+    closed = str(ade / "ADEChallengeData2016/images/validation")
+    with pytest.raises(InputError, match="images/validation: no permission"):
+        find_images(ade)
+    monkeypatch.undo()
+    exists = Path.exists
+
+    def closed_above(path: Path) -> bool:
+        if "annotations" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", closed_above)
+    message = fault("ade20k-150:val", ade)
+    assert "annotations/validation: cannot be read (Permission denied)" in message and "--data-root" in message
 
 
 def test_a_missing_panoptic_png(tmp_path: Path) -> None:
