@@ -307,8 +307,9 @@ def _checkpoint_first(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
     if not given:
         run, rest = RunFolder(OUTPUT_DIR / "run"), list(paths)
         if not run.checkpoint.exists():
+            kind = "a folder without a checkpoint" if first.is_dir() else "an image"
             raise InputError(
-                f"{first}: an image, but which checkpoint is to look at it? Name one before it, "
+                f"{first}: {kind}, but which checkpoint is to look at it? Name one before it, "
                 f"or make {run.path} with `ovstrans finetune`"
             )
         console.say(f"checkpoint: {run.checkpoint}")

@@ -251,6 +251,7 @@ def test_broken_images_are_named_and_the_others_done(capsys: pytest.CaptureFixtu
         (("run", "words.txt"), "words.txt: not an image"),
         (("run",), "run: and which images?"),
         (("photo.png",), "photo.png: an image, but which checkpoint"),
+        (("empty", "photo.png"), "empty: a folder without a checkpoint, but which"),
         (("gone.safetensors", "photo.png"), "gone.safetensors: no such file"),
         (("unfinished", "photo.png"), "unfinished: the run holds no checkpoint"),
         (("mask.safetensors", "photo.png"), "mask.safetensors: not a checkpoint, it holds: mask"),
