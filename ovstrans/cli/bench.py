@@ -41,7 +41,7 @@ def bench(
     rounds: options.Rounds = 10,
     warmup: options.Warmup = 2,
     data: options.Data = None,
-    data_root: options.DataRoot = None,
+    data_root: common.DataRoot = None,
     names: options.Names = "auto",
     short_side: options.ShortSide = None,
     long_side: options.LongSide = None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def evaluate_targets(
             for name, dataset in mine.items():
                 assert target.checkpoint is not None
                 total = asked.count(dataset)
-                chosen = _spread(total, asked.show)
+                chosen = common.spread(total, asked.show)
                 seen: dict[int, Tensor] = {}
                 text = classifier_for(target.checkpoint, asked.words(dataset), asked.names).to(world.device)
                 framework: Any = target.module.to(world.device)
@@ -265,12 +266,6 @@ def _gathered(seen: Mapping[int, Tensor]) -> dict[int, Tensor]:
         return dict(seen)
     torch.distributed.all_gather_object(parts, dict(seen))
     return {index: prediction for part in parts for index, prediction in part.items()}
-
-
-def _spread(total: int, show: int) -> set[int]:
-    """`show` of so many images, evenly spread; all of them where there are fewer."""
-    count = min(show, total)
-    return {total * number // count for number in range(count)}
 
 
 def _titles(found: Sequence[Target]) -> list[str]:

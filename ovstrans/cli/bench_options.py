@@ -139,15 +139,6 @@ Data = Annotated[
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Evaluate on the first so many images.", rich_help_panel=_EVALUATE)
 ]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-root",
-        metavar="DIR",
-        help="Where published datasets are; default $OVSTRANS_DATASETS, $DETECTRON2_DATASETS or ./datasets.",
-        rich_help_panel=_EVALUATE,
-    ),
-]
 Names = Annotated[
     str,
     typer.Option(

@@ -34,6 +34,7 @@ DataRoot = Annotated[
         "--data-root",
         metavar="DIR",
         help="Where published datasets are; default $OVSTRANS_DATASETS, $DETECTRON2_DATASETS or ./datasets.",
+        rich_help_panel="Common",
     ),
 ]
 
@@ -99,3 +100,9 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
         console.show(files.json_text(value))
     else:
         files.write_json(files.check_output(Path(destination), force=force, option="--json"), value)
+
+
+def spread(total: int, show: int) -> set[int]:
+    """`show` of so many images, evenly spread; all of them where there are fewer."""
+    count = min(show, total)
+    return {total * number // count for number in range(count)}

@@ -21,8 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_FAULTS_SHOWN = 100
-
 Name = Annotated[
     str, typer.Argument(metavar="NAME[:SPLIT]", help="A dataset that `data list` names, or folder:PATH[:SPLIT].")
 ]
@@ -137,10 +135,10 @@ def show(
         files.check_output(out, force=force)
     dataset = open_dataset(name, split="val", size=size, root=data_root)
     total = len(dataset)
-    shown = min(count, total)
+    shown = sorted(common.spread(total, count))
     path = out or OUTPUT_DIR / "data" / f"{dataset.name}-{dataset.split}.png"
-    title = f"{dataset.name}:{dataset.split}, {shown} of {total} images, {len(dataset.vocabulary)} classes"
-    save_sheet(path, (dataset[total * number // shown] for number in range(shown)), dataset, title=title)
+    title = f"{dataset.name}:{dataset.split}, {len(shown)} of {total} images, {len(dataset.vocabulary)} classes"
+    save_sheet(path, (dataset[index] for index in shown), dataset, title=title)
     console.say(f"wrote {path}")
 
 

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 from ovstrans.data.folder import FolderDataset
+from ovstrans.data.parallel import Counter, in_threads
 from ovstrans.data.published_dataset import PublishedDataset
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file
-
-
-class Counter(Protocol):
-    """What is told of every image that was looked at; `console.Progress` is one."""
-
-    def advance(self, steps: int = 1) -> None: ...
 
 
 def faults(dataset: Dataset, counter: Counter, *, workers: int = 0) -> list[str]:
@@ -27,16 +19,9 @@ def faults(dataset: Dataset, counter: Counter, *, workers: int = 0) -> list[str]
     """
     missing = list(dataset.missing) if isinstance(dataset, FolderDataset) else []
     missing = list(dataset.found.missing) if isinstance(dataset, PublishedDataset) else missing
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    found: list[str] = []
-    sizes: list[tuple[int, int] | None] = []
-    try:
-        for several, size in pool.map(lambda index: _look_at(dataset, index), range(len(dataset))):
-            counter.advance()
-            found += several
-            sizes.append(size)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    looks = in_threads(lambda index: _look_at(dataset, index), range(len(dataset)), counter, workers=workers)
+    found = [flaw for several, _ in looks for flaw in several]
+    sizes = [size for _, size in looks]
     return list(dict.fromkeys([*missing, *found, *_unequal_frames(dataset, sizes)]))
 
 

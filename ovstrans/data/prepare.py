@@ -11,17 +11,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ovstrans.data.layouts import PREPARED, Found, Layout, Published
+from ovstrans.data.parallel import Counter, in_threads
 from ovstrans.data.published import PUBLISHED, find_layout, not_found
 from ovstrans.data.published_dataset import PublishedDataset
 from ovstrans.errors import InputError
@@ -29,12 +28,6 @@ from ovstrans.files import atomic_path, existing_file
 
 _JPEG_QUALITY = 95
 _FLAWS_NAMED = 3
-
-
-class Counter(Protocol):
-    """What is told of every image that is done; `console.Progress` is one."""
-
-    def advance(self, steps: int = 1) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -97,9 +90,7 @@ def prepare(work: Preparation, counter: Counter, *, workers: int = 0, force: boo
     """Convert what is not converted yet; returns a message for each image that could not be.
 
     workers: images at once; 0 for one a core.  counter: told of every image.
-    Threads will do: decoding, looking up and encoding all let go of Python's lock.
     """
-    flaws: list[str] = []
 
     def convert(index: int) -> str | None:
         try:
@@ -108,14 +99,7 @@ def prepare(work: Preparation, counter: Counter, *, workers: int = 0, force: boo
             return str(error)
         return None
 
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        for flaw in pool.map(convert, work.todo(force=force)):
-            counter.advance()
-            flaws += [flaw] if flaw else []
-    finally:  # after Ctrl-C, finish the images at hand and leave the others
-        pool.shutdown(wait=True, cancel_futures=True)
-    return flaws
+    return [flaw for flaw in in_threads(convert, work.todo(force=force), counter, workers=workers) if flaw]
 
 
 def summary(flaws: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.cli import bench_data, main
+from ovstrans.cli import common, main
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.cost.request import parse_size
@@ -188,5 +188,5 @@ def test_image_sizes() -> None:
 
 
 def test_pages_show_as_many_images_as_asked_where_there_are_so_many():
-    assert bench_data._spread(3, 4) == {0, 1, 2} and bench_data._spread(0, 4) == bench_data._spread(9, 0) == set()
-    assert bench_data._spread(400, 4) == {0, 100, 200, 300}
+    assert common.spread(3, 4) == {0, 1, 2} and common.spread(0, 4) == common.spread(9, 0) == set()
+    assert common.spread(400, 4) == {0, 100, 200, 300}
