@@ -46,7 +46,7 @@ def list_data(
 
     common.check_json(json, force=force)
     roots = dataset_roots(data_root)
-    chosen = list(PUBLISHED) if name is None else [_published(name).name]
+    chosen = list(PUBLISHED) if name is None else [_published(name)[0].name]
     entries = {key: _entry(PUBLISHED[key], roots) for key in chosen}
     if json != "-":
         rows = [[key, "-", "any", "-", "generated", "-"] for key in GENERATED if name is None]
@@ -166,7 +166,7 @@ def prepare(
     from ovstrans.data.roots import dataset_roots
     from ovstrans.errors import InputError
 
-    published, splits = _published(name), _splits(name, data_root)
+    published, splits = _published(name)[0], _splits(name, data_root)
     flaws: list[str] = []
     broken: list[str] = []
     for split in splits:
@@ -199,34 +199,29 @@ def prepare(
         raise InputError("; ".join(broken))
 
 
-def _published(name: str) -> Published:
-    """The published dataset that `NAME[:SPLIT]` names; InputError where it is none."""
+def _published(name: str) -> tuple[Published, str]:
+    """The published dataset that `NAME[:SPLIT]` names, and its split or ""; InputError where it is none."""
     import difflib
 
-    from ovstrans.data.aliases import ALIASES
-    from ovstrans.data.published import PUBLISHED
+    from ovstrans.data.published import PUBLISHED, named
     from ovstrans.errors import InputError
 
-    name = name.partition(":")[0]
-    name = ALIASES[name][0] if name in ALIASES else name
-    if name not in PUBLISHED:
+    known = named(name)
+    if known is None:
+        name = name.partition(":")[0]
         close = difflib.get_close_matches(name, PUBLISHED, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"data {name!r}: no published dataset; {hint}known are {', '.join(PUBLISHED)}")
-    return PUBLISHED[name]
+    return known
 
 
 def _splits(name: str, data_root: Path | None) -> Sequence[str]:
     """The split that the name says, or all that are there; InputError where none is."""
-    from ovstrans.data.aliases import ALIASES
     from ovstrans.data.published import find_layout, not_found
     from ovstrans.data.roots import dataset_roots
     from ovstrans.errors import InputError
 
-    if name in ALIASES:
-        return (ALIASES[name][1],)
-    published, roots = _published(name), dataset_roots(data_root)
-    split = name.partition(":")[2]
+    (published, split), roots = _published(name), dataset_roots(data_root)
     if split:
         return (split,)
     there = []
@@ -250,7 +245,7 @@ def _to_check(name: str, data_root: Path | None) -> list[str]:
     if kind == "folder":
         splits = folder_splits(name)
         return [f"{name}:{split}" for split in splits] if len(splits) > 1 else [name]
-    return [f"{_published(name).name}:{split}" for split in _splits(name, data_root)]
+    return [f"{_published(name)[0].name}:{split}" for split in _splits(name, data_root)]
 
 
 def _entry(published: Published, roots: Sequence[Path]) -> dict[str, Any]:

@@ -352,11 +352,10 @@ def _vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary | Non
 
 def _published_size(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
     """Short and long side that papers evaluate at on the data that a checkpoint was trained on."""
-    from ovstrans.data.published import PUBLISHED
+    from ovstrans.data.published import named
 
-    name = str(checkpoint.recipe.get("data", {}).get("dataset", "")).partition(":")[0]
-    published = PUBLISHED.get(name)
-    return (None, None) if published is None or published.published_size is None else published.published_size
+    known = named(str(checkpoint.recipe.get("data", {}).get("dataset", "")))
+    return (None, None) if known is None or known[0].published_size is None else known[0].published_size
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovstrans.cost.target import Target, resolve
-from ovstrans.data.aliases import ALIASES
 from ovstrans.data.catalog import open_dataset
-from ovstrans.data.published import PUBLISHED
+from ovstrans.data.published import named
 from ovstrans.data.published_vocabularies import open_vocabulary, published_vocabulary, published_vocabulary_names
 from ovstrans.data.vocabulary import Vocabulary
 from ovstrans.errors import InputError
@@ -55,10 +54,9 @@ def named_vocabulary(spec: str) -> Vocabulary:
 
     Raises InputError where it is none of these.
     """
-    name = spec.partition(":")[0]
-    name = ALIASES[name][0] if name in ALIASES else name
-    if name in PUBLISHED:
-        return published_vocabulary(PUBLISHED[name].vocabulary)
+    known = named(spec)
+    if known is not None:
+        return published_vocabulary(known[0].vocabulary)
     if spec in published_vocabulary_names() or Path(spec).suffix in (".toml", ".txt"):
         return open_vocabulary(spec)
     return open_dataset(spec, split="val").vocabulary

@@ -13,7 +13,7 @@ from typing import Any
 from ovstrans.data.aliases import ALIASES
 from ovstrans.data.description import ALL, DESCRIPTION, read_description
 from ovstrans.data.folder import FolderDataset, ImageFolder
-from ovstrans.data.published import PUBLISHED, PublishedDataset, find_layout, not_found
+from ovstrans.data.published import PUBLISHED, Published, PublishedDataset, find_layout, named, not_found
 from ovstrans.data.roots import dataset_roots
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
@@ -58,10 +58,9 @@ def open_dataset(
     name, _, rest = spec.partition(":")
     if name == "folder":
         return _open_folder(spec, rest, split, labels, complete)
-    if name in ALIASES:
-        name, split = ALIASES[name]
-    if name in PUBLISHED:
-        return _open_published(name, rest or split, labels, root, complete)
+    known = named(spec)
+    if known is not None:
+        return _open_published(known[0], known[1] or split, labels, root, complete)
     if name not in GENERATED:
         close = difflib.get_close_matches(name, [*DATASETS, *ALIASES], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -82,8 +81,10 @@ def folder_splits(spec: str) -> list[str]:
     return [split] if split else read_description(path).splits_there()
 
 
-def _open_published(name: str, split: str, labels: bool, root: Path | None, complete: bool) -> PublishedDataset:
-    published, roots = PUBLISHED[name], dataset_roots(root)
+def _open_published(
+    published: Published, split: str, labels: bool, root: Path | None, complete: bool
+) -> PublishedDataset:
+    roots = dataset_roots(root)
     found = find_layout(published, split, roots, labels=labels)
     if found is None:
         raise not_found(published, split, roots, labels=labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ovstrans.data.aliases import ALIASES
 from ovstrans.data.layouts import ORIGINAL, PREPARED, Found, Layout, Pair, Published, absent, candidates
 from ovstrans.data.published_ade import ADE
 from ovstrans.data.published_coco import COCO
@@ -15,7 +16,17 @@ from ovstrans.data.published_videos import VIDEOS
 from ovstrans.data.roots import VARIABLES, looked_in
 from ovstrans.errors import InputError
 
-__all__ = ["PUBLISHED", "Found", "Layout", "Pair", "Published", "PublishedDataset", "find_layout", "not_found"]
+__all__ = [
+    "PUBLISHED",
+    "Found",
+    "Layout",
+    "Pair",
+    "Published",
+    "PublishedDataset",
+    "find_layout",
+    "named",
+    "not_found",
+]
 
 PUBLISHED: Mapping[str, Published] = {
     published.name: published for published in (*COCO, *ADE, *ROADS, *PASCAL, *VIDEOS)
@@ -24,6 +35,13 @@ PUBLISHED: Mapping[str, Published] = {
 
 _NEARLY_ALL = 0.99
 """PASCAL-Context's lists differ by an image of 5,105."""
+
+
+def named(spec: str) -> tuple[Published, str] | None:
+    """The published dataset that `NAME[:SPLIT]` names, ours or a registered one, and its split or ""; else None."""
+    name, _, rest = spec.partition(":")
+    ours, split = ALIASES.get(name, (name, ""))
+    return (PUBLISHED[ours], rest or split) if ours in PUBLISHED else None
 
 
 def find_layout(published: Published, split: str, roots: Sequence[Path], *, labels: bool = True) -> Found | None:

@@ -9,7 +9,7 @@ import pytest
 
 from ovstrans.data.aliases import ALIASES
 from ovstrans.data.catalog import open_dataset
-from ovstrans.data.published import PUBLISHED, PublishedDataset
+from ovstrans.data.published import PUBLISHED, PublishedDataset, named
 from ovstrans.data.roots import dataset_roots
 from ovstrans.errors import InputError
 
@@ -76,6 +76,7 @@ def test_each_place_leads_to_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path
 )
 def test_registered_names(alias: str, name: str, split: str, tmp_path: Path) -> None:
     assert ALIASES[alias] == (name, split)
+    assert named(alias) == (PUBLISHED[name], split) and named(f"{name}:train") == (PUBLISHED[name], "train")
     with pytest.raises(InputError, match=f"data {name}:{split}: not found"):
         open_dataset(alias, split="train", root=tmp_path)
 
