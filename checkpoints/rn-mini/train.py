@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from ovstrans import files
 from ovstrans.clip.load import DEFAULT_MODEL, bundled_folder, random_clip
 from ovstrans.clip.text import embed_texts
-from ovstrans.data.captions import Thing
-from ovstrans.data.scenes import COLORS, draw_scene
-from ovstrans.data.shapes import SHAPES
-from ovstrans.data.textures import STUFF
+from ovstrans.data.scenes.captions import Thing
+from ovstrans.data.scenes.dataset import COLORS, draw_scene
+from ovstrans.data.scenes.shapes import SHAPES
+from ovstrans.data.scenes.textures import STUFF
 from ovstrans.training.contrastive import caption_batch, contrastive_loss, encode_text, noun_loss
 
 SIZE = 96

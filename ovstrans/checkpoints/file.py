@@ -47,7 +47,7 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints.sparse import BACKBONE, densify, sparse_state
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.bits import DAMAGED, parse_object, parse_shapes, require_entries
 from ovstrans.masks.mask import CREATED_BY, Mask

@@ -135,7 +135,7 @@ def bench(
     work = open_data(list(found.values()), evaluation)
     size = size or first_size(work) or options.PAPER_SIZE
 
-    from ovstrans.cost.report import cost_report, together
+    from ovstrans.cost.reports.report import cost_report, together
 
     layers = per_layer or plot is not None
     fresh = {
@@ -173,7 +173,7 @@ def _default_targets() -> list[str]:
 
 def _open(requests: Sequence[Request], counter: str) -> tuple[dict[int, list[dict[str, Any]]], dict[int, Target]]:
     """By their number among the requests: the reports that were written earlier, and the targets to count."""
-    from ovstrans.cost.report import load_reports
+    from ovstrans.cost.reports.report import load_reports
     from ovstrans.errors import InputError
     from ovstrans.training.run import RunFolder
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ovstrans.cost.target import Target
     from ovstrans.data.sample import Dataset, Sample
-    from ovstrans.data.vocabulary import Vocabulary
+    from ovstrans.data.vocabularies.vocabulary import Vocabulary
     from ovstrans.evaluation.inference import Inference
 
 NONE, ALL = "none", "all"
@@ -52,7 +52,7 @@ class Evaluation:
     pages: Path = OUTPUT_DIR / "bench"
 
     def __post_init__(self) -> None:
-        from ovstrans.data.class_names import name_choices
+        from ovstrans.data.vocabularies.class_names import name_choices
         from ovstrans.errors import InputError
         from ovstrans.evaluation.inference import Inference
         from ovstrans.evaluation.metrics import DENOMINATORS
@@ -228,8 +228,8 @@ def show_classes(reports: Sequence[Mapping[str, Any]]) -> None:
 def _published_there(root: Path | None) -> tuple[str, ...]:
     """The published datasets whose validation part is found, whole; says which is not. InputError for none."""
     from ovstrans import console
-    from ovstrans.data.published import PUBLISHED, find_layout
-    from ovstrans.data.roots import dataset_roots, looked_in
+    from ovstrans.data.published.registry import PUBLISHED, find_layout
+    from ovstrans.data.published.roots import dataset_roots, looked_in
     from ovstrans.errors import InputError
 
     roots = dataset_roots(root)

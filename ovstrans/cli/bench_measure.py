@@ -23,7 +23,7 @@ def measure_targets(
 ) -> None:
     """Fill in `latency` of each (request, target, report); targets without weights get random ones."""
     from ovstrans import console
-    from ovstrans.cost.latency import measure_latency
+    from ovstrans.cost.measured.latency import measure_latency
 
     for request, target, report in found:
         console.say(f"measure {target.name}: {rounds} rounds")

@@ -75,7 +75,7 @@ def pick_device(name: str) -> torch.device:
 
 def use_data_root(root: Path | None) -> None:
     """Look for published datasets below `root` from here on; None leaves it to the environment."""
-    from ovstrans.data.roots import VARIABLES
+    from ovstrans.data.published.roots import VARIABLES
 
     if root is not None:
         os.environ[VARIABLES[0]] = str(root)

@@ -13,7 +13,7 @@ from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
-    from ovstrans.data.layouts import Published
+    from ovstrans.data.published.layouts import Published
 
 app = typer.Typer(
     name="data",
@@ -41,8 +41,8 @@ def list_data(
     common.start(debug=debug)
     from ovstrans import console
     from ovstrans.data.catalog import GENERATED
-    from ovstrans.data.published import PUBLISHED
-    from ovstrans.data.roots import dataset_roots, looked_in
+    from ovstrans.data.published.registry import PUBLISHED
+    from ovstrans.data.published.roots import dataset_roots, looked_in
 
     common.check_json(json, force=force)
     roots = dataset_roots(data_root)
@@ -161,9 +161,9 @@ def prepare(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
-    from ovstrans.data.prepare import preparation, summary
-    from ovstrans.data.prepare import prepare as convert
-    from ovstrans.data.roots import dataset_roots
+    from ovstrans.data.published.prepare import preparation, summary
+    from ovstrans.data.published.prepare import prepare as convert
+    from ovstrans.data.published.roots import dataset_roots
     from ovstrans.errors import InputError
 
     published, splits = _published(name)[0], _splits(name, data_root)
@@ -203,7 +203,7 @@ def _published(name: str) -> tuple[Published, str]:
     """The published dataset that `NAME[:SPLIT]` names, and its split or ""; InputError where it is none."""
     import difflib
 
-    from ovstrans.data.published import PUBLISHED, named
+    from ovstrans.data.published.registry import PUBLISHED, named
     from ovstrans.errors import InputError
 
     known = named(name)
@@ -217,8 +217,8 @@ def _published(name: str) -> tuple[Published, str]:
 
 def _splits(name: str, data_root: Path | None) -> Sequence[str]:
     """The split that the name says, or all that are there; InputError where none is."""
-    from ovstrans.data.published import find_layout, not_found
-    from ovstrans.data.roots import dataset_roots
+    from ovstrans.data.published.registry import find_layout, not_found
+    from ovstrans.data.published.roots import dataset_roots
     from ovstrans.errors import InputError
 
     (published, split), roots = _published(name), dataset_roots(data_root)
@@ -250,7 +250,7 @@ def _to_check(name: str, data_root: Path | None) -> list[str]:
 
 def _entry(published: Published, roots: Sequence[Path]) -> dict[str, Any]:
     """What `list` says of a dataset, as plain values."""
-    from ovstrans.data.published import find_layout
+    from ovstrans.data.published.registry import find_layout
     from ovstrans.errors import InputError
 
     splits: dict[str, Any] = {}

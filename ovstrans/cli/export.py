@@ -90,7 +90,7 @@ def export(
     common.start(quiet=quiet, debug=debug)
     from ovstrans import files
     from ovstrans.checkpoints.export import check_suffix, write
-    from ovstrans.data.vocabulary import load_vocabulary
+    from ovstrans.data.vocabularies.vocabulary import load_vocabulary
     from ovstrans.errors import InputError
     from ovstrans.frameworks.source import Wish, open_source
     from ovstrans.masks.file import load_mask

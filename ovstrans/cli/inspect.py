@@ -158,7 +158,7 @@ def _alpha(path: Path, verify: bool) -> Description:
 def _report(path: Path, value: dict[str, Any]) -> Description:
     """One report or several, as `bench` shows them."""
     from ovstrans.checkpoints.describe import Description
-    from ovstrans.cost.tables import rows as report_rows
+    from ovstrans.cost.reports.tables import rows as report_rows
     from ovstrans.errors import InputError
 
     try:

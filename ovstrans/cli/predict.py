@@ -17,7 +17,7 @@ from ovstrans.files import OUTPUT_DIR
 if TYPE_CHECKING:
     from ovstrans.checkpoints.file import Checkpoint
     from ovstrans.clip.text import TextClassifier
-    from ovstrans.data.vocabulary import Vocabulary
+    from ovstrans.data.vocabularies.vocabulary import Vocabulary
     from ovstrans.evaluation.inference import Inference
     from ovstrans.evaluation.prediction_folder import PredictionFolder
     from ovstrans.evaluation.prediction_inputs import Picture
@@ -352,7 +352,7 @@ def _vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary | Non
 
 def _published_size(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
     """Short and long side that papers evaluate at on the data that a checkpoint was trained on."""
-    from ovstrans.data.published import named
+    from ovstrans.data.published.registry import named
 
     known = named(str(checkpoint.recipe.get("data", {}).get("dataset", "")))
     return (None, None) if known is None or known[0].published_size is None else known[0].published_size

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ovstrans.errors import InputError
 
 if TYPE_CHECKING:
-    from ovstrans.data.vocabulary import Vocabulary
+    from ovstrans.data.vocabularies.vocabulary import Vocabulary
 
 
 def classes_vocabulary(text: str) -> Vocabulary:
@@ -15,7 +15,7 @@ def classes_vocabulary(text: str) -> Vocabulary:
 
     Raises InputError where there is no name, an empty one between commas, or one twice (whatever its case).
     """
-    from ovstrans.data.vocabulary import Vocabulary
+    from ovstrans.data.vocabularies.vocabulary import Vocabulary
 
     names = [" ".join(part.split()) for part in text.split(",")]
     if not any(names):

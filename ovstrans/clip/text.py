@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ovstrans import files
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import VISUAL, weights_sha256
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 
 _CHUNK = 512

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ovstrans.cost.conventions.upstream import as_released, released_differs
 from ovstrans.cost.flops import Flops, count_flops
 from ovstrans.cost.target import Target
 from ovstrans.cost.text_encoder import TextEncoderFlops, count_text_encoder
-from ovstrans.cost.upstream import as_released, released_differs
 from ovstrans.frameworks.base import Framework
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ovstrans.cost.conventions.thop import count_thop
 from ovstrans.cost.dispatch import count_dispatched
 from ovstrans.cost.meta import evaluating
 from ovstrans.cost.params import component_of, component_prefixes, kept_weights, tower_prefix
-from ovstrans.cost.thop_rules import count_thop
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.mask import Mask

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ovstrans.cost.target import Target, resolve
 from ovstrans.data.catalog import open_dataset
-from ovstrans.data.published import named
-from ovstrans.data.published_vocabularies import open_vocabulary, published_vocabulary, published_vocabulary_names
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.published.registry import named
+from ovstrans.data.vocabularies.catalog import open_vocabulary, published_vocabulary, published_vocabulary_names
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask
 from ovstrans.spectrum.file import load_plan

@@ -20,7 +20,7 @@ from ovstrans.clip.load import DEFAULT_MODEL, create_tower, model_info, model_na
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import drop_head, stages
 from ovstrans.cost.vocabulary import recipe_vocabulary
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ovstrans.data.catalog import GENERATED, open_dataset
-from ovstrans.data.published import named
-from ovstrans.data.published_vocabularies import published_vocabulary
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.published.registry import named
+from ovstrans.data.vocabularies.catalog import published_vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 
 DEFAULT = "coco-panoptic"
 """What open-vocabulary segmentation trains on and is counted with (FC-CLIP, GKC, OpenTrans)."""

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovstrans.data.aliases import ALIASES
 from ovstrans.data.description import ALL, DESCRIPTION, read_description
 from ovstrans.data.folder import FolderDataset, ImageFolder
-from ovstrans.data.published import PUBLISHED, Published, PublishedDataset, find_layout, named, not_found
-from ovstrans.data.roots import dataset_roots
+from ovstrans.data.published.aliases import ALIASES
+from ovstrans.data.published.registry import PUBLISHED, Published, PublishedDataset, find_layout, named, not_found
+from ovstrans.data.published.roots import dataset_roots
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
 
@@ -67,7 +67,7 @@ def open_dataset(
         if Path(spec).exists():
             hint = f"did you mean 'folder:{spec}'? "
         raise InputError(f"data {spec!r}: no such dataset; {hint}known are {', '.join(DATASETS)}")
-    from ovstrans.data.scenes import Scenes
+    from ovstrans.data.scenes.dataset import Scenes
 
     options = dict(GENERATED[name])
     if size is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ovstrans.data.folder import FolderDataset
 from ovstrans.data.parallel import Counter, in_threads
-from ovstrans.data.published_dataset import PublishedDataset
+from ovstrans.data.published.dataset import PublishedDataset
 from ovstrans.data.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file

@@ -15,7 +15,7 @@ file names, values are class indices and 255 is ignored. Otherwise:
     offset = 1                        # the label value of class 0; default 0
     list = "lists/{split}.txt"        # file of image names, one a line, suffix optional; under root or here
     novel = ["car"]                   # classes never labelled in training
-    things, templates, colors         # see `ovstrans.data.vocabulary`
+    things, templates, colors         # see `ovstrans.data.vocabularies.vocabulary`
 
     [splits]                          # only where folders are not called after their split
     train = "training"                # what {split} becomes
@@ -39,7 +39,7 @@ from typing import Any
 
 from ovstrans.data.images import IMAGE_SUFFIXES
 from ovstrans.data.sample import IGNORE, IGNORE_WIDE
-from ovstrans.data.vocabulary import (
+from ovstrans.data.vocabularies.vocabulary import (
     VOCABULARY_KEYS,
     Vocabulary,
     parse_vocabulary,

@@ -16,7 +16,7 @@ from torch import Tensor
 from ovstrans.data.description import ALL, LABEL_VALUES, Description
 from ovstrans.data.images import IMAGE_SUFFIXES, find_images, read_image, read_label
 from ovstrans.data.sample import IGNORE, Sample, ignore_label
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 
 IGNORE = 255
 """The label of pixels that count nowhere, for up to 254 classes."""

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor
 
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 
 INK, FADED, PAPER = (32, 33, 36), (110, 114, 120), (255, 255, 255)
 """Text, lesser text and the ground of a page."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.data.sample import Segment, ignore_label
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.evaluation.overlay import FADED, IGNORED, INK, PAPER, TEXT, font, legend, overlay, photograph
 from ovstrans.files import atomic_path

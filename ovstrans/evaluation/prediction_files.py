@@ -26,7 +26,7 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.data.images import read_label
 from ovstrans.data.sample import ignore_label
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.evaluation.overlay import PAPER, TEXT, legend, overlay
 
 SCHEMA = "ovstrans.prediction/1"

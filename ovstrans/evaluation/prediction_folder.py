@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.evaluation.inference import Prediction
 from ovstrans.evaluation.prediction_files import (

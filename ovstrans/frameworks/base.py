@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.data.segments import Segments
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks.scores import MapScores, Scores
 

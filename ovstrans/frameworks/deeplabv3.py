@@ -19,9 +19,9 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import dense_embedding, set_output_stride, stages
-from ovstrans.data.class_names import clean
-from ovstrans.data.templates import DATASET, template_names
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.class_names import clean
+from ovstrans.data.vocabularies.templates import DATASET, template_names
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.classifier import (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ovstrans.clip import trunk as clip_trunk
 from ovstrans.clip.pooling import mask_embeddings, valid_masks
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.templates import template_names
+from ovstrans.data.vocabularies.templates import template_names
 from ovstrans.errors import InputError
 from ovstrans.frameworks.classifier import MAX_SCALE, TextScores, cosine_scores, geometric_ensemble, seen_classes
 from ovstrans.frameworks.mask2former import HeadOutput, mask_pool

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import drop_head
-from ovstrans.data.class_names import clean
-from ovstrans.data.templates import template_names
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.class_names import clean
+from ovstrans.data.vocabularies.templates import template_names
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Needs
 from ovstrans.frameworks.criterion import Match, Targets, class_loss, class_targets

@@ -18,7 +18,7 @@ from ovstrans.checkpoints.origin import OURS, read_about
 from ovstrans.checkpoints.plain import open_clip_name
 from ovstrans.clip.load import create_tower, load_clip, model_info
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework

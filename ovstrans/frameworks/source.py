@@ -20,7 +20,7 @@ from ovstrans.checkpoints.plain import (
     pruned_mask,
     without_masks,
 )
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.imported import PUBLISHED_CLIP, import_checkpoint, with_text
 from ovstrans.masks import file as mask_file

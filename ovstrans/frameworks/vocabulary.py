@@ -10,9 +10,9 @@ from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import Clip, load_clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
-from ovstrans.data.class_names import AUTO, by_names
-from ovstrans.data.templates import BARE, DATASET, template_set
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.class_names import AUTO, by_names
+from ovstrans.data.vocabularies.templates import BARE, DATASET, template_set
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks import registry
 

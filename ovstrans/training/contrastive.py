@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans.data.captions import Ground, Mention, Thing, choose_mentions, phrase
-from ovstrans.data.scenes import COLORS
-from ovstrans.data.shapes import SHAPES, confusable
-from ovstrans.data.textures import PATTERNS, STUFF
+from ovstrans.data.scenes.captions import Ground, Mention, Thing, choose_mentions, phrase
+from ovstrans.data.scenes.dataset import COLORS
+from ovstrans.data.scenes.shapes import SHAPES, confusable
+from ovstrans.data.scenes.textures import PATTERNS, STUFF
 
 Facts = Sequence[Thing | Ground]
 

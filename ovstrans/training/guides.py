@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.text import embed_texts, embed_vocabulary
-from ovstrans.data.nouns import nouns
+from ovstrans.data.language.nouns import nouns
+from ovstrans.data.language.synonyms import synonyms
 from ovstrans.data.segments import Segments
-from ovstrans.data.synonyms import synonyms
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Needs
 from ovstrans.training.distributed import World

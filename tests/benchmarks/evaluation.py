@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import create_tower, model_info
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.evaluation.inference import Inference, predict_from
 from ovstrans.evaluation.metrics import Confusion
 from ovstrans.frameworks import registry

@@ -27,7 +27,7 @@ from ovstrans import files
 from ovstrans.checkpoints.upstream_names import to_fcclip
 from ovstrans.clip.load import create_tower
 from ovstrans.clip.trunk import channels
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.fcclip import FCCLIP
 from tests.frameworks import golden_case as case
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ovstrans.checkpoints.file import Checkpoint
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.masks.mask import Mask
 from tests.masks.dummies import Framework, make_mask
 

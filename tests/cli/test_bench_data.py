@@ -17,7 +17,7 @@ from PIL import Image
 from ovstrans.cli import bench_data, main
 from ovstrans.cli.bench_data import Evaluation
 from ovstrans.data.catalog import open_dataset
-from ovstrans.data.published_vocabularies import published_vocabulary
+from ovstrans.data.vocabularies.catalog import published_vocabulary
 from ovstrans.evaluation.inference import Inference
 from tests.cli.test_bench import write_run
 

@@ -67,7 +67,7 @@ def test_plots() -> None:
 
 
 def test_the_papers_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovstrans.cost import paper
+    from ovstrans.cost.paper import rows as paper
 
     first, second = paper.FIGURES[:2]
     made = [
@@ -105,7 +105,7 @@ def test_under_torchrun_rank_0_alone_counts_shows_and_writes(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a follower counts")
 
-    for name in ("paper.paper_rows", "lock.count", "report.cost_report"):
+    for name in ("paper.rows.paper_rows", "lock.count", "reports.report.cost_report"):
         monkeypatch.setattr(f"ovstrans.cost.{name}", refuse)
     monkeypatch.setattr("ovstrans.cli.bench_data.evaluate_targets", lambda *_: None)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):

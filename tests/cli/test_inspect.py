@@ -11,8 +11,8 @@ import torch
 
 from ovstrans.checkpoints.file import save_checkpoint
 from ovstrans.cli.main import run
-from ovstrans.cost.report import cost_report
-from ovstrans.cost.tables import METRICS
+from ovstrans.cost.reports.report import cost_report
+from ovstrans.cost.reports.tables import METRICS
 from ovstrans.cost.target import resolve
 from ovstrans.files import write_json
 from ovstrans.masks.file import save_mask

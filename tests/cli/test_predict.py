@@ -15,7 +15,7 @@ from ovstrans.checkpoints.file import save_checkpoint
 from ovstrans.cli import main, predict
 from ovstrans.data import images as images_module
 from ovstrans.data.catalog import open_dataset
-from ovstrans.data.published_vocabularies import published_vocabulary
+from ovstrans.data.vocabularies.catalog import published_vocabulary
 from ovstrans.files import write_text
 from ovstrans.masks.file import save_mask
 from tests.cli.test_bench import made, write_run

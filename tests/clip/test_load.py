@@ -9,9 +9,9 @@ from ovstrans.clip import load
 from ovstrans.clip.load import DEFAULT_MODEL, create_tower, load_clip, model_info, random_clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.clip.weights import weights_sha256
-from ovstrans.data.scenes import draw_scene
-from ovstrans.data.shapes import SHAPES
-from ovstrans.data.textures import STUFF
+from ovstrans.data.scenes.dataset import draw_scene
+from ovstrans.data.scenes.shapes import SHAPES
+from ovstrans.data.scenes.textures import STUFF
 from ovstrans.errors import InputError, MismatchError
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ovstrans.clip import text
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import class_scores, embed_vocabulary
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 
 VOCABULARY = Vocabulary(name="v", classes=(("star",), ("grass", "lawn"), ("red car",)), templates=("a {}", "{}"))

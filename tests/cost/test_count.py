@@ -17,11 +17,11 @@ from ovstrans.cost.count import count_target
 from ovstrans.cost.flops import count_flops
 from ovstrans.cost.target import Target, blank_framework, resolve
 from ovstrans.cost.text_encoder import count_text_encoder, prompt_macs
-from ovstrans.data.published_vocabularies import published_vocabulary
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.catalog import published_vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask_framework import MaskFramework
-from tests.cost.test_thop_rules import mask2former  # noqa: F401  a fixture
+from tests.cost.conventions.test_thop import mask2former  # noqa: F401  a fixture
 
 SIZE = (800, 1216)
 HEAD = ("pixel_decoder", "transformer_decoder", "classifier")

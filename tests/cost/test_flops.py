@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ovstrans.cost.flops import count_flops
 from ovstrans.cost.params import count_params
 from ovstrans.cost.target import blank_framework, resolve
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask
 

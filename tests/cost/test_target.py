@@ -7,10 +7,10 @@ import torch
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import random_clip
-from ovstrans.cost.report import cost_report, together
-from ovstrans.cost.tables import layer_rows, rows
+from ovstrans.cost.reports.report import cost_report, together
+from ovstrans.cost.reports.tables import layer_rows, rows
 from ovstrans.cost.target import Trunk, blank_framework, resolve
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.mask import Mask

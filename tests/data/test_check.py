@@ -7,9 +7,9 @@ import pytest
 from ovstrans.console import Progress
 from ovstrans.data.catalog import open_dataset
 from ovstrans.data.check import faults
-from ovstrans.data.published import PUBLISHED, PublishedDataset, find_layout
+from ovstrans.data.published.registry import PUBLISHED, PublishedDataset, find_layout
 from ovstrans.errors import InputError
-from tests.data.published_folders import put_gray, put_image
+from tests.data.published.folders import put_gray, put_image
 
 
 def found(root: Path) -> list[str]:

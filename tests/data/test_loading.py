@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ovstrans.data.augment import Augment
 from ovstrans.data.loading import epoch_order, infinite_batches, sample_generator, step_items
 from ovstrans.data.sample import Sample
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ovstrans.data.sample import Segment
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.evaluation.metrics import Confusion, metrics
 from ovstrans.evaluation.panoptic import PanopticQuality
 from ovstrans.evaluation.video import VideoConsistency

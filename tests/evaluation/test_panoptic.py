@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchmetrics.detection import PanopticQuality as TorchmetricsQuality
 
 from ovstrans.data.sample import Segment
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.evaluation.panoptic import PanopticQuality
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.evaluation import pictures
 from ovstrans.evaluation.pictures import Row, draw_page, error_map, overlay, save_page

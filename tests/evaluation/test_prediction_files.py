@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.evaluation import prediction_files
 from ovstrans.evaluation.inference import Prediction

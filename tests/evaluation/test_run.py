@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.data.sample import Sample, Segment
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.evaluation.inference import Inference, predict
 from ovstrans.evaluation.metrics import Confusion, metrics

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovstrans.clip.load import create_tower, model_info
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.base import Batch
 from ovstrans.frameworks.criterion import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.gkc import GKC

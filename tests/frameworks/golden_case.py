@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import create_tower, model_info
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.fcclip import FCCLIP
 from ovstrans.frameworks.mask2former import HeadOutput
 

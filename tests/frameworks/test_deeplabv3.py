@@ -15,7 +15,7 @@ from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoi
 from ovstrans.clip.load import Clip, create_tower
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import dense_embedding, stages
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch

@@ -14,9 +14,9 @@ from ovstrans.clip.load import Clip
 from ovstrans.clip.pooling import valid_masks
 from ovstrans.clip.text import TextClassifier
 from ovstrans.cost.params import count_params
-from ovstrans.cost.report import cost_report
+from ovstrans.cost.reports.report import cost_report
 from ovstrans.cost.target import Target, blank_framework
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former import HeadOutput
 from tests.frameworks import golden_case as case

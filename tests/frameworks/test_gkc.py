@@ -17,7 +17,7 @@ from ovstrans.clip.text import TextClassifier
 from ovstrans.cost.flops import count_flops
 from ovstrans.cost.params import count_params
 from ovstrans.data.segments import Segments
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks import gkc, registry
 from ovstrans.frameworks.base import Batch, Needs

@@ -18,7 +18,7 @@ from ovstrans.checkpoints.foreign import read_foreign
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.clip.weights import VISUAL
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.imported import head_options, import_checkpoint, with_text

@@ -11,9 +11,9 @@ from ovstrans.clip import load
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
-from ovstrans.data.published_vocabularies import published_vocabulary
-from ovstrans.data.templates import template_set
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.catalog import published_vocabulary
+from ovstrans.data.vocabularies.templates import template_set
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.classifier import seen_classes

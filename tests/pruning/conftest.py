@@ -10,7 +10,7 @@ from torch import nn
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.data.sample import Sample
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.pruning.settings import Settings, choose_settings
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.data.segments import Segments
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.pruning.losses import make_distillation

@@ -9,7 +9,7 @@ import torch
 
 from ovstrans.clip.load import create_tower
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.recipes.load import load_recipe, recipe_text
 from ovstrans.training.settings import parse

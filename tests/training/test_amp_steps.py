@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.data.segments import Segments
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.training.distributed import World

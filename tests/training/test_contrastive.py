@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ovstrans.clip.load import random_clip
-from ovstrans.data.captions import Mention, phrase
-from ovstrans.data.scenes import draw_scene
-from ovstrans.data.shapes import SHAPES
-from ovstrans.data.textures import STUFF
+from ovstrans.data.scenes.captions import Mention, phrase
+from ovstrans.data.scenes.dataset import draw_scene
+from ovstrans.data.scenes.shapes import SHAPES
+from ovstrans.data.scenes.textures import STUFF
 from ovstrans.training.contrastive import (
     TextBatch,
     caption_batch,

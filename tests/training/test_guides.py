@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.data.segments import Segments
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Needs
 from ovstrans.training import guides

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ovstrans.data.sample import Sample
-from ovstrans.data.scenes import Scenes
-from ovstrans.data.vocabulary import Vocabulary
+from ovstrans.data.scenes.dataset import Scenes
+from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.training.distributed import World
 from ovstrans.training.sampling import Labelled, stream

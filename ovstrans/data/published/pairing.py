@@ -1,0 +1,190 @@
+"""Which image belongs to which label file, in the ways that datasets do it. Nothing is decoded.
+
+A folder is listed once, however many files are looked up in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovstrans.data.images import refuse_closed
+from ovstrans.data.published.layouts import Found, Index, Pair
+from ovstrans.errors import InputError
+from ovstrans.files import read_json
+
+
+def by_name(found: Found) -> Index:
+    """Image and label file share their path below their folders, but for the suffix."""
+    layout = found.layout
+    images = _Files(found.path(layout.images), layout.image_suffixes)
+    labels = _Files(found.path(layout.labels), layout.label_suffixes) if found.labels else None
+    panoptic = layout.panoptic if found.labels and found.has_panoptic else None
+    segments = None if panoptic is None else _Files(found.path(panoptic.folder), (".png",))
+    names = sorted(images.names) if found.listing is None else read_listing(found)
+    pairs, missing = [], []
+    for name in names:
+        if labels is not None and layout.partial and name not in labels.names:
+            continue
+        png = None if panoptic is None else panoptic.png(name)
+        pair = Pair(
+            name,
+            images.path(name),
+            None if labels is None else labels.path(name),
+            None if png is None or segments is None else f"{segments.folder}/{png}",
+        )
+        pairs.append(pair)
+        if segments is not None and png not in segments.files:
+            missing.append(
+                f"{pair.image_file}: has no panoptic PNG {pair.panoptic_file}; add it, or remove {segments.folder}"
+            )
+        missing += _missing(pair, images, labels, "" if found.listing is None else f"{found.listing}")
+    return _some(found, pairs, missing)
+
+
+def by_video(found: Found) -> Index:
+    """Frames and their label files in a folder each a video; the listing names videos."""
+    layout = found.layout
+    pairs: list[Pair] = []
+    missing = []
+    for video in read_listing(found):
+        folder = found.path(layout.images.replace("{video}", video))
+        if not folder.is_dir():
+            missing.append(f"{folder}: no such folder, though {found.listing} lists the video; add it, or take it out")
+            continue
+        images = _Files(folder, layout.image_suffixes)
+        labels = None
+        if found.labels:
+            labels = _Files(found.path(layout.labels.replace("{video}", video)), layout.label_suffixes)
+        for stem in sorted(images.names):
+            label = None if labels is None else labels.path(stem)
+            pair = Pair(f"{video}/{stem}", images.path(stem), label, video=video)
+            pairs.append(pair)
+            if labels is not None and stem not in labels.names:
+                missing.append(_unlabelled(pair))
+    return _some(found, pairs, missing)
+
+
+def by_annotation(found: Found) -> Index:
+    """The images that the panoptic JSON annotates; without labels, all there are in the split's folder."""
+    layout, panoptic = found.layout, found.layout.panoptic
+    assert panoptic is not None
+    if not found.labels and layout.splits_images():
+        return by_name(found)
+    images = _Files(found.path(layout.images), layout.image_suffixes)
+    labels = _Files(found.path(panoptic.folder), (panoptic.suffix,)) if found.labels else None
+    json = str(found.path(panoptic.json))
+    pairs, missing = [], []
+    for name in sorted(found.annotations):
+        video = name.rpartition("/")[0]
+        label = None if labels is None else labels.path(name)
+        pair = Pair(name, images.path(name), label, label, video)
+        pairs.append(pair)
+        missing += _missing(pair, images, labels, json)
+    return _some(found, pairs, missing)
+
+
+def in_ade_tree(found: Found) -> Index:
+    """ADE20K's full release: `X.jpg` beside `X_seg.png`, by scene; the name's second field says the split.
+
+    Folders named like an image hold masks of its instances, hundreds of thousands in all, and are passed by.
+    """
+    layout = found.layout
+    pairs, missing = [], []
+    word = layout.words[found.split]
+    for folder, below, files in os.walk(found.path(layout.images), onerror=refuse_closed):
+        below[:] = sorted(name for name in below if not name.startswith("ADE_"))
+        there = set(files)
+        for file in sorted(files):
+            fields = file.split("_")
+            if not file.endswith(layout.image_suffixes) or fields[0] != "ADE" or len(fields) < 2:
+                continue
+            if ("val" if fields[1] == "val" else "train") != word:
+                continue
+            stem = file[: -len(_suffix(file, layout.image_suffixes))]
+            label = stem + layout.label_suffixes[0]
+            pair = Pair(stem, f"{folder}/{file}", f"{folder}/{label}" if found.labels else None)
+            pairs.append(pair)
+            if found.labels and label not in there:
+                missing.append(_unlabelled(pair))
+    pairs.sort(key=lambda pair: pair.name)
+    return _some(found, pairs, missing)
+
+
+def read_listing(found: Found) -> list[str]:
+    """The names in a listing, one a line, without suffix; a detail-API JSON lists images of all phases.
+
+    Raises InputError where the file is no such list, or is empty.
+    """
+    path = found.listing
+    assert path is not None
+    if path.suffix == ".json":
+        try:
+            names = [
+                str(image["file_name"])
+                for image in read_json(path)["images"]
+                if image["phase"] == found.layout.words[found.split]
+            ]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a list of images of the detail API (no {error})") from error
+    else:
+        try:
+            names = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not a UTF-8 text file; copy it again") from error
+    if not names:
+        raise InputError(f"{path}: lists nothing for split {found.split!r}; copy it again")
+    return list(dict.fromkeys(name[: len(name) - len(_suffix(name, found.layout.image_suffixes))] for name in names))
+
+
+class _Files:
+    """The files of a folder, at any depth, by their path without suffix."""
+
+    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+        self.folder, self.usual = folder, suffixes[0]
+        self.names: dict[str, str] = {}
+        """The path of each, by the same without suffix."""
+        endings = tuple(suffixes)
+        for parent, below, files in os.walk(folder, onerror=refuse_closed):
+            below[:] = [name for name in below if not name.startswith(".")]
+            prefix = Path(parent).relative_to(folder).as_posix() + "/"
+            prefix = "" if prefix == "./" else prefix
+            for file in sorted(files):
+                stem = file[: len(file) - len(_suffix(file, endings))]
+                if len(stem) < len(file) and not file.startswith("."):
+                    self.names.setdefault(prefix + stem, prefix + file)
+        self.files = frozenset(self.names.values())
+
+    def path(self, name: str) -> str:
+        """The file of that name, or where it would usually be."""
+        return f"{self.folder}/{self.names.get(name, name + self.usual)}"
+
+
+def _missing(pair: Pair, images: _Files, labels: _Files | None, listed: str) -> list[str]:
+    found = []
+    if pair.name not in images.names:
+        found.append(f"{pair.image_file}: no such image, though {listed} lists it; add it, or take it out")
+    if labels is not None and pair.name not in labels.names:
+        found.append(_unlabelled(pair))
+    return found
+
+
+def _unlabelled(pair: Pair) -> str:
+    return f"{pair.image_file}: has no label map {pair.label_file}; add it, or take the image out"
+
+
+def _some(found: Found, pairs: list[Pair], missing: list[str]) -> Index:
+    if not pairs and not missing:
+        what = "no image" if not found.layout.partial else "no image with a label map"
+        missing = [f"{found.path(found.layout.images)}: {what} of split {found.split!r} in it; unpack it again"]
+    return Index(pairs, missing)
+
+
+def _suffix(name: str, suffixes: Sequence[str]) -> str:
+    """The suffix of a file name that fits, compared without case, or ""."""
+    lower = name.lower()
+    for suffix in suffixes:
+        if lower.endswith(suffix.lower()):
+            return name[len(name) - len(suffix) :]
+    return ""

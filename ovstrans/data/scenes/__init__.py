@@ -1,0 +1,1 @@
+"""`scenes`, generated data: the dataset, and the shapes, textures and captions that it draws from."""

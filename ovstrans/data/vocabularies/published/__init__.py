@@ -1,0 +1,1 @@
+"""The vocabularies of published datasets, one TOML file each; README.md here says where they are from."""
