@@ -1,6 +1,19 @@
-"""Shared by all tests: the same hypothesis examples in every run, so that a failure can be met again."""
+"""Shared by all tests: the same hypothesis examples in every run, and no trace in the user's cache folder."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What ovstrans keeps between runs, text embeddings for one, stays in a folder of the test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OVSTRANS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

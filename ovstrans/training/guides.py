@@ -5,8 +5,9 @@ captions, synonyms of class names (Han et al. 2023, GKC, arXiv 2303.09181). It b
 not to the framework, so nothing of it gets into a checkpoint.
 
 What it makes of a step follows from (seed, step, rank) and the step's batch alone: its draws have a
-generator of their own, regions are embedded a batch at a time and never kept (in a batch of other
-make-up the last bits would differ), and nouns, which are kept, are embedded one by one.
+generator of their own, the teacher's view is embedded a batch at a time and never kept (in a batch of
+other make-up the last bits would differ), and what is kept, nouns and the likely names of segments, is
+found one by one.
 
 Shapes: `N` segments of an image, `M` nouns of a caption, `S` side of a region, `E` embedding.
 """
@@ -22,14 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip, load_clip
-from ovstrans.clip.text import embed_texts, embed_vocabulary
+from ovstrans.clip.text import embed_texts
 from ovstrans.data.language.nouns import nouns
-from ovstrans.data.language.synonyms import synonyms
 from ovstrans.data.segments import Segments
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Needs
 from ovstrans.training.distributed import World
+from ovstrans.training.likely_names import LikelyNames
 from ovstrans.training.precision import Precision, place, place_images
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import derive_seed
@@ -38,10 +39,6 @@ NOUN_DROP = 0.25
 """Chance that a caption's noun is left out (GKC's code)."""
 MAX_NOUNS = 5
 """Most nouns of a caption (GKC's code)."""
-LIKELY = 0.1
-"""CLIP's probability from which on a synonym may be chosen (GKC's code, its `thresRand`)."""
-PROMPT = "a photo of {}"
-"""What synonyms are judged in (GKC's code)."""
 CHUNK = 64
 """Regions that the image tower sees at once."""
 
@@ -66,17 +63,22 @@ class Guide:
         rank: int = 0,
     ) -> None:
         self.needs, self.device, self.precision, self.seed, self.rank = needs, device, precision, seed, rank
-        self.names = _Names(clip, vocabulary) if needs.synonyms else None
         self.clip = replace(clip, model=copy.deepcopy(clip.model).eval().requires_grad_(False))
         place(self.clip.model, device)
         self._nouns: dict[str, Tensor] = {}
         if needs.captions and not clip.has_text:
             raise InputError(f"{clip.pretrained}: holds the image tower only, but captions need the text tower")
+        computed = f"{device.type} {precision.name}"
+        self.names = LikelyNames(self.clip, vocabulary, self.see, computed) if needs.synonyms else None
 
     def follow(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
         """The batches of step `start` (counted from 0) and on, filled in."""
-        for number, batch in enumerate(batches, start):
-            yield self.fill(batch, number)
+        try:
+            for number, batch in enumerate(batches, start):
+                yield self.fill(batch, number)
+        finally:
+            if self.names is not None:
+                self.names.save()
 
     def fill(self, batch: Batch, step: int) -> Batch:
         """The batch with what `needs` names.
@@ -86,13 +88,11 @@ class Guide:
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "guide", step, self.rank))
         if self.needs.captions:
             batch = replace(batch, nouns=tuple(self._words(caption, draws) for caption in batch.captions))
-        if self.needs.teacher or self.needs.synonyms:
+        if self.needs.synonyms:
+            batch = replace(batch, synonyms=tuple(self._synonyms(each, draws) for each in batch.segments or ()))
+        if self.needs.teacher:
             regions = [_regions_of(segments) for segments in batch.segments or ()]
-            seen = self.see(torch.cat(regions)).split([len(each) for each in regions])
-            if self.needs.synonyms:
-                batch = replace(batch, synonyms=tuple(self._synonyms(batch, seen, draws)))
-            if self.needs.teacher:
-                batch = replace(batch, teacher=seen)
+            batch = replace(batch, teacher=self.see(torch.cat(regions)).split([len(each) for each in regions]))
         return batch
 
     def see(self, regions: Tensor) -> Tensor:
@@ -114,16 +114,14 @@ class Guide:
         none = torch.zeros(0, self.clip.embed_dim, device=self.device)
         return torch.stack([self._nouns[word] for word in chosen]) if chosen else none
 
-    def _synonyms(self, batch: Batch, seen: Sequence[Tensor], draws: torch.Generator) -> Iterator[Tensor]:
-        """Per image the embedding [N, E] of a name for each segment, by CLIP's view of it."""
-        assert self.names is not None and batch.segments is not None
-        scale = self.clip.model.logit_scale.exp().item()
-        for segments, views in zip(batch.segments, seen, strict=True):
-            rows = [torch.zeros(0, self.clip.embed_dim)]
-            for kind, view in zip(segments.classes.tolist(), views.cpu(), strict=True):
-                likely = (scale * self.names.prompts[kind] @ view).softmax(0)
-                rows.append(self.names.bare[kind][choose_name(likely, draws)][None])
-            yield torch.cat(rows).to(self.device)
+    def _synonyms(self, segments: Segments, draws: torch.Generator) -> Tensor:
+        """The embedding [N, E] of a name for each segment of an image: one of the likely ones, evenly."""
+        assert self.names is not None
+        rows = [torch.zeros(0, self.clip.embed_dim)]
+        for region, kind in zip(_regions_of(segments), segments.classes.tolist(), strict=True):
+            likely = self.names(region, kind)
+            rows.append(self.names.bare[kind][likely[int(torch.randint(len(likely), (), generator=draws))]][None])
+        return torch.cat(rows).to(self.device)
 
 
 def make_guide(
@@ -138,23 +136,6 @@ def make_guide(
     return Guide(clip, needs, vocabulary, device=world.device, precision=precision, seed=seed, rank=rank)
 
 
-class _Names:
-    """Per class the embeddings of its names, bare and in a prompt, [n, E] each; the disk keeps both."""
-
-    def __init__(self, clip: Clip, vocabulary: Vocabulary) -> None:
-        known = tuple(names_of(each) for each in vocabulary.classes)
-        counts = [len(each) for each in known]
-        both = (
-            embed_vocabulary(clip, Vocabulary("synonyms", known, templates=(template,))) for template in ("{}", PROMPT)
-        )
-        self.bare, self.prompts = (classifier.embeddings.split(counts) for classifier in both)
-
-
-def names_of(own: tuple[str, ...]) -> tuple[str, ...]:
-    """The names a class may go by: its own, then WordNet's synonyms of the first, each once."""
-    return tuple(dict.fromkeys((*own, *synonyms(own[0]))))
-
-
 def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
     """Each word kept with 1 - NOUN_DROP, all of them if none would be; at most MAX_NOUNS, drawn evenly."""
     kept = (torch.rand(len(words), generator=draws) >= NOUN_DROP).nonzero().flatten()
@@ -163,15 +144,6 @@ def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
     if len(kept) > MAX_NOUNS:
         kept = kept[torch.randperm(len(kept), generator=draws)[:MAX_NOUNS]].sort().values
     return [words[number] for number in kept.tolist()]
-
-
-def choose_name(likely: Tensor, draws: torch.Generator) -> int:
-    """One of the names that CLIP finds likely, evenly; the likeliest where none is.
-
-    likely: probabilities [n] of a class's names.
-    """
-    candidates = (likely > LIKELY).nonzero().flatten().tolist() or [int(likely.argmax())]
-    return candidates[int(torch.randint(len(candidates), (), generator=draws))]
 
 
 def _regions_of(segments: Segments) -> Tensor:

@@ -28,7 +28,6 @@ from tests.frameworks.test_imported import make
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a CLIP's weights, a mask made from them, and the pruned tower beside it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
     clip = random_clip(seed=4)
     files.write_tensors("clip.safetensors", clip.model.state_dict(), {})
     mask = draw_mask(clip, pretrained="clip.safetensors", weights_sha256=clip.weights_sha256)

@@ -40,7 +40,6 @@ QUICK = (
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A working directory with CLIP weights, and a run of two steps."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
     clip = random_clip(seed=1)
     files.write_tensors("clip.safetensors", clip.model.state_dict(), {})
     changes = [word for change in QUICK for word in ("--set", change)]

@@ -23,9 +23,8 @@ from tests.cli.test_bench import made, write_run
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test in its own folder, with its own cache, and a finished run in it."""
+    """Every test in its own folder, and a finished run in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
     write_run(Path("run"))
 
 

@@ -41,11 +41,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def checkpoints(clip: Clip, vocabulary: Vocabulary) -> dict[str, Checkpoint]:
     """One of every framework, every value its own, under a mask."""

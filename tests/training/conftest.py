@@ -52,12 +52,6 @@ def mask_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text embeddings are kept between tests, and out of the user's own cache."""
-    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture
 def tiny(clip_file: Path) -> Callable[..., Settings]:
     """Settings of six steps at 64 pixels; changes and arguments as of `choose_settings`."""

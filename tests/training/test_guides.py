@@ -18,8 +18,9 @@ from ovstrans.data.segments import Segments
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Needs
-from ovstrans.training import guides
-from ovstrans.training.guides import CHUNK, Guide, choose_name, choose_nouns, names_of
+from ovstrans.training import guides, likely_names
+from ovstrans.training.guides import CHUNK, Guide, choose_nouns
+from ovstrans.training.likely_names import LikelyNames
 from ovstrans.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def clip() -> Clip:
 @pytest.fixture(autouse=True)
 def words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synonyms and nouns that the tests can see."""
-    monkeypatch.setattr(guides, "synonyms", lambda name: KNOWN[name])
+    monkeypatch.setattr(likely_names, "synonyms", lambda name: KNOWN[name])
     monkeypatch.setattr(guides, "nouns", lambda caption: tuple(caption.split()))
 
 
@@ -143,8 +144,9 @@ def test_following_counts_from_the_start(clip: Clip) -> None:
 
 def test_synonyms_are_those_that_clip_finds_likely(clip: Clip) -> None:
     """The bare name of a class whose prompt, among those of the class, gets more than 0.1 at CLIP's temperature."""
-    guide = make(clip, synonyms=True)
-    guide.clip.model.logit_scale.data.fill_(5.0)
+    sharp = replace(clip, model=copy.deepcopy(clip.model))
+    sharp.model.logit_scale.data.fill_(5.0)
+    guide = make(sharp, synonyms=True)
     found = segments(0, 2, 2, 1)
     assert found.regions is not None
     seen = embedded(clip, found.regions)
@@ -164,11 +166,6 @@ def test_synonyms_are_those_that_clip_finds_likely(clip: Clip) -> None:
     assert [len(each) for each in counts] != [len(each) for each in names]  # some are not likely
 
 
-def test_the_names_of_a_class() -> None:
-    assert names_of(("cat", "feline")) == ("cat", "feline", "kitty", "tom")
-    assert names_of(("dog",)) == ("dog",)
-
-
 @given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=12, unique=True), st.integers(0, 999))
 def test_some_nouns_are_chosen(words: list[str], seed: int) -> None:
     chosen = choose_nouns(words, torch.Generator().manual_seed(seed))
@@ -185,12 +182,30 @@ def test_a_noun_stays_with_three_in_four() -> None:
     assert sum(counts) / 2000 == pytest.approx(expected, abs=0.05) and counts.count(0) == 0
 
 
-def test_the_likely_names_are_chosen_evenly() -> None:
-    draws = torch.Generator().manual_seed(0)
-    likely = torch.tensor([0.5, 0.1, 0.05, 0.35])
-    counts = torch.bincount(torch.tensor([choose_name(likely, draws) for _ in range(1000)]), minlength=4)
-    assert counts[1] == counts[2] == 0 and (counts[[0, 3]] / 1000 - 0.5).abs().max() < 0.06
-    assert choose_name(torch.full((20,), 0.04).index_fill(0, torch.tensor([7]), 0.09), draws) == 7
+def test_the_likely_names_are_chosen_evenly(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = make(clip, synonyms=True)
+    assert guide.names is not None
+    bare = guide.names.bare[2]
+    monkeypatch.setattr(LikelyNames, "__call__", lambda self, region, kind: [0, 3])
+    filled = guide.fill(batch(segments(*[2] * 1000)), 0)
+    assert filled.synonyms is not None
+    first, last = ((filled.synonyms[0] == bare[number]).all(1).float().mean() for number in (0, 3))
+    assert abs(first - 0.5) < 0.06 and first + last == 1
+
+
+def test_what_was_found_is_left_for_later_runs(clip: Clip) -> None:
+    """Also where a run ends early."""
+    guide = make(clip, synonyms=True)
+    assert guide.names is not None
+    steps = guide.follow(iter([batch(segments(0, 2, seed=7))] * 3), 0)
+    next(steps)
+    steps.close()
+    later = make(clip, synonyms=True)
+    later.see = None  # type: ignore[assignment, method-assign]
+    assert torch.equal(
+        later.fill(batch(segments(0, 2, seed=7)), 0).synonyms[0],
+        guide.fill(batch(segments(0, 2, seed=7)), 0).synonyms[0],
+    )  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
