@@ -62,6 +62,14 @@ def scope_convs(tower: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d | 
     return {name: conv for name, conv in convs.items() if name in chosen}
 
 
+def stage_of(layer: str) -> str:
+    """The stage a layer is in: `layer1` of `layer1.0.conv1`, `trunk.stages.0` of a ConvNeXt's; a ResNet's `stem` is one."""
+    parts = layer.split(".")
+    if len(parts) == 1:
+        return "stem"
+    return ".".join(parts[: 3 if layer.startswith(_CONVNEXT_BODY) else 2 if parts[0] == "trunk" else 1])
+
+
 def norm_of(layer: str) -> str:
     """The BatchNorm that follows a convolution: `bn2` of `conv2`, `downsample.1` of `downsample.0`."""
     place, _, last = layer.rpartition(".")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovstrans.clip.layers import stage_of
 from ovstrans.errors import InputError
 from ovstrans.figures import BLUE, GREY, INK, ORANGE, RED, new_figure, tidy
 from ovstrans.spectrum import esd
@@ -180,11 +181,6 @@ def _upper_limit(alphas: Sequence[float]) -> float:
 
 
 def _stage_ends(layers: Sequence[LayerAlpha]) -> list[float]:
-    """Positions between layers of different stages (`layer1`, `layer2`, ...; the stem is one)."""
-
-    def stage(layer: LayerAlpha) -> str:
-        head, dot, _ = layer.name.partition(".")
-        return head if dot else "stem"
-
+    """Positions between layers of different stages."""
     pairs = pairwise(layers)
-    return [x + 0.5 for x, (one, next_one) in enumerate(pairs) if stage(one) != stage(next_one)]
+    return [x + 0.5 for x, (one, next_one) in enumerate(pairs) if stage_of(one.name) != stage_of(next_one.name)]

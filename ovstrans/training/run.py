@@ -148,7 +148,7 @@ class RunFolder:
 
     def _command(self, switch: str) -> str:
         processes = os.environ.get("LOCAL_WORLD_SIZE")  # under torchrun; what its other options were, it knows alone
-        program = "ovstrans" if processes is None else f"torchrun --nproc_per_node {processes} -m ovstrans.cli.main"
+        program = "ovstrans" if processes is None else f"torchrun --nproc_per_node {processes} -m ovstrans"
         return f"{program} finetune {switch} --out {shlex.quote(str(self.path))}"
 
     def _clear(self) -> None:

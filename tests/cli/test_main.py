@@ -86,6 +86,13 @@ def test_nothing_may_be_empty(capsys, tmp_path, monkeypatch, arguments, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_python_runs_the_package():
+    done = subprocess.run(
+        [sys.executable, "-m", "ovstrans", "inspect", "nosuch"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: nosuch: ") and not done.stdout
+
+
 @pytest.mark.parametrize("swallowed", [False, True])
 @pytest.mark.parametrize(("name", "status", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_during_the_imports_is_one_line(tmp_path, swallowed, name, status, word):

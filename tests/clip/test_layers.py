@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.layers import find_tower, scope_convs, trunk_convs, weight_matrices
+from ovstrans.clip.layers import find_tower, scope_convs, stage_of, trunk_convs, weight_matrices
 from ovstrans.clip.load import create_tower
 from ovstrans.errors import InputError
+from tests.clip.towers import small_convnext
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,26 @@ def test_tower_is_found_inside_wrappers(rn50):
     clip.visual, framework.backbone = rn50, rn50
     wrapped.module = framework
     assert find_tower(rn50) is find_tower(clip) is find_tower(framework) is find_tower(wrapped) is rn50
+
+
+@pytest.mark.parametrize(
+    ("layer", "stage"),
+    [
+        ("conv1", "stem"),
+        ("layer1.0.downsample.0", "layer1"),
+        ("layer4.2.conv3", "layer4"),
+        ("attnpool.q_proj", "attnpool"),
+        ("trunk.stem.0", "trunk.stem"),
+        ("trunk.stages.2.downsample.1", "trunk.stages.2"),
+        ("trunk.stages.3.blocks.1.mlp.fc1", "trunk.stages.3"),
+        ("trunk.head.proj", "trunk.head"),
+    ],
+)
+def test_stages(layer, stage):
+    assert stage_of(layer) == stage
+
+
+def test_both_kinds_of_trunk_have_four_stages_and_a_stem(rn50):
+    for tower in (rn50, small_convnext()):
+        assert len(dict.fromkeys(map(stage_of, trunk_convs(tower)))) == 5
+        assert len(dict.fromkeys(map(stage_of, scope_convs(tower)))) == 4

@@ -114,4 +114,4 @@ def test_how_to_go_on_names_torchrun_where_it_ran(tmp_path, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert folder._command("--resume") == f"ovstrans finetune --resume --out {tmp_path}"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert folder._command("--resume").startswith("torchrun --nproc_per_node 4 -m ovstrans.cli.main finetune --resume")
+    assert folder._command("--resume").startswith("torchrun --nproc_per_node 4 -m ovstrans finetune --resume")
