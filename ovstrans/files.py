@@ -100,13 +100,21 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def not_there(path: Path | str) -> str:
+    """What to say of a file that is not there, be it that a link of its name is."""
+    path = Path(path)
+    if path.is_symlink():
+        return f"{path}: no such file, only a link to {path.readlink()}; put the file there, or take the link out"
+    return f"{path}: no such file"
+
+
 def existing_file(path: Path | str) -> Path:
     """The path, if a readable file is there; InputError otherwise."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, a file is needed")
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(not_there(path))
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it")
     return path

@@ -18,6 +18,7 @@ from ovstrans.data.images import IMAGE_SUFFIXES, find_images, read_image, read_l
 from ovstrans.data.sample import IGNORE, Sample, ignore_label
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
+from ovstrans.files import existing_file, not_there
 
 
 class FolderDataset:
@@ -95,6 +96,8 @@ class ImageFolder:
         self._paths = find_images(folder)
         if not self._paths:
             raise InputError(f"{folder}: no image in it (looked for {', '.join(IMAGE_SUFFIXES)})")
+        for path in self._paths:
+            existing_file(path)
         self.name = folder.resolve().name
         self.split = split
         self.vocabulary = Vocabulary(name=self.name, classes=())
@@ -110,7 +113,7 @@ class ImageFolder:
 def _images_of(description: Description, split: str) -> tuple[list[tuple[str, Path]], list[str]]:
     """Names (path below their folder, without suffix) and files of a split's images, sorted or as listed.
 
-    Also a message for each that is listed and not there.
+    Also a message for each that is listed, or linked to, and not there.
     """
     names = description.split_names()
     if names is not None and split not in names:
@@ -128,7 +131,8 @@ def _images_of(description: Description, split: str) -> tuple[list[tuple[str, Pa
             f"{folder}: no image ends in {' or '.join(description.image_suffix)}; "
             f"correct images or image_suffix in {description.path}"
         )
-    return [(_stem(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths], []
+    images = [(_stem(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths]
+    return images, [not_there(path) for path in paths if not path.is_file()]
 
 
 def _labels_of(description: Description, split: str, images: Sequence[tuple[str, Path]]) -> list[Path]:

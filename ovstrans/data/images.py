@@ -73,7 +73,7 @@ def read_colors(path: Path | str) -> np.ndarray:
 
 
 def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """The image files under a folder, at any depth, sorted by path; hidden ones are left out.
+    """The image files under a folder, at any depth, sorted by path; hidden ones are left out, links to nothing are not.
 
     Raises InputError where the folder is missing, and for folders in it that may not be read.
     """
@@ -81,17 +81,42 @@ def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
         raise InputError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
     endings = tuple(suffix.lower() for suffix in suffixes)
     found: list[Path] = []
-    for parent, below, files in os.walk(folder, onerror=refuse_closed):
-        below[:] = [name for name in below if not name.startswith(".")]
-        named = (Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(endings))
-        found += [path for path in named if path.is_file()]
+    for parent, files, _ in folders_below(folder):
+        found += [Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(endings)]
     return sorted(found)
 
 
-def refuse_closed(error: OSError) -> None:
-    """For `os.walk`, which else takes a folder that may not be read for an empty one."""
-    if isinstance(error, PermissionError):
-        raise InputError(f"{error.filename}: no permission to read this folder; give it, or take the folder out")
+def folders_below(folder: Path | str, passed_by: str = ".") -> Iterator[tuple[str, list[str], set[str]]]:
+    """A folder and those in it, at any depth: the path of each, its files, and which of them are links to nothing.
+
+    passed_by: how the names begin of folders that are left out. Links to folders are not followed. What is not there
+    is empty; raises InputError for a folder that may not be read.
+    """
+    below: list[str] = []
+    files: list[str] = []
+    dangling: set[str] = set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    target = Path(entry.path)
+                    if not target.exists():
+                        dangling.add(entry.name)
+                    if entry.name in dangling or target.is_file():
+                        files.append(entry.name)
+                elif entry.is_file():
+                    files.append(entry.name)
+                elif entry.is_dir() and not entry.name.startswith(passed_by):
+                    below.append(entry.path)
+    except PermissionError as error:
+        raise InputError(
+            f"{error.filename}: no permission to read this folder; give it, or take the folder out"
+        ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    yield os.fspath(folder), sorted(files), dangling
+    for each in sorted(below):
+        yield from folders_below(each, passed_by)
 
 
 @contextmanager

@@ -58,6 +58,22 @@ def fault(path: Path, split: str = "train") -> str:
     return str(caught.value)
 
 
+def test_links_to_nothing_are_missing_files(folder: Path) -> None:
+    image, label = folder / "train/c.png", folder / "trainannot/a.png"
+    image.symlink_to("gone.png")
+    put_label(folder / "trainannot/c.png")
+    assert f"{image}: no such file, only a link to gone.png" in fault(folder)
+    label.unlink()
+    label.symlink_to(label)  # to itself
+    first, second = opened(folder, complete=False).missing
+    assert first.startswith(f"{image}: ") and f"has no label map {label}" in second
+    with pytest.raises(InputError, match="c.png: no such file, only a link to gone.png"):
+        ImageFolder(folder / "train")
+    image.unlink()
+    image.symlink_to("a.png")  # a link to something is a file
+    assert len(ImageFolder(folder / "train")) == 3
+
+
 def test_images_and_labels_come_in_order_as_pairs(folder: Path) -> None:
     dataset = opened(folder)
     sample = dataset[0]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ovstrans.data.images import read_image
 from ovstrans.errors import InputError
 from ovstrans.evaluation.prediction_inputs import _names, find_pictures
 
@@ -57,6 +58,14 @@ def test_an_image_named_twice_is_one() -> None:
     draw("in/a.png")
     Path("in/b.png").symlink_to("a.png")
     assert names("in/a.png", "in", "./in/../in/a.png") == {"in/a.png": "a"}
+
+
+def test_a_link_to_nothing_is_passed_on_to_whoever_reads_it() -> None:
+    draw("in/a.png")
+    Path("in/b.png").symlink_to("gone.png")
+    assert names("in") == {"in/a.png": "a", "in/b.png": "b"}
+    with pytest.raises(InputError, match="in/b.png: no such file, only a link to gone.png"):
+        read_image("in/b.png")
 
 
 def test_what_was_written_before_is_no_input() -> None:

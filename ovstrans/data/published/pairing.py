@@ -5,14 +5,13 @@ A folder is listed once, however many files are looked up in it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovstrans.data.images import refuse_closed
+from ovstrans.data.images import folders_below
 from ovstrans.data.published.layouts import Found, Index, Pair
 from ovstrans.errors import InputError
-from ovstrans.files import read_json
+from ovstrans.files import not_there, read_json
 
 
 def by_name(found: Found) -> Index:
@@ -39,7 +38,7 @@ def by_name(found: Found) -> Index:
             missing.append(
                 f"{pair.image_file}: has no panoptic PNG {pair.panoptic_file}; add it, or remove {segments.folder}"
             )
-        missing += _missing(pair, images, labels, "" if found.listing is None else f"{found.listing}")
+        missing += _missing(pair, name, images, labels, "" if found.listing is None else f"{found.listing}")
     return _some(found, pairs, missing)
 
 
@@ -61,8 +60,7 @@ def by_video(found: Found) -> Index:
             label = None if labels is None else labels.path(stem)
             pair = Pair(f"{video}/{stem}", images.path(stem), label, video=video)
             pairs.append(pair)
-            if labels is not None and stem not in labels.names:
-                missing.append(_unlabelled(pair))
+            missing += _missing(pair, stem, images, labels, "")
     return _some(found, pairs, missing)
 
 
@@ -81,7 +79,7 @@ def by_annotation(found: Found) -> Index:
         label = None if labels is None else labels.path(name)
         pair = Pair(name, images.path(name), label, label, video)
         pairs.append(pair)
-        missing += _missing(pair, images, labels, json)
+        missing += _missing(pair, name, images, labels, json)
     return _some(found, pairs, missing)
 
 
@@ -93,10 +91,9 @@ def in_ade_tree(found: Found) -> Index:
     layout = found.layout
     pairs, missing = [], []
     word = layout.words[found.split]
-    for folder, below, files in os.walk(found.path(layout.images), onerror=refuse_closed):
-        below[:] = sorted(name for name in below if not name.startswith("ADE_"))
-        there = set(files)
-        for file in sorted(files):
+    for folder, files, dangling in folders_below(found.path(layout.images), "ADE_"):
+        there = set(files) - dangling
+        for file in files:
             fields = file.split("_")
             if not file.endswith(layout.image_suffixes) or fields[0] != "ADE" or len(fields) < 2:
                 continue
@@ -106,6 +103,8 @@ def in_ade_tree(found: Found) -> Index:
             label = stem + layout.label_suffixes[0]
             pair = Pair(stem, f"{folder}/{file}", f"{folder}/{label}" if found.labels else None)
             pairs.append(pair)
+            if file in dangling:
+                missing.append(not_there(pair.image_file))
             if found.labels and label not in there:
                 missing.append(_unlabelled(pair))
     pairs.sort(key=lambda pair: pair.name)
@@ -145,27 +144,36 @@ class _Files:
         self.folder, self.usual = folder, suffixes[0]
         self.names: dict[str, str] = {}
         """The path of each, by the same without suffix."""
+        nothing: set[str] = set()
         endings = tuple(suffixes)
-        for parent, below, files in os.walk(folder, onerror=refuse_closed):
-            below[:] = [name for name in below if not name.startswith(".")]
+        for parent, files, dangling in folders_below(folder):
             prefix = Path(parent).relative_to(folder).as_posix() + "/"
             prefix = "" if prefix == "./" else prefix
-            for file in sorted(files):
+            nothing |= {prefix + file for file in dangling}
+            for file in files:
                 stem = file[: len(file) - len(_suffix(file, endings))]
                 if len(stem) < len(file) and not file.startswith("."):
                     self.names.setdefault(prefix + stem, prefix + file)
-        self.files = frozenset(self.names.values())
+        self.files = frozenset(self.names.values()) - nothing
+        """All of them but for links to nothing."""
 
     def path(self, name: str) -> str:
         """The file of that name, or where it would usually be."""
         return f"{self.folder}/{self.names.get(name, name + self.usual)}"
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return self.names.get(name) in self.files
 
-def _missing(pair: Pair, images: _Files, labels: _Files | None, listed: str) -> list[str]:
+
+def _missing(pair: Pair, name: str, images: _Files, labels: _Files | None, listed: str) -> list[str]:
+    """A message for each file of a pair that is not there.  name: of both, in their folders."""
     found = []
-    if pair.name not in images.names:
+    if name not in images.names:
         found.append(f"{pair.image_file}: no such image, though {listed} lists it; add it, or take it out")
-    if labels is not None and pair.name not in labels.names:
+    elif not images.has(name):
+        found.append(not_there(pair.image_file))
+    if labels is not None and not labels.has(name):
         found.append(_unlabelled(pair))
     return found
 

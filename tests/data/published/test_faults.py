@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ovstrans.console import Progress
 from ovstrans.data.catalog import open_dataset
+from ovstrans.data.check import faults
 from ovstrans.data.images import find_images
 from ovstrans.data.published.registry import PUBLISHED, PublishedDataset, find_layout
 from ovstrans.errors import InputError, MismatchError
@@ -108,6 +110,34 @@ def test_nor_does_it_where_the_original_is_damaged(tmp_path: Path) -> None:
     put_image(tmp_path / "pascal_voc_d2/images/validation/a.jpg", ROWS)
     put_gray(tmp_path / "pascal_voc_d2/annotations_pascal20/validation/a.png", [[0, 0, 0], [0, 0, 0]])
     assert "JPEGImages/b.jpg: has no label map" in fault("pas-20:val", tmp_path)
+
+
+def test_links_to_nothing_are_missing_files(ade: Path) -> None:
+    """With a listing or without, of images and of label maps: opening names the first, a check every one."""
+    image = ade / "ADEChallengeData2016/images/validation/ADE_val_1.jpg"
+    label = ade / "ADEChallengeData2016/annotations/validation/ADE_val_2.png"
+    for path in (image, label):
+        path.unlink()
+        path.symlink_to("gone/it")
+    assert f"{image}: no such file, only a link to gone/it" in fault("ade20k-150:val", ade)
+    dataset = open_dataset("ade20k-150:val", split="none", root=ade, complete=False)
+    assert isinstance(dataset, PublishedDataset)
+    named = faults(dataset, Progress("check", 3), workers=1)
+    assert len(named) == 2 and str(image) in named[0] and f"has no label map {label}" in named[1]
+
+
+def test_links_to_nothing_in_a_tree_and_among_frames(tmp_path: Path) -> None:
+    scene = tmp_path / "ADE20K_2021_17_01/images/ADE/validation/urban/street"
+    put_ade(scene / "ADE_val_00000001_seg.png", ROWS)
+    (scene / "ADE_val_00000001.jpg").symlink_to("gone.jpg")
+    assert "ADE_val_00000001.jpg: no such file, only a link to gone.jpg" in fault("ade20k-847:val", tmp_path)
+    video = tmp_path / "VSPW_480p/data/one"
+    put_lines(tmp_path / "VSPW_480p/val.txt", "one")
+    put_image(video / "origin/1.jpg", ROWS)
+    for number in (1, 2):
+        put_gray(video / f"mask/{number}.png", [[1, 2, 3], [4, 5, 6]])
+    (video / "origin/2.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert f"origin/2.jpg: no such file, only a link to {tmp_path}/gone.jpg" in fault("vspw:val", tmp_path)
 
 
 def test_what_may_not_be_read_is_named(ade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
