@@ -63,7 +63,7 @@ def scope_convs(tower: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d | 
 
 
 def stage_of(layer: str) -> str:
-    """The stage a layer is in: `layer1` of `layer1.0.conv1`, `trunk.stages.0` of a ConvNeXt's; a ResNet's `stem` is one."""
+    """The stage a layer is in: `layer1`, a ConvNeXt's `trunk.stages.0`; the first convolutions are the `stem`."""
     parts = layer.split(".")
     if len(parts) == 1:
         return "stem"
