@@ -1,12 +1,12 @@
 """`ovstrans bench`: params, multiply-accumulates, mIoU and speed of any number of targets, side by side.
 
-Here is what happens, in order; the options are in `bench_options`, evaluation in `bench_data`, locks in
-`bench_lock`, what is shown in `bench_show`.
+Here is what happens, in order; the options are in `bench_options`, data in `bench_data`, evaluation in
+`bench_evaluate`, locks in `bench_lock`, what is shown in `bench_show`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,8 @@ def bench(
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console, files
     from ovstrans.cli import bench_lock, bench_paper
-    from ovstrans.cli.bench_data import ALL, NONE, Evaluation, evaluate_targets, first_size, open_data, show_classes
+    from ovstrans.cli.bench_data import ALL, NONE, Evaluation, first_size, open_data, show_classes
+    from ovstrans.cli.bench_evaluate import evaluate_targets
     from ovstrans.cli.bench_measure import measure_targets
     from ovstrans.cli.bench_plot import check_plot, save_plots
     from ovstrans.cli.bench_show import Outputs
@@ -133,7 +134,7 @@ def bench(
     requests = [Request(name, **{"image_size": options.PAPER_SIZE, **asked}) for name in targets or _default_targets()]
     written, found = _open(requests, counter)
     work = open_data(list(found.values()), evaluation)
-    size = size or first_size(work) or options.PAPER_SIZE
+    size = size or first_size(work, evaluation) or options.PAPER_SIZE
 
     from ovstrans.cost.reports.report import cost_report, together
 
@@ -144,7 +145,7 @@ def bench(
         else cost_report(target, size, counter=counter, per_layer=layers, batch=batch or 1, device=str(place))
         for number, target in found.items()
     }
-    evaluate_targets(list(found.values()), work, list(fresh.values()), place, evaluation)
+    faults = evaluate_targets(list(found.values()), work, list(fresh.values()), place, evaluation)
     if follows:
         return
     if latency:
@@ -157,6 +158,19 @@ def bench(
     if per_class and outputs.to_terminal:
         show_classes(reports)
     common.emit_json(json, together(reports), force=True)
+    _tell(faults)
+
+
+def _tell(faults: Mapping[str, str]) -> None:
+    """What is wrong with datasets, by name: a line each, the last of them the error that the command ends with."""
+    from ovstrans import console
+    from ovstrans.errors import InputError
+
+    lines = [f"{name}: not evaluated ({fault})" for name, fault in faults.items()]
+    for line in lines[:-1]:
+        console.error(line)
+    if lines:
+        raise InputError(lines[-1])
 
 
 def _default_targets() -> list[str]:

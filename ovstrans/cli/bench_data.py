@@ -1,4 +1,4 @@
-"""The half of `ovstrans bench` that needs data: opening it, and evaluating targets on it."""
+"""The data of `ovstrans bench`: what to evaluate on, opened, and the table of its classes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from ovstrans.cost.target import Target
-    from ovstrans.data.sample import Dataset, Sample
+    from ovstrans.data.sample import Dataset
     from ovstrans.data.vocabularies.vocabulary import Vocabulary
     from ovstrans.evaluation.inference import Inference
 
@@ -67,6 +63,11 @@ class Evaluation:
         if len(self.data) > 1 and {NONE, ALL} & set(self.data):
             special = NONE if NONE in self.data else ALL
             raise InputError(f"--data {special}: stands for itself; leave out the other --data")
+
+    @property
+    def several(self) -> bool:
+        """Whether one dataset of several may fail without the others."""
+        return len(self.data) > 1 or ALL in self.data
 
     def inference(self, dataset: Dataset) -> Inference:
         """How images of a dataset are looked at: as published, but for what was asked for."""
@@ -132,66 +133,22 @@ def open_data(found: Sequence[Target], asked: Evaluation) -> list[dict[str, Data
     return work
 
 
-def first_size(work: Sequence[Mapping[str, Dataset]]) -> tuple[int, int] | None:
-    """Size of the first image that will be evaluated."""
+def first_size(work: Sequence[Mapping[str, Dataset]], asked: Evaluation) -> tuple[int, int] | None:
+    """Size of the first image that will be evaluated; of several datasets the first that can be read."""
+    from ovstrans.errors import InputError
+
     for mine in work:
         for dataset in mine.values():
-            if len(dataset):
+            if not len(dataset):
+                continue
+            try:
                 height, width = dataset[0].image.shape[-2:]
+            except InputError:
+                if not asked.several:
+                    raise
+            else:
                 return int(height), int(width)
     return None
-
-
-def evaluate_targets(
-    found: Sequence[Target],
-    work: Sequence[Mapping[str, Dataset]],
-    reports: Sequence[dict[str, Any]],
-    device: torch.device,
-    asked: Evaluation,
-) -> None:
-    """Fill the reports' `datasets`, and draw pages of pictures and confusion for each of them.
-
-    Under torchrun every process takes its share, all reports are the same, and rank 0 draws.
-    """
-    from ovstrans import console
-    from ovstrans.cli.bench_pictures import Pages
-    from ovstrans.evaluation.run import evaluate
-    from ovstrans.frameworks.vocabulary import classifier_for
-    from ovstrans.training.distributed import joined
-
-    pages = Pages(asked.pages)
-    with joined(device) as world:
-        for target, title, mine, report in zip(found, _titles(found), work, reports, strict=True):
-            for name, dataset in mine.items():
-                assert target.checkpoint is not None
-                total = asked.count(dataset)
-                chosen = common.spread(total, asked.show)
-                seen: dict[int, Tensor] = {}
-                text = classifier_for(target.checkpoint, asked.words(dataset), asked.names).to(world.device)
-                framework: Any = target.module.to(world.device)
-                with console.progress(f"evaluate {title} on {name}", total, unit="images") as progress:
-
-                    def on_image(index: int, sample: Sample, prediction: Tensor) -> None:
-                        progress.advance(min(world.size, progress.total - progress.done))
-                        if index in chosen:  # noqa: B023
-                            seen[index] = prediction  # noqa: B023
-
-                    report["datasets"][name] = evaluate(
-                        framework,
-                        dataset,
-                        text,
-                        device=world.device,
-                        inference=asked.inference(dataset),
-                        limit=asked.limit,
-                        denominator=asked.denominator,
-                        panoptic=asked.panoptic,
-                        on_image=on_image,
-                        on_confusion=lambda counts: pages.add_confusion(name, dataset, title, counts),  # noqa: B023
-                    )
-                framework.to("cpu")
-                pages.add(name, dataset, title, _gathered(seen))
-        if world.main and asked.show:
-            pages.save()
 
 
 def class_rows(reports: Sequence[Mapping[str, Any]], name: str) -> tuple[list[str], list[list[str]]]:
@@ -228,7 +185,7 @@ def show_classes(reports: Sequence[Mapping[str, Any]]) -> None:
 def _published_there(root: Path | None) -> tuple[str, ...]:
     """The published datasets whose validation part is found, whole; says which is not. InputError for none."""
     from ovstrans import console
-    from ovstrans.data.published.registry import PUBLISHED, find_layout
+    from ovstrans.data.published.registry import PUBLISHED, PublishedDataset, find_layout
     from ovstrans.data.published.roots import dataset_roots, looked_in
     from ovstrans.errors import InputError
 
@@ -239,13 +196,12 @@ def _published_there(root: Path | None) -> tuple[str, ...]:
             continue
         try:
             found = find_layout(published, "val", roots)
-            if found is not None and found.missing:
-                more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
-                raise InputError(found.missing[0] + more)
+            if found is None:
+                continue
+            PublishedDataset(found)
         except InputError as error:
             console.warn(f"{name}: left out ({error})")
-            continue
-        if found is not None:
+        else:
             there.append(name)
     if not there:
         raise InputError(
@@ -253,23 +209,3 @@ def _published_there(root: Path | None) -> tuple[str, ...]:
             "says what was looked for)"
         )
     return tuple(there)
-
-
-def _gathered(seen: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Predictions by index, of all processes."""
-    import torch
-
-    from ovstrans.evaluation.ranks import rank_and_world
-
-    parts: list[Any] = [None] * rank_and_world()[1]
-    if len(parts) == 1:
-        return dict(seen)
-    torch.distributed.all_gather_object(parts, dict(seen))
-    return {index: prediction for part in parts for index, prediction in part.items()}
-
-
-def _titles(found: Sequence[Target]) -> list[str]:
-    """Short names for the columns of a picture: the last part of each path, where that tells them apart."""
-    paths = [Path(target.name) for target in found]
-    short = [path.parent.name or path.name if path.name == "checkpoint.safetensors" else path.name for path in paths]
-    return short if len(set(short)) == len(short) else [target.name for target in found]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovstrans.cli import bench_data, main
+from ovstrans.cli import bench_data, bench_evaluate, main
 from ovstrans.cli.bench_data import Evaluation
 from ovstrans.data.catalog import open_dataset
 from ovstrans.data.vocabularies.catalog import published_vocabulary
@@ -24,9 +24,8 @@ from tests.cli.test_bench import write_run
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test in its own folder, with its own cache, no datasets, and a finished run in it."""
+    """Every test in its own folder, no datasets, and a finished run in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
     for name in ("OVSTRANS_DATASETS", "DETECTRON2_DATASETS"):
         monkeypatch.delenv(name, raising=False)
     write_run(Path("a"))
@@ -137,6 +136,47 @@ def test_what_is_not_whole_is_left_out_and_named(capsys: pytest.CaptureFixture[s
     assert "vspw: left out" in err and "val.txt: lists nothing" in err
 
 
+def spoil(path: str) -> None:
+    """A label map with a value that no class has."""
+    Image.fromarray(np.full((8, 12), 77, dtype=np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_fault_in_one_dataset_does_not_stop_the_others(image: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor where it is in the first image, which decides the size that costs are counted at."""
+    put_roads(Path("data"))
+    write_run(Path("b"))
+    spoil(f"data/CamVid/valannot/{image}.png")
+    asked = ("--data-root", "data", "--short-side", "64", "--pictures", "pages")
+    status, report = run("a", "b", "--data", "all", *asked)
+    assert status == 2
+    for each in report["reports"]:
+        assert set(each["datasets"]) == {"cityscapes:val"}
+        assert set(each["failed"]) == {"camvid:val"} and f"valannot/{image}.png" in each["failed"]["camvid:val"]
+    shown = capsys.readouterr()
+    assert shown.out.count("cityscapes:val mIoU") == 1 and shown.err.strip().count("\n") == 0
+    assert f"error: camvid:val: not evaluated (data/CamVid/valannot/{image}.png: " in shown.err
+    assert {path.name for path in Path("pages").iterdir()} == {
+        "cityscapes-val.png",
+        "cityscapes-val-confusion-a.png",
+        "cityscapes-val-confusion-b.png",
+    }
+
+
+def test_faults_of_several_named_datasets_and_of_a_single_one(capsys: pytest.CaptureFixture[str]) -> None:
+    put_roads(Path("data"))
+    spoil("data/CamVid/valannot/2.png")
+    spoil("data/cityscapes/gtFine/val/ulm/ulm_000001_000019_gtFine_labelTrainIds.png")
+    asked = ("--data-root", "data", "--short-side", "64", "--show", "0")
+    status, report = run("a", "--data", "camvid", "--data", "cityscapes", "--data", "scenes", "--limit", "3", *asked)
+    assert status == 2
+    assert set(report["datasets"]) == {"scenes:val"} and set(report["failed"]) == {"camvid:val", "cityscapes:val"}
+    assert capsys.readouterr().err.count("error: ") == 2
+    status, report = run("a", "--data", "camvid", *asked)
+    assert status == 2 and not report
+    assert "error: data/CamVid/valannot/2.png: " in capsys.readouterr().err
+
+
 def test_a_published_dataset_by_name_at_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     put_roads(Path("data"), images=1)
     monkeypatch.setenv("OVSTRANS_DATASETS", "data")
@@ -213,20 +253,25 @@ def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.Capt
     assert shown.out == ""
 
 
-@pytest.mark.slow
-def test_two_processes_count_what_one_does() -> None:
-    """Under torchrun on gloo, three images on two ranks: one report, one table, the same figures, all pages."""
-    arguments = ["bench", "a", "--limit", "3", "--show", "3", "--device", "cpu", "--json", "both.json"]
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`ovstrans` with these arguments in two processes on gloo."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(
-        [*command, "-m", "ovstrans.cli.main", *arguments, "--pictures", "two"],
+    return subprocess.run(
+        [*command, "-m", "ovstrans.cli.main", *arguments],
         env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_one_does() -> None:
+    """Under torchrun on gloo, three images on two ranks: one report, one table, the same figures, all pages."""
+    arguments = ("bench", "a", "--limit", "3", "--show", "3", "--device", "cpu", "--json", "both.json")
+    done = torchrun(*arguments, "--pictures", "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mIoU %") <= 1 and done.stdout.count("total params") == 1
     status, alone = run("a", "--limit", "3", "--show", "3", "--pictures", "one")
@@ -237,6 +282,19 @@ def test_two_processes_count_what_one_does() -> None:
             assert ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.slow
+def test_two_processes_agree_on_a_fault_and_go_on() -> None:
+    """Only rank 1 meets it; both pass on to the next dataset, and the report has what was said of the first."""
+    put_roads(Path("data"), images=9)
+    spoil("data/CamVid/valannot/8.png")  # in the second block of images
+    asked = ("--data", "all", "--data-root", "data", "--short-side", "16", "--show", "1", "--device", "cpu")
+    done = torchrun("bench", "a", *asked, "--json", "both.json", "--quiet")
+    assert done.returncode != 0 and done.stderr.count("camvid:val: not evaluated") == 1, done.stderr
+    report = json.loads(Path("both.json").read_text())
+    assert set(report["datasets"]) == {"cityscapes:val"}
+    assert report["failed"]["camvid:val"].startswith("data/CamVid/valannot/8.png: ")
+
+
 def test_predictions_of_one_process_are_those_it_saw() -> None:
     seen = {3: torch.zeros(1, 1)}
-    assert bench_data._gathered(seen) == seen
+    assert bench_evaluate._gathered(seen) == seen

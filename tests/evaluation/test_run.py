@@ -17,6 +17,7 @@ from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.evaluation.inference import Inference, predict
 from ovstrans.evaluation.metrics import Confusion, metrics
+from ovstrans.evaluation.ranks import fail_together, first_said
 from ovstrans.evaluation.run import evaluate
 from ovstrans.frameworks.scores import MapScores, QueryScores, Scores
 
@@ -211,7 +212,12 @@ def _evaluate_shares(rank: int, world: int, folder: str) -> None:
         try:
             evaluate(Net(), Mini(5, broken=3), batch_size=1)
         except InputError as error:
-            found["error"] = str(error)
+            found["error"], found["said"] = str(error), first_said(error)
+        try:
+            with fail_together():
+                raise [InputError("no such file"), RuntimeError("our bug")][rank]
+        except Exception as error:
+            found["worse"] = [type(error).__name__, str(error)]
         (Path(folder) / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     finally:
         torch.distributed.destroy_process_group()
@@ -242,6 +248,10 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
     assert found[0]["videos stay whole"]["seen"] == [0, 1, 2, 4]
     assert found[1]["error"] == "blocks-3.png: cannot be read"
     assert found[0]["error"] == "rank 0 stops, since rank 1 failed: blocks-3.png: cannot be read"
+    assert [each["said"] for each in found] == ["blocks-3.png: cannot be read"] * 2
+    # whoever passes over bad input would wait for a rank that has left with a bug
+    assert found[0]["worse"] == ["OvstransError", "rank 0 stops, since rank 1 failed: our bug"]
+    assert found[1]["worse"] == ["RuntimeError", "our bug"]
 
 
 def test_videos_are_reported_with_their_consistency() -> None:

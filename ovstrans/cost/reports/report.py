@@ -12,6 +12,7 @@
                   matching: {per "segment", macs}, which is in none of them, or null where nothing is matched,
                   run: {see `cost.training.run`}, or null without a recipe},
      "datasets": {"scenes:val": {what evaluation returns}},
+     "failed": {"camvid:val": what is wrong with it}, only where one of several datasets could not be evaluated,
      "latency": {see `cost.measured.latency`; only where it was asked for}}
 
 Several reports in one file are {"schema": "ovstrans.reports/1", "reports": [...]}.
