@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ovstrans.cost.target import Target, resolve
-from ovstrans.data.catalog import open_dataset
+from ovstrans.data.catalog import DATASETS, GENERATED, open_dataset
+from ovstrans.data.published.aliases import ALIASES
 from ovstrans.data.published.registry import named
 from ovstrans.data.vocabularies.catalog import open_vocabulary, published_vocabulary, published_vocabulary_names
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask
 from ovstrans.spectrum.file import load_plan
+
+VOCABULARY_SUFFIXES = (".txt", ".toml")
+"""What a path ends in that names a file of class names."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,23 @@ class Request:
 def named_vocabulary(spec: str) -> Vocabulary:
     """The class names of a dataset (published ones need not be there), of a vocabulary, or in a file.
 
-    Raises InputError where it is none of these.
+    Raises InputError where it is none of these, with the nearest.
     """
+    name = spec.partition(":")[0]
+    if name in GENERATED or name == "folder":
+        return open_dataset(spec, split="val").vocabulary
     known = named(spec)
     if known is not None:
         return published_vocabulary(known[0].vocabulary)
-    if spec in published_vocabulary_names() or Path(spec).suffix in (".toml", ".txt"):
+    if spec in published_vocabulary_names() or Path(spec).suffix in VOCABULARY_SUFFIXES:
         return open_vocabulary(spec)
-    return open_dataset(spec, split="val").vocabulary
+    choices = list(dict.fromkeys([*DATASETS, *published_vocabulary_names()]))
+    close = [f"folder:{spec}"] if Path(spec).is_dir() else difflib.get_close_matches(name, [*choices, *ALIASES], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    files = " and ".join(VOCABULARY_SUFFIXES)
+    raise InputError(
+        f"{spec!r}: no such dataset or vocabulary; {hint}known are {', '.join(choices)}, and files that end in {files}"
+    )
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

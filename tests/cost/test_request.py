@@ -38,8 +38,23 @@ def test_a_vocabulary_is_a_datasets_or_a_files(tmp_path: Path) -> None:
     assert len(named_vocabulary("pas-20")) == 20 == len(named_vocabulary("pascal-20"))
     assert len(named_vocabulary("coco-panoptic:val")) == 133
     assert len(named_vocabulary("scenes")) > 0
-    with pytest.raises(InputError, match="did you mean 'coco-panoptic'"):
-        named_vocabulary("coco-panoptik")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("coco-panoptik", "'coco-panoptik': no such dataset or vocabulary; did you mean 'coco-panoptic'[?] known are "),
+        ("lvis-1230", "did you mean 'lvis-1203'[?]"),  # a vocabulary without a dataset
+        ("nosuch", "no such dataset or vocabulary; known are scenes, .*ade20k-847, .*lvis-1203, .*in .txt and .toml$"),
+        (".", "did you mean 'folder:.'[?]"),
+        ("nosuch.txt", "nosuch.txt: no such file"),
+        ("folder:nosuch", "nosuch: no such file or folder"),
+        ("scenes:nosuch", "nosuch"),
+    ],
+)
+def test_vocabularies_that_there_are_not(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        named_vocabulary(spec)
 
 
 def test_the_vocabulary_decides_how_many_rows_are_compared() -> None:
