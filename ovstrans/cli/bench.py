@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovstrans.cli import bench_options as options
-from ovstrans.cli import common
+from ovstrans.cli import common, looking
 from ovstrans.cli.bench_options import BenchCommand
 from ovstrans.files import OUTPUT_DIR
 
@@ -28,35 +28,35 @@ def bench(
     mask: options.Mask = None,
     plan: options.Plan = None,
     settings: options.Settings = None,
-    vocabulary: options.VocabularyName = None,
     image_size: options.ImageSize = None,
     batch: options.Batch = None,
     counter: options.Counter = "torch",
     per_layer: options.PerLayer = False,
     paper: options.Paper = False,
-    check: options.Check = None,
-    update: options.Update = None,
-    tolerance: options.Tolerance = "0",
+    vocabulary: options.VocabularyName = None,
+    names: looking.Names = "auto",
+    data: options.Data = None,
+    limit: options.Limit = None,
+    denominator: options.Denominator = "present",
+    panoptic: options.Panoptic = False,
+    per_class: options.PerClass = False,
+    short_side: looking.ShortSide = None,
+    long_side: looking.LongSide = None,
+    window: options.Window = None,
+    stride: looking.Stride = None,
+    flip: looking.Flip = False,
     latency: options.Latency = False,
     rounds: options.Rounds = 10,
     warmup: options.Warmup = 2,
-    data: options.Data = None,
-    data_root: common.DataRoot = None,
-    names: options.Names = "auto",
-    short_side: options.ShortSide = None,
-    long_side: options.LongSide = None,
-    window: options.Window = None,
-    stride: options.Stride = None,
-    flip: options.Flip = False,
-    denominator: options.Denominator = "present",
-    panoptic: options.Panoptic = False,
-    limit: options.Limit = None,
-    per_class: options.PerClass = False,
+    check: options.Check = None,
+    update: options.Update = None,
+    tolerance: options.Tolerance = "0",
     show: options.Show = 4,
     pictures: options.Pictures = None,
     plot: options.Plot = None,
     markdown: options.Markdown = None,
     csv: options.Csv = None,
+    data_root: common.DataRoot = None,
     json: common.Json = None,
     device: common.Device = "auto",
     force: common.Force = False,
@@ -101,10 +101,6 @@ def bench(
     if check is not None or update is not None:
         if counter != "torch":
             raise InputError(f"--counter {counter}: a lock is counted by torch alone; leave it out")
-        beside = {"--paper": paper, "--latency": latency, "--plot": plot, "--markdown": markdown, "--csv": csv}
-        for option, value in beside.items():
-            if value:
-                raise InputError(f"{option}: has no part in a lock's check or update; run it on its own")
         bench_lock.run(targets or [], asked, check, update, tolerance=tolerance, json=json, force=force)
         return
     outputs = Outputs.checked(markdown=markdown, csv=csv, json=json, force=force)

@@ -48,13 +48,12 @@ class Evaluation:
     pages: Path = OUTPUT_DIR / "bench"
 
     def __post_init__(self) -> None:
-        from ovstrans.data.vocabularies.class_names import name_choices
+        from ovstrans.data.vocabularies.class_names import check_names
         from ovstrans.errors import InputError
         from ovstrans.evaluation.inference import Inference
         from ovstrans.evaluation.metrics import DENOMINATORS
 
-        if self.names not in name_choices():
-            raise InputError(f"--names {self.names}: unknown; use {', '.join(name_choices())}")
+        check_names(self.names)
         if self.denominator not in DENOMINATORS:
             raise InputError(f"--denominator {self.denominator}: unknown; use {' or '.join(DENOMINATORS)}")
         looked = Inference(self.short_side or None, self.long_side, self.window, self.stride, self.flip)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+from ovstrans.cli.looking import LOOK, WORDS
 from ovstrans.cli.optional import OptionalValues
+from ovstrans.errors import InputError
 from ovstrans.files import OUTPUT_DIR
 
 PAPER_SIZE = (800, 1216)
@@ -16,8 +18,18 @@ PAPER_SIZE = (800, 1216)
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 
+_ALWAYS = ("targets", "json", "device", "force", "quiet", "debug")
+_COUNTED = ("model", "mask", "plan", "settings", "vocabulary", "image_size", "batch", "counter")
+_INSTEAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "update": ("a lock's update", ("update", "check", *_COUNTED, *_ALWAYS)),
+    "check": ("a lock's check", ("check", "tolerance", *_COUNTED, *_ALWAYS)),
+    "paper": ("--paper", ("paper", "markdown", "csv", *_ALWAYS)),
+}
+"""What `bench` does instead of its own work, by the parameter that asks for it: its name, the parameters it heeds."""
+
+
 class BenchCommand(OptionalValues):
-    """`bench` is a command of which these options need no value."""
+    """`bench` is a command of which these options need no value, and that heeds every option it is given."""
 
     optional: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "--update": (".json",),
@@ -25,6 +37,18 @@ class BenchCommand(OptionalValues):
         "--markdown": (".md", ".markdown", ".txt"),
         "--csv": (".csv", ".txt"),
     }
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click does; InputError for an option that has no part in what is asked for."""
+        for asking, (name, heeded) in _INSTEAD.items():
+            if not ctx.params[asking]:
+                continue
+            for parameter in self.params:
+                source = ctx.get_parameter_source(parameter.name)
+                if parameter.name not in heeded and source is not None and source.name != "DEFAULT":
+                    raise InputError(f"{parameter.opts[0]}: has no part in {name}; leave it out")
+            break
+        return super().invoke(ctx)
 
 
 Targets = Annotated[
@@ -52,16 +76,6 @@ Settings = Annotated[
         rich_help_panel=_COUNT,
     ),
 ]
-VocabularyName = Annotated[
-    str | None,
-    typer.Option(
-        "--vocabulary",
-        metavar="NAME|FILE",
-        help="Class names to count a target without weights with, and to evaluate others with in the place of the "
-        "data's own: a dataset's, or a file's.",
-        rich_help_panel=_COUNT,
-    ),
-]
 ImageSize = Annotated[
     str | None,
     typer.Option(
@@ -85,6 +99,17 @@ Paper = Annotated[
         "--paper",
         help="Instead: the costs in OpenTrans' Tables 1 and 2, each counted as it was, beside the published figure.",
         rich_help_panel=_COUNT,
+    ),
+]
+
+VocabularyName = Annotated[
+    str | None,
+    typer.Option(
+        "--vocabulary",
+        metavar="NAME|FILE",
+        help="Class names to count a target without weights with, and to evaluate others with in the place of the "
+        "data's own: a dataset's, or a file's.",
+        rich_help_panel=WORDS,
     ),
 ]
 
@@ -139,33 +164,9 @@ Data = Annotated[
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Evaluate on the first so many images.", rich_help_panel=_EVALUATE)
 ]
-Names = Annotated[
-    str,
-    typer.Option(
-        metavar="WAY",
-        help="Which names of a class go into prompts: synonyms, plain, clean, joined; auto: as the framework was "
-        "published.",
-        rich_help_panel=_EVALUATE,
-    ),
-]
-ShortSide = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Resize images to this short side (0: their own); by default as papers on the data do.",
-        rich_help_panel=_EVALUATE,
-    ),
-]
-LongSide = Annotated[
-    int | None, typer.Option(min=1, help="Resize to at most this long side.", rich_help_panel=_EVALUATE)
-]
 Window = Annotated[
-    int | None, typer.Option(min=1, help="Score in sliding windows of this side.", rich_help_panel=_EVALUATE)
+    int | None, typer.Option(min=1, help="Look through overlapping windows of this side.", rich_help_panel=LOOK)
 ]
-Stride = Annotated[
-    int | None, typer.Option(min=1, help="From window to window; 2/3 of the window.", rich_help_panel=_EVALUATE)
-]
-Flip = Annotated[bool, typer.Option("--flip", help="Mean with the mirror image.", rich_help_panel=_EVALUATE)]
 Denominator = Annotated[
     str,
     typer.Option(
@@ -179,13 +180,13 @@ Panoptic = Annotated[
     typer.Option("--panoptic", help="Panoptic quality, where data and framework have it.", rich_help_panel=_EVALUATE),
 ]
 PerClass = Annotated[bool, typer.Option("--per-class", help="A table of every class.", rich_help_panel=_EVALUATE)]
-Show = Annotated[int, typer.Option(min=0, help="Images on the picture pages.", rich_help_panel=_EVALUATE)]
 
 _OUTPUT = "Output"
 Pictures = Annotated[
     Path | None,
     typer.Option(help=f"Folder of all pictures ({OUTPUT_DIR / 'bench'}, renewed each time).", rich_help_panel=_OUTPUT),
 ]
+Show = Annotated[int, typer.Option(min=0, help="Images on the picture pages.", rich_help_panel=_OUTPUT)]
 Plot = Annotated[
     str | None,
     typer.Option(

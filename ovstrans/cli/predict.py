@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import common, looking
+from ovstrans.cli.looking import LOOK, WORDS
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ WINDOW = 1024
 
 _SHOWN = 20
 
-_WORDS = "Words"
-_LOOK = "How to look"
 _OUTPUT = "Output"
 Paths = Annotated[
     list[Path],
@@ -48,7 +47,7 @@ Classes = Annotated[
     typer.Option(
         metavar='"A, B, ..."',
         help="What to tell apart, in any words; by default what the checkpoint was trained on.",
-        rich_help_panel=_WORDS,
+        rich_help_panel=WORDS,
     ),
 ]
 VocabularyName = Annotated[
@@ -57,41 +56,17 @@ VocabularyName = Annotated[
         "--vocabulary",
         metavar="FILE|NAME",
         help="The same from a file (one class a line, or .toml), or of a published dataset (ade20k-150).",
-        rich_help_panel=_WORDS,
+        rich_help_panel=WORDS,
     ),
 ]
-Names = Annotated[
-    str,
-    typer.Option(
-        metavar="WAY",
-        help="Which names of a class go into prompts: synonyms, plain, clean, joined; auto: as the framework was "
-        "published.",
-        rich_help_panel=_WORDS,
-    ),
-]
-ShortSide = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Resize to this short side; 0 for the image's own. By default as published for the data the checkpoint "
-        "was trained on, else the image's own.",
-        rich_help_panel=_LOOK,
-        show_default=False,
-    ),
-]
-LongSide = Annotated[int | None, typer.Option(min=1, help="Resize to at most this long side.", rich_help_panel=_LOOK)]
 Window = Annotated[
     int | None,
     typer.Option(
         min=1,
         help=f"Look through overlapping windows of this side; {WINDOW} by default for images beyond 4 megapixels.",
-        rich_help_panel=_LOOK,
+        rich_help_panel=LOOK,
     ),
 ]
-Stride = Annotated[
-    int | None, typer.Option(min=1, help="From window to window; 2/3 of the window.", rich_help_panel=_LOOK)
-]
-Flip = Annotated[bool, typer.Option("--flip", help="Look at the mirror image too.", rich_help_panel=_LOOK)]
 Confidence = Annotated[
     bool,
     typer.Option(
@@ -114,12 +89,12 @@ def predict(
     paths: Paths,
     classes: Classes = None,
     vocabulary: VocabularyName = None,
-    names: Names = "auto",
-    short_side: ShortSide = None,
-    long_side: LongSide = None,
+    names: looking.Names = "auto",
+    short_side: looking.ShortSide = None,
+    long_side: looking.LongSide = None,
     window: Window = None,
-    stride: Stride = None,
-    flip: Flip = False,
+    stride: looking.Stride = None,
+    flip: looking.Flip = False,
     confidence: Confidence = False,
     overlay: Overlay = True,
     resume: Resume = False,
@@ -137,11 +112,13 @@ def predict(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
+    from ovstrans.data.vocabularies.class_names import check_names
     from ovstrans.errors import InputError
     from ovstrans.evaluation.inference import Inference
     from ovstrans.evaluation.prediction_folder import PredictionFolder
     from ovstrans.evaluation.prediction_inputs import find_pictures
 
+    check_names(names)
     if classes is not None and vocabulary is not None:
         raise InputError("--classes and --vocabulary: give one of them")
     if resume and force:

@@ -233,7 +233,7 @@ def test_many_images_are_shown_on_several_pages() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--names", "sloppy"), "--names sloppy: unknown; use auto, synonyms"),
+        (("--names", "sloppy"), "names 'sloppy': unknown; known are auto, synonyms"),
         (("--denominator", "some"), "--denominator some: unknown; use present or union"),
         (("--stride", "8"), "stride of 8 needs a window"),
         (("--panoptic", "--flip"), "leave out --window and --flip"),

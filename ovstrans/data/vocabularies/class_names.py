@@ -66,12 +66,17 @@ def name_choices() -> list[str]:
     return [AUTO, *NAMES]
 
 
-def by_names(vocabulary: Vocabulary, names: str) -> Vocabulary:
-    """The vocabulary with the class names of that way in `classes`; InputError where there is no such way."""
-    if names not in NAMES:
+def check_names(names: str) -> None:
+    """InputError where `--names` may not be that."""
+    if names not in name_choices():
         close = difflib.get_close_matches(names, name_choices(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"names {names!r}: unknown; {hint}known are {', '.join(name_choices())}")
+
+
+def by_names(vocabulary: Vocabulary, names: str) -> Vocabulary:
+    """The vocabulary with the class names of that way, of `NAMES`, in `classes`; InputError where there is no such."""
+    check_names(names)
     return NAMES[names](vocabulary)
 
 
