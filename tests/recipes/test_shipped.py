@@ -76,3 +76,12 @@ def test_fcclip_as_published(name: str, clip: str, tag: str, trunk: str) -> None
     assert (steps, recipe["training"]["batch"], recipe["augment"]["crop"]) == (368_750, 16, 1024)
     assert [round(drop * steps) for drop in recipe["schedule"]["drops"]] == [327_778, 355_092]
     assert (recipe["augment"]["scale"], recipe["augment"]["flip"]) == ([0.1, 2.0], 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in FINETUNE if name.endswith("-coco")])
+def test_a_photograph_at_scale_one_fits_the_published_box(name: str) -> None:
+    """The released mappers fit the whole image into a square box of the crop's side: its long side, not its short."""
+    augment = load_recipe(name)["augment"]
+    height, width = 480, 640  # of most COCO images
+    factor = augment["short_side"] / height
+    assert (factor * width, factor * height) == (augment["crop"], augment["crop"] * 3 / 4)
