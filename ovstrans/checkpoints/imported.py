@@ -37,7 +37,7 @@ def match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str)
     """Compare a file's tensors with a model's, both by the model's names.
 
     wanted: the model's state, on any device; only names and shapes count. Raises MismatchError, beginning
-    with `where`, where a shape is another than the model's.
+    with `where`, where a shape is another than the model's, or nothing of the file is the model's.
     """
     for key, value in state.items():
         if key in wanted and value.shape != wanted[key].shape:
@@ -46,6 +46,11 @@ def match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str)
                 "weights of another architecture; name the right CLIP with --model"
             )
     fitting = {key: state[key] for key in wanted if key in state}
+    if not fitting:  # else --partial would hand out the model as it starts, as if it came from the file
+        raise MismatchError(
+            f"{where}: has {shortened(list(state))}, nothing that the model knows; name the right CLIP with --model, "
+            "or what the file is of with --framework"
+        )
     missing = tuple(key for key in wanted if key not in state and not key.endswith(_COUNTER))
     return Imported(fitting, missing, tuple(key for key in state if key not in wanted))
 

@@ -279,6 +279,12 @@ def test_missing_and_unexpected_are_told_apart() -> None:
         match({"a": torch.ones(2, 1)}, wanted, "file")  # type: ignore[arg-type]
 
 
+def test_a_file_of_which_nothing_fits_is_refused() -> None:
+    """Also for `--partial`, which would write the model as it starts and call it imported."""
+    with pytest.raises(MismatchError, match=r"^file: has 1 entry \(b\), nothing that the model knows; .*--model"):
+        match({"b": torch.ones(2)}, {"a": torch.ones(2)}, "file")
+
+
 def test_renaming_keeps_what_it_knows() -> None:
     def renamer(state: Any) -> dict[str, torch.Tensor]:
         if "x" in state:
