@@ -51,7 +51,7 @@ def put_roads(root: Path, images: int = 3) -> None:
     """CamVid and Cityscapes as their layouts have them, smallest."""
     label = np.arange(8 * 12).reshape(8, 12) % 11
     for number in range(images):
-        picture = Image.fromarray(np.full((8, 12, 3), 60 * number, dtype=np.uint8))
+        picture = Image.fromarray(np.full((8, 12, 3), 60 * number % 256, dtype=np.uint8))
         for folder, name in (
             ("CamVid/val", f"{number}.png"),
             ("cityscapes/leftImg8bit/val/ulm", f"ulm_00000{number}_000019_leftImg8bit.png"),
