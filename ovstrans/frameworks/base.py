@@ -109,7 +109,7 @@ class Framework(nn.Module):
         options: see `defaults`.  Raises InputError for an option that does not exist or fit,
         MismatchError where tower and text embeddings are not of one CLIP."""
         super().__init__()
-        self.options = resolve_options(self.name, self.defaults, options or {})
+        self.options = resolve_options(f"framework {self.name}", self.defaults, options or {})
         dim = getattr(tower, "output_dim", text.embeddings.shape[1])
         if dim != text.embeddings.shape[1]:
             raise MismatchError(
@@ -209,14 +209,17 @@ def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def resolve_options(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """`defaults` with `options` laid over; InputError for an unknown option or a value of another kind."""
+def resolve_options(owner: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`defaults` with `options` laid over; InputError for an unknown option or a value of another kind.
+
+    owner: whose options these are, as messages say it.
+    """
     resolved = dict(defaults)
     for key, value in options.items():
         if key not in defaults:
             close = difflib.get_close_matches(key, defaults, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise InputError(f"framework {name}: no option {key!r}; {hint}options are {', '.join(defaults)}")
+            raise InputError(f"{owner}: no option {key!r}; {hint}options are {', '.join(defaults)}")
         default = defaults[key]
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
@@ -224,7 +227,7 @@ def resolve_options(name: str, defaults: Mapping[str, Any], options: Mapping[str
             value = list(value)
         if type(value) is not type(default):
             raise InputError(
-                f"framework {name}: option {key} = {value!r}; a {type(default).__name__} is needed, like {default!r}"
+                f"{owner}: option {key} = {value!r}; a {type(default).__name__} is needed, like {default!r}"
             )
         resolved[key] = value
     return resolved

@@ -48,7 +48,7 @@ class RegionDistillation(Distillation):
     def __init__(self, kind: str, tower: nn.Module, text: TextClassifier, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.kind = kind
-        sizes = resolve_options(kind, HEAD, options)
+        sizes = resolve_options(f"--distill {kind}", HEAD, options)
         found = channels(tower)
         self.head = MaskHead([found[name] for name in FEATURES], **sizes)
         dim = text.embeddings.shape[1]

@@ -31,6 +31,7 @@ from ovstrans.pruning.scores import Masks
 from ovstrans.pruning.settings import PRECISIONS, Settings, differences
 from ovstrans.training.distributed import World
 from ovstrans.training.loop import Step, train
+from ovstrans.training.optim import make_optimizer
 from ovstrans.training.precision import pick_precision, place, place_images
 from ovstrans.training.state import load_state, save_state
 
@@ -128,7 +129,7 @@ def run_rounds(
     for head in heads(student):
         head.requires_grad_(False)
     lesson.set_mode(settings.distill.norms)
-    optimizer = _make_optimizer(lesson, settings)
+    optimizer = make_optimizer(lesson, settings.optimizer, backbone="student")
     signature = {**settings.to_recipe(), "made_from": dict(identity or {})}
 
     masks: Masks | None = None
@@ -191,17 +192,6 @@ def _distil(
         world=World(0, 1, device),
         seed=settings.run.seed,
     )
-
-
-def _make_optimizer(lesson: Lesson, settings: Settings) -> torch.optim.AdamW:
-    """AdamW over the student's trunk and the loss's own parameters; kernels decay, norms do not."""
-    wanted = [parameter for parameter in lesson.parameters() if parameter.requires_grad]
-    rate, decay = settings.optimizer.lr, settings.optimizer.weight_decay
-    groups = (
-        {"params": [parameter for parameter in wanted if parameter.dim() > 1], "weight_decay": decay},
-        {"params": [parameter for parameter in wanted if parameter.dim() <= 1], "weight_decay": 0.0},
-    )
-    return torch.optim.AdamW([{**group, "lr": rate, "base_lr": rate} for group in groups], lr=rate)
 
 
 def _save(

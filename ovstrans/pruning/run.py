@@ -139,13 +139,15 @@ def _lesson(
     if name not in SEGMENT_LOSSES:
         loss = make_distillation(name, clip, settings.distill.options)
         return loss, Images(dataset, limit=data.images, workers=data.workers, **views)
+    from ovstrans.frameworks.vocabulary import prompted
     from ovstrans.pruning.labelled import LabelledViews
-    from ovstrans.training.guides import Guide
+    from ovstrans.training.guides import Guide, warn_of_captions
     from ovstrans.training.sampling import Labelled
 
     labelled = Labelled(dataset, limit=data.images, cache=True)
-    vocabulary = labelled.vocabulary
+    vocabulary = prompted(labelled.vocabulary, "gkc", settings.distill.options)  # whose head and losses these are
     loss = make_distillation(name, clip, settings.distill.options, embed_vocabulary(clip, vocabulary))
+    warn_of_captions(labelled, loss.needs, "distill.grounding_weight=0")
     precision = pick_precision(PRECISIONS[settings.run.precision], device)
     guide = Guide(clip, loss.needs, vocabulary, device=device, precision=precision, seed=settings.run.seed)
     return loss, LabelledViews(

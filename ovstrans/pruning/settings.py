@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from ovstrans.clip.load import DEFAULT_MODEL
 from ovstrans.errors import InputError
+from ovstrans.frameworks import registry
 from ovstrans.recipes.load import flatten, load_recipe, override
 from ovstrans.training.settings import LARGEST_BATCH, LARGEST_SEED, finite
 
@@ -60,6 +61,7 @@ class Optimizer:
     """[optimizer]: AdamW, gradient clipping and the learning rate over the run."""
 
     lr: float
+    backbone_rate: float
     weight_decay: float
     clip_norm: float
     warmup: int
@@ -116,17 +118,31 @@ def choose_settings(
     recipe: a shipped name or a file; by default `prune-mini` for the mini CLIP, `prune-rn50` for others,
     and with `-regions` after it for a distillation loss that looks at segments.
     given: values by dotted key (`prune.sparsity`), None where nothing was given. Raises InputError for
-    an unknown recipe or key, and for values that make no sense.
+    an unknown recipe or key, for a recipe of another kind of loss, and for values that make no sense.
     """
-    name = recipe or ("prune-mini" if model == DEFAULT_MODEL else "prune-rn50")
-    if recipe is None and (given or {}).get("distill.loss") in SEGMENT_LOSSES:
-        name += "-regions"
-    table = override(load_recipe(name), changes)
+    default = "prune-mini" if model == DEFAULT_MODEL else "prune-rn50"
+    wanted = (given or {}).get("distill.loss") or _loss_among(changes)
+    name = recipe or (f"{default}-regions" if wanted in SEGMENT_LOSSES else default)
+    table = load_recipe(name)
+    if isinstance(table.get("distill"), dict):
+        own = table["distill"].get("loss")
+        if wanted and (wanted in SEGMENT_LOSSES) != (own in SEGMENT_LOSSES):
+            other = f"{default}-regions" if wanted in SEGMENT_LOSSES else default
+            raise InputError(f"recipe {name}: is for the distillation loss {own}, not {wanted}; {other} is for that")
+        if (wanted or own) == "semantic":  # every option of GKC can be set, and the mask records it
+            table["distill"] = {**registry.defaults("gkc"), **table["distill"]}
+    table = override(table, changes)
     for key, value in (given or {}).items():
         section, _, entry = key.partition(".")
         if value is not None and isinstance(table.setdefault(section, {}), dict):
             table[section][entry] = value
     return parse(table, name)
+
+
+def _loss_among(changes: Sequence[str]) -> str | None:
+    """The distillation loss that `KEY=VALUE` changes name; None where none does."""
+    chosen = [change for change in changes if change.partition("=")[0].strip() == "distill.loss"]
+    return str(override({"distill": {"loss": ""}}, chosen)["distill"]["loss"]) or None
 
 
 def parse(recipe: Mapping[str, Any], origin: str) -> Settings:
@@ -136,6 +152,8 @@ def parse(recipe: Mapping[str, Any], origin: str) -> Settings:
     out of range.
     """
     known = {entry.name: entry for entry in dataclasses.fields(Settings)}
+    if "model" in recipe and "prune" not in recipe:
+        raise InputError(f"recipe {origin}: is one for finetune; prune takes such as prune-mini")
     for name in [*recipe, *known]:
         if name not in known:
             raise InputError(f"recipe {origin}: unknown section [{name}]{_hint(name, known)}; take it out")
@@ -217,6 +235,7 @@ def _check_ranges(settings: Settings, origin: str) -> None:
         ("prune.settle", prune.settle, prune.settle >= 0, "0 or a number of steps"),
         ("distill.norms", distill.norms, distill.norms in ("train", "frozen"), "train or frozen"),
         ("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
+        ("optimizer.backbone_rate", optimizer.backbone_rate, optimizer.backbone_rate > 0, "above 0"),
         ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or above"),
         ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 (off) or above"),
         ("optimizer.warmup", optimizer.warmup, optimizer.warmup >= 0, "0 (off) or a number of steps"),

@@ -145,6 +145,8 @@ def _table(framework: str | None, recipe: str | None, stored: Settings | None) -
         registry.defaults(framework)  # an unknown framework is the clearer message
     name = recipe if recipe is not None else f"{framework or DEFAULT_FRAMEWORK}-mini"
     table = load_recipe(name)
+    if "prune" in table and "model" not in table:
+        raise InputError(f"recipe {name}: is one for prune; finetune takes such as deeplabv3-mini")
     for section in ("data", "model", "training"):
         if not isinstance(table.get(section), dict):
             raise InputError(

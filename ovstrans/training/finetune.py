@@ -25,7 +25,7 @@ from ovstrans.masks.mask import Mask
 from ovstrans.training import distributed
 from ovstrans.training.distributed import World
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
-from ovstrans.training.guides import make_guide
+from ovstrans.training.guides import make_guide, warn_of_captions
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import drop_frozen, make_optimizer, schedule
 from ovstrans.training.precision import pick_precision, place
@@ -124,11 +124,7 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
         else:
             folder.rewind_log(done)
         console.say(_headline(settings, clip, mask, _frozen(framework, frozen), precision.name, done))
-        if framework.needs.captions and not dataset[0].caption:
-            console.warn(
-                f"{dataset.name}:{dataset.split}: its first image has no caption; the loss on captions is 0 for such "
-                "images, --set model.grounding_weight=0 leaves it out"
-            )
+        warn_of_captions(dataset, framework.needs, "model.grounding_weight=0")
     world.barrier()
 
     def snapshot(step: int) -> dict[str, Any]:

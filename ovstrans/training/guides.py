@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovstrans import console
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.data.language.nouns import nouns
@@ -32,6 +33,7 @@ from ovstrans.frameworks.base import Batch, Needs
 from ovstrans.training.distributed import World
 from ovstrans.training.likely_names import LikelyNames
 from ovstrans.training.precision import Precision, place, place_images
+from ovstrans.training.sampling import Labelled
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import derive_seed
 
@@ -134,6 +136,18 @@ def make_guide(
         clip = load_clip(settings.model.clip, settings.model.pretrained or None)
     rank, seed = world.rank, settings.run.seed
     return Guide(clip, needs, vocabulary, device=world.device, precision=precision, seed=seed, rank=rank)
+
+
+def warn_of_captions(dataset: Labelled, needs: Needs, without: str) -> None:
+    """Say that a loss on captions has nothing to learn from, where the first image has none.
+
+    without: the setting that leaves that loss out.
+    """
+    if needs.captions and not dataset[0].caption:
+        console.warn(
+            f"{dataset.name}:{dataset.split}: its first image has no caption; the loss on captions is 0 for such "
+            f"images, --set {without} leaves it out"
+        )
 
 
 def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:

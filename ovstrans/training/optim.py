@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from ovstrans.training.settings import Optimizer, Schedule
+from ovstrans.training.settings import Schedule
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
 
 
-def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict]:
+class Rates(Protocol):
+    """lr: of the head.  backbone_rate: the trunk learns at `lr` times this.  weight_decay: of what decays."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def backbone_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def parameter_groups(model: nn.Module, settings: Rates, backbone: str = "backbone") -> list[dict]:
     """Groups for AdamW: trainable parameters by place (backbone or head) and by decay.
 
-    The backbone (names under `backbone.`) learns at `backbone_rate` times the rate. Only weight
+    The trunk (the submodule `backbone`) learns at `backbone_rate` times the rate. Only weight
     matrices and kernels decay: norms, biases, embeddings and learned scalars or vectors (temperature,
     non-object vector) do not. Frozen parameters are in no group, hence get no optimizer state. Each
     group carries its own `base_lr`, which `set_rate` multiplies. All four groups are always there, some
@@ -25,19 +37,19 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict]:
     exempt = {
         id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)
     }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(b, d): [] for b in (False, True) for d in (False, True)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(t, d): [] for t in (False, True) for d in (False, True)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            backbone = name.startswith("backbone.")
+            trunk = name.startswith(f"{backbone}.")
             decays = name.endswith("weight") and parameter.dim() > 1 and id(parameter) not in exempt
-            groups[backbone, decays].append(parameter)
+            groups[trunk, decays].append(parameter)
     result = []
-    for (backbone, decays), parameters in groups.items():
-        rate = settings.lr * (settings.backbone_rate if backbone else 1.0)
+    for (trunk, decays), parameters in groups.items():
+        rate = settings.lr * (settings.backbone_rate if trunk else 1.0)
         result.append(
             {
                 "params": parameters,
-                "name": f"{'backbone' if backbone else 'head'}{'' if decays else ', no decay'}",
+                "name": f"{'backbone' if trunk else 'head'}{'' if decays else ', no decay'}",
                 "lr": rate,
                 "base_lr": rate,
                 "weight_decay": settings.weight_decay if decays else 0.0,
@@ -46,9 +58,9 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict]:
     return result
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: Rates, backbone: str = "backbone") -> torch.optim.AdamW:
     """AdamW over the trainable parameters; see `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr)
+    return torch.optim.AdamW(parameter_groups(model, settings, backbone), lr=settings.lr)
 
 
 def drop_frozen(optimizer: torch.optim.Optimizer) -> int:

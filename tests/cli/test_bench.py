@@ -27,9 +27,8 @@ CONFUSIONS = ("-confusion-a", "-confusion-b")
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test in its own folder, with its own cache."""
+    """Every test in its own folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
 
 
 def write_run(folder: Path, density: float = 0.5) -> Mask:

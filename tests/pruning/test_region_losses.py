@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ovstrans.clip.load import Clip
+from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.text import TextClassifier
+from ovstrans.data.catalog import open_dataset
 from ovstrans.data.segments import Segments
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
+from ovstrans.pruning import run
+from ovstrans.pruning.distill import Distillation
 from ovstrans.pruning.losses import make_distillation
 from ovstrans.pruning.region_losses import agree
+from ovstrans.pruning.settings import choose_settings
 
 SMALL = {"queries": 5, "width": 32, "heads": 2, "encoder_layers": 1, "encoder_ffn": 32, "decoder_layers": 1}
 SMALL["decoder_ffn"] = 32
@@ -131,3 +136,27 @@ def test_bad_options(clip: Clip) -> None:
         make_distillation("text-guided", clip, {"thickness": 1}, text_of(clip))
     with pytest.raises(InputError, match="width = 33"):
         make_distillation("vision-guided", clip, {**SMALL, "width": 33, "heads": 3}, text_of(clip))
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "templates"),
+    [
+        ("text-guided", (), ("{}",)),
+        ("semantic", (), ("{}",)),
+        ("semantic", ("distill.templates='clip'",), ("a photo of a {}.",)),
+    ],
+)
+def test_names_are_worded_as_gkc_words_them(
+    loss: str, changes: tuple[str, ...], templates: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authors' own, cleaned and bare, whatever prompts the data have; or as `semantic` is told."""
+    data: Any = open_dataset("scenes:train", split="train", size=64)
+    plain = tuple((f"{name}-other-merged",) for name in data.vocabulary.names)
+    monkeypatch.setattr(data, "vocabulary", replace(data.vocabulary, plain=plain))
+    seen: list[Vocabulary] = []
+    monkeypatch.setattr(run, "embed_vocabulary", lambda clip, vocabulary: seen.append(vocabulary) or text_of(clip))
+    monkeypatch.setattr(run, "make_distillation", lambda *given: Distillation())
+    settings = choose_settings(recipe="prune-mini-regions", changes=[f"distill.loss='{loss}'", *changes])
+    run._lesson(load_clip("RN-mini"), settings, data, torch.device("cpu"))
+    (asked,) = seen
+    assert asked.templates == templates and asked.classes[0] == (data.vocabulary.names[0],)

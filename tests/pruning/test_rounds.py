@@ -224,6 +224,36 @@ def test_a_losss_own_parameters_are_trained_and_resumed(
     assert float(made[1].scale.detach()) == final
 
 
+def test_trunk_and_head_learn_at_their_own_rates_and_embeddings_do_not_decay(
+    clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no gradient but zeros, AdamW takes rate times decay off a weight in a step."""
+    made: list[Distillation] = []
+
+    class Still(Distillation):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = torch.nn.Linear(2, 2)
+            self.queries = torch.nn.Embedding(2, 2)
+            made.extend((copy.deepcopy(self), self))
+
+        def forward(self, student: Any, teacher: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            known = [each.sum() for each in self.parameters()]
+            return {"none": 0.0 * (student(batch.images).sum() + sum(known))}
+
+    monkeypatch.setitem(LOSSES, "still", lambda clip, options, text: Still())
+    rates = ("optimizer.lr=0.1", "optimizer.backbone_rate=0.5", "optimizer.weight_decay=0.2", "optimizer.cooldown=0")
+    settings = small_settings("distill.loss=still", "prune.method='magnitude'", "prune.steps=1", *rates)
+    result = prune(clip, settings, pictures)
+    steps = settings.prune.total_steps(len(result.rounds))
+    start, end = (each.state_dict() for each in made)
+    torch.testing.assert_close(end["matrix.weight"], start["matrix.weight"] * (1 - 0.1 * 0.2) ** steps)
+    assert all(torch.equal(end[key], start[key]) for key in ("matrix.bias", "queries.weight"))
+    name = "layer2.0.conv2.weight"
+    expected = clip.visual.state_dict()[name] * (1 - 0.5 * 0.1 * 0.2) ** steps
+    torch.testing.assert_close(state_of(result)[name], expected * result.mask.tensors[name])
+
+
 def test_a_loss_that_is_not_finite(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Distillation):
         def forward(self, student: Any, teacher: Any, batch: Batch) -> dict[str, torch.Tensor]:

@@ -101,3 +101,32 @@ def test_batchnorm_needs_more_than_one_position() -> None:
         choose_settings(changes=alone)
     for other in ("data.batch=2", "data.size=64", "distill.norms=frozen", "prune.steps=0"):
         choose_settings(changes=[*alone, other])
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(("loss", "kind"), [("text-guided", "queries"), ("semantic", "queries"), ("features", "dense")])
+def test_the_default_recipe_is_that_of_the_loss(loss: str, kind: str, given: bool) -> None:
+    asked: dict = {"given": {"distill.loss": loss}} if given else {"changes": [f"distill.loss={loss}"]}
+    settings = choose_settings(**asked)
+    assert settings.distill.loss == loss and kind in settings.distill.options
+
+
+def test_every_option_of_gkc_is_one_of_semantic() -> None:
+    changes = ["distill.loss=semantic", "distill.grounding_weight=0", "distill.region_drop=0.25"]
+    options = choose_settings(changes=changes).distill.options
+    assert (options["grounding_weight"], options["region_drop"], options["width"]) == (0.0, 0.25, 64)
+    with pytest.raises(InputError, match=r"distill\.grounding_weight: no such key"):
+        choose_settings(changes=["distill.loss=text-guided", "distill.grounding_weight=0"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "loss", "words"),
+    [
+        ("prune-mini", "text-guided", "for the distillation loss features, not text-guided; prune-mini-regions is"),
+        ("prune-rn50-regions", "features", "for the distillation loss text-guided, not features; prune-mini is"),
+        ("gkc-mini", None, "is one for finetune; prune takes such as prune-mini"),
+    ],
+)
+def test_recipes_of_another_kind(recipe: str, loss: str | None, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        choose_settings(recipe=recipe, given={"distill.loss": loss})

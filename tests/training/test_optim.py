@@ -47,6 +47,13 @@ def test_groups_part_backbone_from_head_and_decay_from_none() -> None:
     assert groups["backbone"]["lr"] == pytest.approx(0.02) and groups["head"]["lr"] == 0.1
 
 
+def test_the_trunk_may_go_by_another_name() -> None:
+    groups = {
+        group["name"]: group for group in parameter_groups(nn.ModuleDict({"student": Model()}), SETTINGS, "student")
+    }
+    assert not groups["head"]["params"] and len(groups["backbone"]["params"]) == 2
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     model = Model()
     model.backbone[0].weight.requires_grad_(False)
