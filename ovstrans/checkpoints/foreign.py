@@ -70,7 +70,8 @@ def read_foreign(path: Path | str) -> Foreign:
         raise InputError(f"{path}: holds a {type(value).__name__}, not a checkpoint; a dictionary of tensors is needed")
     state, ignored = _find_state(value)
     if not state:
-        raise InputError(f"{path}: no tensors in it (its entries: {', '.join(map(str, list(value)[:5]))})")
+        entries = ", ".join(map(str, list(value)[:5])) or "none"
+        raise InputError(f"{path}: no tensors in it (its entries: {entries})")
     return Foreign(path, _unwrapped(state), about, metadata, tuple(ignored))
 
 

@@ -47,7 +47,10 @@ def to_gkc(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     last = _last(state, _STUDENT)
     for key, value in state.items():
         if key.startswith(_OWN_PATH):
-            raise MismatchError(f"{key}: GKC's code has no place for it; only a model with clip_path = none fits there")
+            raise MismatchError(
+                f"{key}: GKC's published code has no place for it; a run trained with --set model.clip_path=none fits "
+                "there, this one goes out as dense or sparse"
+            )
         if key.startswith(f"{_STUDENT}{last}."):
             result[_THEIR_STUDENT + key.rpartition(".")[2]] = value
         elif not key.startswith(_HEAD):

@@ -25,7 +25,7 @@ _DISTIL = "Distillation"
 
 def prune(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="An open_clip model with a ResNet image tower.")
+        str, typer.Argument(metavar="[MODEL]", help="An open_clip model with a ResNet or ConvNeXt image tower.")
     ] = "RN-mini",
     pretrained: common.Pretrained = None,
     method: Annotated[
@@ -57,7 +57,7 @@ def prune(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Images: scenes, a dataset of `ovstrans data list`, folder:PATH; labels are not needed.",
+            help="Images: scenes, a dataset of `ovstrans data list`, folder:PATH; labels only for a loss on segments.",
             rich_help_panel=_DISTIL,
         ),
     ] = None,
@@ -181,7 +181,8 @@ def _show(result: Result) -> None:
         ("all", "", f"{summary['total']:,}", f"{summary['kept']:,}", f"{100 - 100 * summary['sparsity']:.2f} %")
     )
     losses = [each["loss"] for each in summary["rounds"] if each["loss"] is not None]
-    caption = f"{summary['sparsity']:.2%} zeros after {len(summary['rounds'])} rounds"
+    rounds = len(summary["rounds"])
+    caption = f"{summary['sparsity']:.2%} zeros after {rounds} round{'' if rounds == 1 else 's'}"
     if losses:
         caption += f"; distillation loss {losses[0]:.3g} in the first, {losses[-1]:.3g} in the last"
     console.table(

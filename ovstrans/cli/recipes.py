@@ -50,7 +50,7 @@ def copy(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Copy a recipe to a file to edit; run it with `ovstrans finetune --recipe FILE`."""
+    """Copy a recipe to a file to edit; run it with `--recipe FILE` of `finetune` or `prune`."""
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console, files
     from ovstrans.recipes.load import recipe_text

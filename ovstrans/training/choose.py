@@ -129,7 +129,9 @@ def resume_settings(out: Path | str, **given: Any) -> Settings | None:
     if folder.finished:
         return None
     if not folder.state.exists():
-        raise InputError(f"{folder.path}: the run stopped before its first saved state; start it anew with --force")
+        raise InputError(
+            f"{folder.path}: the run stopped before its first saved state; give its whole command again, with --force"
+        )
     return choose_settings(stored=stored, **given)
 
 
