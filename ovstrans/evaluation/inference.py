@@ -8,9 +8,9 @@ Shapes: `B` batch, `H W` image, `h w` evaluation size, `K` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ovstrans.clip.precision import full_precision
 from ovstrans.data.augment import evaluation_size, resize_image
+from ovstrans.data.sample import Segment
 from ovstrans.errors import InputError
+from ovstrans.frameworks.queries import Instances
 from ovstrans.frameworks.scores import FlippedScores, MapScores, MeanScores, Scores, WindowScores
 
 if TYPE_CHECKING:
@@ -84,10 +86,14 @@ class Prediction:
 
     classes: int64 [H, W].  confidence: float32 [H, W], the winner's share in 0..1, or None: of frameworks that
     sum over masks its part of all classes' scores, of the others its probability in a softmax over classes.
+    panoptic: segment map int32 [H, W] (0: none) and its segments.  instances: the things, the surest first; both None
+    unless asked for.
     """
 
     classes: Tensor
     confidence: Tensor | None = None
+    panoptic: tuple[Tensor, list[Segment]] | None = None
+    instances: Instances | None = None
 
 
 def predict(
@@ -99,20 +105,37 @@ def predict(
     inference: Inference = Inference(),
     size: tuple[int, int] | None = None,
     confidence: bool = False,
+    panoptic: Collection[int] | None = None,
+    instances: Collection[int] | None = None,
 ) -> Prediction:
     """The class of every pixel of an image uint8 [3, H, W], at its own size or at `size` (height, width).
 
     framework: on `device` already; used in eval mode and left in the mode it was in.  text: the classifier
     of the classes to tell apart; None for those it was trained with.
+    panoptic, instances: the classes that are things, where those are asked for of a `MaskFramework`.
 
-    Raises InputError where the scores are not numbers.
+    Raises InputError where the scores are not numbers, or segments are asked for of windows or with a mirror image.
     """
+    segments = panoptic is not None or instances is not None
+    if segments and (inference.window or inference.flip):
+        raise InputError("segments are of whole images as they are; look without windows and flip")
     height, width = (int(side) for side in image.shape[-2:])
     with evaluating(framework):
         resized = resize_image(image, inference.size(height, width))
         scores = score_images(framework, resized[None], text, device, inference)[0]
         found = scores.at(size or (height, width), masks_first=inference.masks_first(framework, panoptic=False))
-        return predict_from(found, confidence=confidence)
+        seen = predict_from(found, confidence=confidence)
+        if not segments:
+            return seen
+        with torch.inference_mode():
+            if panoptic is not None:
+                segment_map, listed = framework.panoptic_of(found, text, things=panoptic)
+                seen = replace(seen, panoptic=(segment_map.cpu(), listed))
+            if instances is not None:
+                things: Instances = framework.instances_of(found, text, things=instances)
+                on_cpu = Instances(things.scores.cpu(), things.classes.cpu(), things.masks.cpu())
+                seen = replace(seen, instances=on_cpu)
+        return seen
 
 
 def predict_from(scores: Scores, *, confidence: bool = False) -> Prediction:

@@ -8,7 +8,7 @@ Shapes: `B` batch, `Q` queries, `K` classes, `D` width of the head, `H W` image,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -29,8 +29,11 @@ from ovstrans.frameworks.criterion import (
     targets_of,
 )
 from ovstrans.frameworks.mask2former import FEATURES, HeadOutput, MaskHead
-from ovstrans.frameworks.queries import Instances, instances, semantic
+from ovstrans.frameworks.queries import Instances, semantic
 from ovstrans.frameworks.scores import QueryScores
+
+TOP = 100
+"""Pairs of query and class that instance inference looks at (COCO's evaluator counts as many an image)."""
 
 
 class MaskFramework(Framework):
@@ -195,22 +198,33 @@ class MaskFramework(Framework):
         """Per image its segment map int32 [H, W] and the segments; see `queries.panoptic`."""
         return [self.panoptic_of(scores, text) for scores in self.scores(images, text)]
 
-    def panoptic_of(self, scores: QueryScores, text: TextClassifier | None = None) -> tuple[Tensor, list[Segment]]:
-        """Segment map int32 [H, W] and segments of an image's `scores`, at their size."""
-        things = (text or self.text).vocabulary.things
+    def panoptic_of(
+        self, scores: QueryScores, text: TextClassifier | None = None, *, things: Collection[int] | None = None
+    ) -> tuple[Tensor, list[Segment]]:
+        """Segment map int32 [H, W] and segments of an image's `scores`, at their size.
+
+        things: the countable classes, by default the vocabulary's.
+        """
         thresholds = {name: self.options[name] for name in ("object_threshold", "overlap_threshold")}
-        return scores.panoptic(things, **thresholds)
+        return scores.panoptic(self._things(text, things), **thresholds)
 
-    def instances(self, images: Tensor, text: TextClassifier | None = None, *, top: int = 100) -> list[Instances]:
+    def instances(self, images: Tensor, text: TextClassifier | None = None, *, top: int = TOP) -> list[Instances]:
         """Per image its things; see `queries.instances`."""
-        things = (text or self.text).vocabulary.things
-        return [instances(named[:, :-1], masks, things, top=top) for named, masks in self._at_pixels(images, text)]
+        return [self.instances_of(scores, text, top=top) for scores in self.scores(images, text)]
 
-    def _at_pixels(self, images: Tensor, text: TextClassifier | None) -> list[tuple[Tensor, Tensor]]:
-        """Per image the class probabilities [Q, K + 1] and the mask logits [Q, H, W]."""
-        probabilities, masks = self.find(images, text)
-        height, width = int(images.shape[-2]), int(images.shape[-1])
-        return list(zip(probabilities, self.resize(masks.float(), (height, width)), strict=True))
+    def instances_of(
+        self,
+        scores: QueryScores,
+        text: TextClassifier | None = None,
+        *,
+        things: Collection[int] | None = None,
+        top: int = TOP,
+    ) -> Instances:
+        """The things in an image's `scores`, at their size; `things` as for `panoptic_of`."""
+        return scores.instances(self._things(text, things), top=top)
+
+    def _things(self, text: TextClassifier | None, things: Collection[int] | None) -> Collection[int]:
+        return (text or self.text).vocabulary.things if things is None else things
 
 
 def _rows_of_base(text: TextClassifier) -> TextClassifier:

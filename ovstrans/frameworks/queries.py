@@ -117,13 +117,41 @@ def instances(probabilities: Tensor, masks: Tensor, things: Collection[int], *, 
     probabilities: [Q, K], without the void.  masks: logits [Q, H, W].  A score is the class
     probability times the mean mask probability inside the mask.
     """
-    classes = probabilities.shape[-1]
+    return instances_from(
+        probabilities,
+        lambda queries: [masks[queries].float().sigmoid()],
+        (int(masks.shape[-2]), int(masks.shape[-1])),
+        things,
+        top=top,
+    )
+
+
+def instances_from(
+    probabilities: Tensor,
+    bands: Callable[[Tensor], Iterable[Tensor]],
+    size: tuple[int, int],
+    things: Collection[int],
+    *,
+    top: int,
+) -> Instances:
+    """`instances` without whole masks of numbers: `bands` as for `panoptic_from`."""
+    classes, device = probabilities.shape[-1], probabilities.device
     score, place = probabilities.float().flatten().topk(min(top, probabilities.numel()))
     label, query = place % classes, place // classes
-    countable = torch.tensor([kind in things for kind in range(classes)], device=label.device)
+    countable = torch.tensor([kind in things for kind in range(classes)], device=device)
     score, label, query = (each[countable[label]] for each in (score, label, query))
-    inside = masks[query] > 0
-    weight = masks[query].float().sigmoid() * inside
-    score = score * weight.flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-    order = score.argsort(descending=True)
-    return Instances(score[order], label[order], inside[order])
+    if not len(query):
+        return Instances(score, label, torch.zeros(0, *size, dtype=torch.bool, device=device))
+    queries, row = query.unique(return_inverse=True)
+    whole = torch.zeros(len(queries), *size, dtype=torch.bool, device=device)
+    sure, area = torch.zeros(2, len(queries), dtype=torch.float64, device=device)
+    first = 0
+    for band in bands(queries):
+        inside = band > INSIDE
+        whole[:, first : first + band.shape[1]] = inside
+        sure += (band * inside).flatten(1).sum(1)
+        area += inside.flatten(1).sum(1)
+        first += band.shape[1]
+    score = score * (sure / area.clamp(min=1)).float()[row]
+    order = score.argsort(descending=True, stable=True)
+    return Instances(score[order], label[order], whole[row[order]])

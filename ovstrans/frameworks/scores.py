@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.data.sample import Segment
-from ovstrans.frameworks.queries import panoptic_from
+from ovstrans.frameworks.queries import Instances, instances_from, panoptic_from
 from ovstrans.frameworks.resample import Axis, resize_columns, resize_rows
 
 BAND_NUMBERS = {"cpu": 2**22, "cuda": 2**25}
@@ -249,19 +249,23 @@ class QueryScores(Scores):
         self, things: Collection[int], *, object_threshold: float, overlap_threshold: float
     ) -> tuple[Tensor, list[Segment]]:
         """Segment map int32 [H, W] and segments, by masks that are resized first; see `queries.panoptic`."""
-        found = self.at(self.size, masks_first=True)
-
-        def bands(queries: Tensor) -> Iterable[Tensor]:
-            return (found.inside(first, last, queries) for first, last in found.bands())
-
         return panoptic_from(
             self.probabilities,
-            bands,
+            self._mask_bands,
             self.size,
             things,
             object_threshold=object_threshold,
             overlap_threshold=overlap_threshold,
         )
+
+    def instances(self, things: Collection[int], *, top: int) -> Instances:
+        """The things, by masks that are resized first; see `queries.instances`."""
+        return instances_from(self.named, self._mask_bands, self.size, things, top=top)
+
+    def _mask_bands(self, queries: Tensor) -> Iterable[Tensor]:
+        """Probabilities of the resized masks of some queries [queries, n, W], n rows after n rows."""
+        found = self.at(self.size, masks_first=True)
+        return (found.inside(first, last, queries) for first, last in found.bands())
 
 
 class FlippedScores(Scores):

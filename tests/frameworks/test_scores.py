@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ovstrans.frameworks import scores as module
 from ovstrans.frameworks.base import Framework
-from ovstrans.frameworks.queries import panoptic, semantic
+from ovstrans.frameworks.queries import instances, panoptic, semantic
 from ovstrans.frameworks.scores import (
     FlippedScores,
     MapScores,
@@ -163,6 +163,18 @@ def test_panoptic_segments_are_those_of_whole_masks(threshold: float) -> None:
     found_map, found = scores.panoptic({0, 2}, **thresholds)
     assert found == expected and len(found) > 2
     assert torch.equal(found_map, expected_map) and set(found_map.unique().tolist()) >= {each.id for each in found}
+
+
+@pytest.mark.usefixtures("band_numbers")
+@pytest.mark.parametrize("top", [7, 100])
+def test_instances_are_those_of_whole_masks(top: int) -> None:
+    size, target = (40, 70), (61, 33)
+    probabilities, masks = queries(size, 12, 5, seed=3)
+    expected = instances(probabilities[:, :-1], Framework.resize(masks[None], size, target)[0], {0, 2}, top=top)
+    found = QueryScores(probabilities, masks, size, padded(size)).at(target).instances({0, 2}, top=top)
+    assert torch.equal(found.classes, expected.classes) and len(found.classes) > 2
+    torch.testing.assert_close(found.scores, expected.scores)
+    assert found.masks.shape == expected.masks.shape and (found.masks == expected.masks).float().mean() > 0.999
 
 
 class Largest(TorchDispatchMode):
