@@ -1,7 +1,8 @@
 """Which of the names of its class CLIP finds likely for a segment (Han et al. 2023, GKC: text diversification).
 
 CLIP compares a segment's region with a prompt around each name; the softmax over the names of the
-class says which of them fit what is to be seen ("animal" of a dog behind a fence). That never changes, so it
+class says which of them fit what is to be seen ("animal" of a dog behind a fence). As published ViT-B/32
+looks at the plain box; here the run's own CLIP does, at the segment on grey that its teacher sees too. That never changes, so it
 is found once a segment and kept: in memory, and on disk for later runs, by what a region shows and not by
 where it comes from. Regions are therefore looked at one by one: in a batch of other make-up the last
 bits, and with them a name at the edge, would differ, and a run would depend on what had been kept before it.
