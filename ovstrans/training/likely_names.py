@@ -2,10 +2,12 @@
 
 CLIP compares a segment's region with a prompt around each name; the softmax over the names of the
 class says which of them fit what is to be seen ("animal" of a dog behind a fence). As published ViT-B/32
-looks at the plain box; here the run's own CLIP does, at the segment on grey that its teacher sees too. That never changes, so it
-is found once a segment and kept: in memory, and on disk for later runs, by what a region shows and not by
-where it comes from. Regions are therefore looked at one by one: in a batch of other make-up the last
-bits, and with them a name at the edge, would differ, and a run would depend on what had been kept before it.
+looks at the plain box; here the run's own CLIP does, at the segment on grey that its teacher sees too.
+
+What is likely never changes, so it is found once a segment and kept: in memory, and on disk for later
+runs, by what a region shows and not by where it comes from. Regions are therefore looked at one by one: in a
+batch of other make-up the last bits, and with them a name at the edge, would differ, and a run would
+depend on what had been kept before it.
 
 A file of the cache: `keys` uint8 [n, 16], a hash of a region and its class's number; `likely` uint8
 [n, w], a bit a name, packed by `numpy.packbits`.
