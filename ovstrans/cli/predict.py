@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovstrans.cli import common, looking
+from ovstrans.cli import common, looking, predict_segments
 from ovstrans.cli.looking import LOOK, WORDS
 from ovstrans.files import OUTPUT_DIR
 
@@ -97,6 +99,9 @@ def predict(
     flip: looking.Flip = False,
     confidence: Confidence = False,
     overlay: Overlay = True,
+    panoptic: predict_segments.Panoptic = False,
+    instances: predict_segments.Instances = False,
+    things: predict_segments.Things = None,
     resume: Resume = False,
     out: Out = OUTPUT_DIR / "predict",
     json: common.Json = None,
@@ -108,7 +113,8 @@ def predict(
     """Segment images by any words.
 
     Writes DIR/labels (class numbers, indexed PNG with a palette; 16-bit gray beyond 255 classes), DIR/overlays (for
-    the eye) and DIR/classes.json (what the numbers mean). A broken image is named and left out; exit status 2.
+    the eye) and DIR/classes.json (what the numbers mean); with --panoptic and --instances segments too. A broken image
+    is named and left out; exit status 2.
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
@@ -123,6 +129,7 @@ def predict(
         raise InputError("--classes and --vocabulary: give one of them")
     if resume and force:
         raise InputError("--resume and --force: one keeps what is there, the other replaces it; give one of them")
+    segments = predict_segments.Asked(panoptic, instances, things, window, flip)
     place = common.pick_device(device)
     common.check_json(json, force=force)
     source, images = _checkpoint_first(paths)
@@ -136,16 +143,27 @@ def predict(
     from ovstrans.frameworks.vocabulary import classifier_for
 
     checkpoint = _load(source)
+    segments.check(source, checkpoint)
     if short_side is None and long_side is None:
         short, long = _published_size(checkpoint)
         inference = replace(inference, short_side=short, long_side=long)
     words = checkpoint.vocabulary if asked is None else asked
     if len(words) == 1:
         console.say(f"a single class, so every pixel will be {words.names[0]!r}; name what else there is")
+    countable = predict_segments.countable(words, checkpoint.vocabulary, things)
+    if segments and (unknown := predict_segments.told(words, countable, segments)):
+        console.say(unknown)
     text = classifier_for(checkpoint, words, names).to(place)
     framework = registry.restore(checkpoint).to(place)
     settings = {"inference": inference.as_json(), "names": names}
-    folder.begin(words, checkpoint=source, settings=settings, resume=resume)
+    folder.begin(
+        words,
+        checkpoint=source,
+        settings=settings,
+        resume=resume,
+        panoptic=countable.panoptic if panoptic else None,
+        instances=countable.instances if instances else None,
+    )
     start = time.perf_counter()
     entries, failed = _predict_all(framework, pictures, text, folder, inference, place)
     summary = {
@@ -155,6 +173,7 @@ def predict(
         "vocabulary": words.name,
         "classes": list(words.names),
         "inference": inference.as_json(),
+        **folder.of_all_images(),
         "seconds": round(time.perf_counter() - start, 3),
         "images": entries,
         "failed": [{"file": str(path), "error": str(error)} for path, error in failed],
@@ -201,13 +220,20 @@ def _predict_all(
                 except InputError as error:
                     failed.append((picture.path, error))
                 else:
-                    mine = _fitting(inference, image)
-                    if mine.window != inference.window and not said:
+                    mine = _fitting(inference, image, whole=folder.segmented)
+                    if mine != inference and not said:
                         said = True
                         console.say(_windowed(picture.path, image, mine))
-                    with _enough_memory(picture.path):
+                    with _enough_memory(picture.path, whole=folder.segmented):
                         found = look(
-                            framework, image, text, device=device, inference=mine, confidence=folder.confidence
+                            framework,
+                            image,
+                            text,
+                            device=device,
+                            inference=mine,
+                            confidence=folder.confidence,
+                            panoptic=folder.book.panoptic,
+                            instances=folder.book.instances,
                         )
                     folder.write(picture.name, image, found)
                     entries.append(seen | folder.entry(picture.name, found.classes) | {"window": mine.window})
@@ -215,14 +241,28 @@ def _predict_all(
     return entries, failed
 
 
-def _fitting(inference: Inference, image: Any) -> Inference:
-    """The inference of an image uint8 [3, H, W]: in windows where it is too large to be looked at as a whole."""
+def _fitting(inference: Inference, image: Any, *, whole: bool) -> Inference:
+    """The inference of an image uint8 [3, H, W] that is too large to be looked at at its size: in windows.
+
+    whole: smaller instead, since segments are of whole images.
+    """
     height, width = inference.size(*(int(side) for side in image.shape[-2:]))
-    return replace(inference, window=WINDOW) if inference.window is None and height * width > LARGEST else inference
+    if inference.window is not None or height * width <= LARGEST:
+        return inference
+    if not whole:
+        return replace(inference, window=WINDOW)
+    return replace(inference, long_side=max(1, int(max(height, width) * math.sqrt(LARGEST / (height * width)))))
 
 
 def _windowed(path: Path, image: Any, inference: Inference) -> str:
-    height, width = inference.size(*(int(side) for side in image.shape[-2:]))
+    sides = tuple(int(side) for side in image.shape[-2:])
+    if inference.window is None:
+        (height, width), (high, wide) = sides, inference.size(*sides)
+        return (
+            f"{path}: {width}x{height} is looked at as {wide}x{high}, as is all beyond {LARGEST / 2**20:.0f} "
+            "megapixels where segments are asked for; --long-side chooses"
+        )
+    height, width = replace(inference, window=None).size(*sides)
     return (
         f"{path}: {width}x{height} is looked at in windows of {inference.window} pixels, as is all beyond "
         f"{LARGEST / 2**20:.0f} megapixels; --window chooses, --long-side makes it smaller instead"
@@ -231,12 +271,14 @@ def _windowed(path: Path, image: Any, inference: Inference) -> str:
 
 @contextmanager
 def _resumable(folder: PredictionFolder, pictures: Sequence[Picture]) -> Iterator[None]:
-    """Where the block ends early, say what is done and how to go on."""
+    """When the block ends, what is done is whole; where it ends early, say what is and how to go on."""
     from ovstrans import console
 
     try:
         yield
+        folder.finish()
     except BaseException:
+        folder.finish()
         folder.abandon()
         done = sum(folder.has(picture.name) for picture in pictures)
         if done:
@@ -248,7 +290,7 @@ def _resumable(folder: PredictionFolder, pictures: Sequence[Picture]) -> Iterato
 
 
 @contextmanager
-def _enough_memory(path: Path) -> Iterator[None]:
+def _enough_memory(path: Path, *, whole: bool) -> Iterator[None]:
     """InputError in place of what torch raises where memory does not suffice."""
     import torch
 
@@ -258,9 +300,8 @@ def _enough_memory(path: Path) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
-            raise InputError(
-                f"{path}: the memory does not suffice for it; use windows (--window 512), or --long-side"
-            ) from error
+            remedy = "make it smaller (--long-side 1024)" if whole else "use windows (--window 512), or --long-side"
+            raise InputError(f"{path}: the memory does not suffice for it; {remedy}") from error
         raise
 
 
@@ -347,12 +388,30 @@ def _show(summary: dict[str, Any]) -> None:
             entry = total.setdefault(found["index"], [0, 0.0])
             entry[0] += 1
             entry[1] += found["share"] * image["size"][0] * image["size"][1]
+    counts = _counted(images)
+    for name in (name for count in counts.values() for name in count):
+        total.setdefault(summary["classes"].index(name), [0, 0.0])
     order = sorted(total, key=lambda index: (-total[index][1], index))
     rows = [
-        [summary["classes"][index], index, int(total[index][0]), f"{100 * total[index][1] / pixels:.1f}"]
+        [
+            summary["classes"][index],
+            index,
+            int(total[index][0]),
+            f"{100 * total[index][1] / pixels:.1f}",
+            *(count[summary["classes"][index]] for count in counts.values()),
+        ]
         for index in order[:_SHOWN]
     ]
     more = f"; {len(order) - _SHOWN} classes more" if len(order) > _SHOWN else ""
     count = "1 image" if len(images) == 1 else f"{len(images)} images"
     caption = f"{count} in {summary['seconds']:.1f} s, written to {summary['out']}{more}"
-    console.table("predict", ["class", "index", "images", "pixels %"], rows, caption=caption)
+    console.table("predict", ["class", "index", "images", "pixels %", *counts], rows, caption=caption)
+
+
+def _counted(images: Sequence[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """Segments and sure instances by class name, summed over images, where they were asked for."""
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("segments", "instances") if kind in images[0]}
+    for image in images:
+        for kind, count in counts.items():
+            count.update(image[kind])
+    return counts

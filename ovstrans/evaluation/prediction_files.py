@@ -14,7 +14,7 @@ Shapes: `H W` image, `K` classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ SCHEMA = "ovstrans.prediction/1"
 CLASSES, LABELS, OVERLAYS, CONFIDENCE = "classes.json", "labels", "overlays", "confidence"
 """The entries of a folder of predictions."""
 
+SHOWN_SHARE = 0.0005
+"""A legend tells of a class from this share of the pixels on."""
+
 _NARROW = 255
 _LARGEST_OVERLAY, _SMALLEST_OVERLAY = 2048, 360
 _TEXT_SHARE = 40
-_SHOWN_SHARE = 0.0005
 _LEVEL = 6
 _PHOTO_LEVEL = 3
 """zlib's: beyond it a photograph takes several times as long and gets hardly smaller."""
@@ -73,7 +75,12 @@ def read_confidence(path: Path | str) -> Tensor:
 
 def write_overlay(path: Path | str, image: Tensor, classes: Tensor, vocabulary: Vocabulary) -> None:
     """Write `draw_overlay` as a PNG, atomically."""
-    _save(path, draw_overlay(image, classes, vocabulary), _PHOTO_LEVEL)
+    save_picture(path, draw_overlay(image, classes, vocabulary))
+
+
+def save_picture(path: Path | str, picture: Image.Image) -> None:
+    """Write a picture for the eye as a PNG, atomically."""
+    _save(path, picture, _PHOTO_LEVEL)
 
 
 def draw_overlay(image: Tensor, classes: Tensor, vocabulary: Vocabulary) -> Image.Image:
@@ -81,20 +88,36 @@ def draw_overlay(image: Tensor, classes: Tensor, vocabulary: Vocabulary) -> Imag
 
     A small image is enlarged and one beyond 2048 pixels reduced: this is for the eye.
     """
-    height, width = (int(side) for side in classes.shape)
+    entries = [(index, percent(share)) for index, share in shares(classes) if share >= SHOWN_SHARE]
+    ignore = ignore_label(len(vocabulary))
+    return page(image, classes, vocabulary, entries, vocabulary, ignore=ignore)
+
+
+def page(
+    image: Tensor,
+    values: Tensor,
+    painted: Vocabulary,
+    entries: Sequence[tuple[int, str]],
+    vocabulary: Vocabulary,
+    *,
+    ignore: int,
+) -> Image.Image:
+    """The image uint8 [3, H, W] under the colours and names of `values` [H, W], indices of `painted`, above a legend.
+
+    entries: of `vocabulary`, as `legend` has them.
+    """
+    height, width = (int(side) for side in values.shape)
     factor = min(max(1, -(-_SMALLEST_OVERLAY // width)), _LARGEST_OVERLAY / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     text = max(TEXT, round(min(size) / _TEXT_SHARE))
-    ignore = ignore_label(len(vocabulary))
-    picture = overlay(image, classes, vocabulary, ignore=ignore, size=size, text=text)
+    picture = overlay(image, values, painted, ignore=ignore, size=size, text=text)
     margin = text // 2
-    entries = [(index, _percent(share)) for index, share in shares(classes) if share >= _SHOWN_SHARE]
     page_width = max(size[0], _SMALLEST_OVERLAY)
     below = legend(entries, vocabulary, page_width - 2 * margin, text=text)
-    page = Image.new("RGB", (page_width, size[1] + below.height + margin), PAPER)
-    page.paste(picture, (0, 0))
-    page.paste(below, (margin, size[1]))
-    return page
+    whole = Image.new("RGB", (page_width, size[1] + below.height + margin), PAPER)
+    whole.paste(picture, (0, 0))
+    whole.paste(below, (margin, size[1]))
+    return whole
 
 
 def shares(classes: Tensor) -> list[tuple[int, float]]:
@@ -126,7 +149,8 @@ def read_about(folder: Path | str) -> Mapping[str, Any]:
     return found
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as a legend has it."""
     return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"
 
 
