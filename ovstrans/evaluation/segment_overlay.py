@@ -59,7 +59,7 @@ def draw_instances(image: Tensor, found: Instances, vocabulary: Vocabulary) -> I
     for kind, area in zip(kinds, visible, strict=True):
         areas[kind] += area
     painted = _painted(kinds, vocabulary, notes)
-    return _page(image, values, painted, areas, Counter(kinds), vocabulary, rest="nothing countable")
+    return _page(image, values, painted, areas, Counter(kinds), vocabulary, rest="no instance")
 
 
 def shade(color: Iterable[int], number: int) -> tuple[int, int, int]:

@@ -144,7 +144,7 @@ def instances_from(
         return Instances(score, label, torch.zeros(0, *size, dtype=torch.bool, device=device))
     queries, row = query.unique(return_inverse=True)
     whole = torch.zeros(len(queries), *size, dtype=torch.bool, device=device)
-    sure, area = torch.zeros(2, len(queries), dtype=torch.float64, device=device)
+    sure, area = (torch.zeros(len(queries), dtype=torch.float64, device=device) for _ in range(2))
     first = 0
     for band in bands(queries):
         inside = band > INSIDE
