@@ -7,6 +7,7 @@
     confidence/NAME.png  8-bit gray, 0..255 for 0..1: how sure the model is of the class in `labels`
     overlays/NAME.png    for the eye: the image under the colours, with a legend of the classes and their areas
 
+With segments also those of `segment_files`, and overlays-panoptic/NAME.png, overlays-instances/NAME.png for the eye.
 Reading a label map takes pillow and numpy: `np.asarray(Image.open(path))` are the indices.
 
 Shapes: `H W` image, `K` classes.

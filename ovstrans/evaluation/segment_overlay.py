@@ -48,7 +48,7 @@ def draw_instances(image: Tensor, found: Instances, vocabulary: Vocabulary) -> I
 
     The legend has the share of the pixels on which each class is seen, and the number of its instances.
     """
-    shown = told_apart(found.scores.tolist(), found.masks.numpy())
+    shown = told_apart(found.scores.tolist(), list(found.masks.numpy()))
     values = torch.full(tuple(image.shape[-2:]), _NONE)
     for number in reversed(range(len(shown))):
         values[found.masks[shown[number]]] = number
