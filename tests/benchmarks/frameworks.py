@@ -1,11 +1,11 @@
 """Does one mask serve several frameworks? DeepLabV3, FC-CLIP and GKC under masks that were made once.
 
     python -m tests.benchmarks.frameworks --out FOLDER [--seeds 3] [--frameworks deeplabv3,fcclip,gkc]
-        [--arms dense,imp,random] [--distill features] [--set KEY=VALUE ...]
+        [--arms dense,imp,random] [--distill features] [--init pruned] [--set KEY=VALUE ...]
 
 One IMP mask of the mini CLIP and one random mask of the same sparsity, each with the weights that the
-same number of distillation steps left, then every framework by its mini recipe under each mask and
-dense, with each seed. Goes on where it stopped; prints a Markdown table. Reports of published tables are in
+same number of distillation steps left (or, with `--init pretrained`, CLIP's own), then every framework by
+its mini recipe under each mask and dense, with each seed. Goes on where it stopped; prints a Markdown table. Reports of published tables are in
 `tests/benchmarks/results/`: copied into FOLDER, they need not be made again.
 """
 
@@ -29,7 +29,7 @@ def make_mask(arm: str, options: argparse.Namespace) -> list[object]:
         amount = ["--like", options.out / "imp.safetensors"] if arm == "random-matched" else ["--sparsity", 0.9]
         method = "imp" if arm == "imp" else "random"
         call("prune", "--method", method, *amount, "--distill", options.distill, "--out", mask)
-    return ["--mask", mask, "--init", "pruned"]
+    return ["--mask", mask, "--init", options.init]
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--frameworks", default="deeplabv3,fcclip,gkc")
     parser.add_argument("--arms", default="dense,imp,random")
     parser.add_argument("--distill", default="features")
+    parser.add_argument("--init", default="pruned", choices=["pruned", "pretrained"])
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
