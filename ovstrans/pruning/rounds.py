@@ -29,6 +29,7 @@ from ovstrans.pruning.methods import Plan, weights_of
 from ovstrans.pruning.schedule import learning_rate
 from ovstrans.pruning.scores import Masks
 from ovstrans.pruning.settings import PRECISIONS, Settings, differences
+from ovstrans.recipes.load import flatten
 from ovstrans.training.distributed import World
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import make_optimizer
@@ -226,6 +227,9 @@ def _load(
     if not {"recipe", "student", "loss", "optimizer", "masks", "rounds"} <= state.keys():
         raise InputError(f"{path}: is not the state of a pruning run; start anew with --force")
     changed = differences(state["recipe"], signature)
+    missing = sorted(flatten(signature).keys() - flatten(state["recipe"]).keys())
+    if missing and len(missing) == len(changed):
+        raise InputError(f"{path}: cannot resume, a version without {missing[0]} saved it; start anew with --force")
     if changed:
         raise InputError(f"{path}: cannot resume, its {changed[0]}; give the same options, or start anew with --force")
     lesson.student.load_state_dict(state["student"])

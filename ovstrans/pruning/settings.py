@@ -61,11 +61,11 @@ class Optimizer:
     """[optimizer]: AdamW, gradient clipping and the learning rate over the run."""
 
     lr: float
-    backbone_rate: float
     weight_decay: float
     clip_norm: float
     warmup: int
     cooldown: float
+    backbone_rate: float = 1.0
 
 
 @dataclass(frozen=True)

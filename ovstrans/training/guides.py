@@ -70,7 +70,7 @@ class Guide:
         self._nouns: dict[str, Tensor] = {}
         if needs.captions and not clip.has_text:
             raise InputError(f"{clip.pretrained}: holds the image tower only, but captions need the text tower")
-        computed = f"{device.type} {precision.name}"
+        computed = _computed(device, precision)
         self.names = LikelyNames(self.clip, vocabulary, self.see, computed) if needs.synonyms else None
 
     def follow(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
@@ -158,6 +158,13 @@ def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
     if len(kept) > MAX_NOUNS:
         kept = kept[torch.randperm(len(kept), generator=draws)[:MAX_NOUNS]].sort().values
     return [words[number] for number in kept.tolist()]
+
+
+def _computed(device: torch.device, precision: Precision) -> str:
+    """Where and in what CLIP looks: what the last bits of an embedding follow from, beside its weights."""
+    cuda = device.type == "cuda"
+    place = torch.cuda.get_device_name(device) if cuda else f"{device.type} in {torch.get_num_threads()} threads"
+    return f"{place}, {precision.name}, torch {torch.__version__}"
 
 
 def _regions_of(segments: Segments) -> Tensor:

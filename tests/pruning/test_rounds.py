@@ -157,6 +157,13 @@ def test_resume_refuses_another_run(clip: Clip, pictures: Pictures, tmp_path: Pa
         prune(small_clip(seed=1), small_settings(), pictures, state=state, resume=True)
     with pytest.raises(InputError, match="images is 12, not 5"):
         prune(clip, small_settings(), Pictures(5), state=state, resume=True)
+    earlier = torch.load(state)
+    del earlier["recipe"]["optimizer"]["backbone_rate"]
+    torch.save(earlier, state)
+    with pytest.raises(InputError, match=r"a version without optimizer\.backbone_rate saved it; start anew"):
+        prune(clip, small_settings(), pictures, state=state, resume=True)
+    with pytest.raises(InputError, match=r"optimizer\.lr is 0\.002, not 0\.5"):
+        prune(clip, small_settings("optimizer.lr=0.5"), pictures, state=state, resume=True)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"state\.pt"):
         prune(clip, small_settings(), pictures, state=state, resume=True)

@@ -70,6 +70,15 @@ def test_what_a_recipe_must_not_say(tmp_path: Path, old: str, new: str, named: s
         choose_settings(recipe=str(path))
 
 
+def test_a_recipe_from_before_there_was_a_rate_of_the_trunk(tmp_path: Path) -> None:
+    """It means what it meant: one rate for all."""
+    text = (Path(__file__).parents[2] / "ovstrans/recipes/prune-rn50-regions.toml").read_text()
+    path = tmp_path / "own.toml"
+    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("backbone_rate")))
+    assert choose_settings(recipe=str(path)).optimizer.backbone_rate == 1.0
+    assert choose_settings(recipe="prune-rn50-regions").optimizer.backbone_rate == 0.1
+
+
 def test_a_distillation_needs_something_to_learn_from() -> None:
     nothing = ["distill.dense=0", "distill.pooled=0", "distill.stages=0"]
     with pytest.raises(InputError, match=r"distill\.dense, distill\.pooled, distill\.stages are all 0"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,8 +35,9 @@ def clip() -> Clip:
 
 
 @pytest.fixture(autouse=True)
-def words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Synonyms and nouns that the tests can see."""
+def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Synonyms and nouns that the tests can see, and nothing kept by another test."""
+    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(likely_names, "synonyms", lambda name: KNOWN[name])
     monkeypatch.setattr(guides, "nouns", lambda caption: tuple(caption.split()))
 
@@ -201,11 +203,27 @@ def test_what_was_found_is_left_for_later_runs(clip: Clip) -> None:
     next(steps)
     steps.close()
     later = make(clip, synonyms=True)
-    later.see = None  # type: ignore[assignment, method-assign]
+    assert later.names is not None
+    later.names._see = None  # type: ignore[assignment]
     assert torch.equal(
         later.fill(batch(segments(0, 2, seed=7)), 0).synonyms[0],
         guide.fill(batch(segments(0, 2, seed=7)), 0).synonyms[0],
     )  # type: ignore[index]
+
+
+def test_what_was_found_with_other_last_bits_is_not_taken(clip: Clip) -> None:
+    """Those of an embedding depend on the number of threads."""
+    counts, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            guide = make(clip, synonyms=True)
+            assert guide.names is not None
+            counts.append(len(guide.names._kept))
+            list(guide.follow(iter([batch(segments(0, 2, seed=11))]), 0))
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [0, 0, 2]
 
 
 @pytest.mark.parametrize(
