@@ -141,7 +141,7 @@ def main() -> None:
             [
                 *key,
                 *scores(reports, TEST),
-                f"{reports[0]['training']['executed']['total'] / 1e9:.3f} G",
+                f"{statistics.mean(report['training']['executed']['total'] for report in reports) / 1e9:.3f} G",
                 f"{seconds['-'.join(key)]:.3f}" if "-".join(key) in seconds else "-",
                 cell([report["cka"]["mean"] for report in reports], 3),
             ]
