@@ -121,6 +121,8 @@ def _read(path: Path, width: int) -> dict[bytes, bytes]:
     except InputError:
         return {}  # damaged: found again
     keys, likely = tensors.get("keys"), tensors.get("likely")
-    if keys is None or likely is None or keys.shape != (len(likely), _KEY) or likely.shape != (len(keys), width):
+    if keys is None or likely is None or keys.dtype != torch.uint8 or likely.dtype != torch.uint8:
         return {}
+    if keys.shape[1:] != (_KEY,) or likely.shape != (len(keys), width) or not likely.any(1).all():
+        return {}  # another thing's, or with a segment of which no name is likely
     return {bytes(key): bytes(value) for key, value in zip(keys.numpy(), likely.numpy(), strict=True)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -122,6 +122,27 @@ def test_a_damaged_file_is_found_again(clip: Clip, cache: Path, damage: bytes | 
     first.save()
     (file,) = cache.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-3] if damage is None else damage)
+    assert LikelyNames(clip, NAMES, eyes, "cpu float32")(region, 0) == expected(clip, region, 0) and eyes.shown == 2
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {},
+        {"likely": torch.zeros(1, 1, dtype=torch.uint8)},
+        {"likely": torch.ones(1, 1)},
+        {"likely": torch.ones(1, 2, dtype=torch.uint8)},
+        {"likely": torch.tensor(1, dtype=torch.uint8)},
+        {"likely": torch.ones(1, 1, dtype=torch.uint8), "keys": torch.tensor(1, dtype=torch.uint8)},
+    ],
+)
+def test_a_file_that_holds_something_else_is_found_again(clip: Clip, cache: Path, held: dict[str, Tensor]) -> None:
+    eyes, region = Eyes(), regions(1)[0]
+    first = LikelyNames(clip, NAMES, eyes, "cpu float32")
+    first(region, 0)
+    first.save()
+    (file,) = cache.rglob("*.safetensors")
+    save_file({"keys": load_file(file)["keys"], **held} if held else {"a": torch.ones(1)}, file)
     assert LikelyNames(clip, NAMES, eyes, "cpu float32")(region, 0) == expected(clip, region, 0) and eyes.shown == 2
 
 
