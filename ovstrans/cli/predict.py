@@ -1,26 +1,27 @@
-"""`ovstrans predict`: what a checkpoint sees in images, in words of the user's choice."""
+"""`ovstrans predict`: what a checkpoint sees in images, in words of the user's choice.
+
+Here is what happens, in order; the options are in `predict_options`, what to start from in `predict_checkpoint`,
+segments in `predict_segments`, the table at the end in `predict_show`.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from ovstrans.cli import common, looking, predict_segments
-from ovstrans.cli.looking import LOOK, WORDS
+from ovstrans.cli import predict_options as options
+from ovstrans.cli.predict_checkpoint import asked_vocabulary, checkpoint_first, load, published_size
+from ovstrans.cli.predict_show import show
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
-    from ovstrans.checkpoints.file import Checkpoint
     from ovstrans.clip.text import TextClassifier
-    from ovstrans.data.vocabularies.vocabulary import Vocabulary
     from ovstrans.evaluation.inference import Inference
     from ovstrans.evaluation.prediction_folder import PredictionFolder
     from ovstrans.evaluation.prediction_inputs import Picture
@@ -29,81 +30,25 @@ SCHEMA = "ovstrans.predictions/1"
 
 LARGEST = 2**22
 """Pixels of an image that is predicted as a whole: more would take gigabytes of features."""
-WINDOW = 1024
-"""Side of the windows that larger images are predicted in."""
-
-_SHOWN = 20
-
-_OUTPUT = "Output"
-Paths = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="[CHECKPOINT] IMAGE",
-        help="A run or checkpoint (by default the run of `finetune`), then images and folders of images or video "
-        "frames, sub-folders included.",
-        show_default=False,
-    ),
-]
-Classes = Annotated[
-    str | None,
-    typer.Option(
-        metavar='"A, B, ..."',
-        help="What to tell apart, in any words; by default what the checkpoint was trained on.",
-        rich_help_panel=WORDS,
-    ),
-]
-VocabularyName = Annotated[
-    str | None,
-    typer.Option(
-        "--vocabulary",
-        metavar="FILE|NAME",
-        help="The same from a file (one class a line, or .toml), or of a published dataset (ade20k-150).",
-        rich_help_panel=WORDS,
-    ),
-]
-Window = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help=f"Look through overlapping windows of this side; {WINDOW} by default for images beyond 4 megapixels.",
-        rich_help_panel=LOOK,
-    ),
-]
-Confidence = Annotated[
-    bool,
-    typer.Option(
-        "--confidence",
-        help="Also write how sure the model is: gray pictures, 0..255 for 0..1.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Overlay = Annotated[
-    bool,
-    typer.Option("--overlay/--no-overlay", help="Write the images under their classes.", rich_help_panel=_OUTPUT),
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where the same command was interrupted.", rich_help_panel=_OUTPUT)
-]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.", rich_help_panel=_OUTPUT)]
 
 
 def predict(
-    paths: Paths,
-    classes: Classes = None,
-    vocabulary: VocabularyName = None,
+    paths: options.Paths,
+    classes: options.Classes = None,
+    vocabulary: options.VocabularyName = None,
     names: looking.Names = "auto",
     short_side: looking.ShortSide = None,
     long_side: looking.LongSide = None,
-    window: Window = None,
+    window: options.Window = None,
     stride: looking.Stride = None,
     flip: looking.Flip = False,
-    confidence: Confidence = False,
-    overlay: Overlay = True,
+    confidence: options.Confidence = False,
+    overlay: options.Overlay = True,
     panoptic: predict_segments.Panoptic = False,
     instances: predict_segments.Instances = False,
     things: predict_segments.Things = None,
-    resume: Resume = False,
-    out: Out = OUTPUT_DIR / "predict",
+    resume: options.Resume = False,
+    out: options.Out = OUTPUT_DIR / "predict",
     json: common.Json = None,
     device: common.Device = "auto",
     force: common.Force = False,
@@ -132,20 +77,20 @@ def predict(
     segments = predict_segments.Asked(panoptic, instances, things, window, flip)
     place = common.pick_device(device)
     common.check_json(json, force=force)
-    source, images = _checkpoint_first(paths)
+    source, images = checkpoint_first(paths)
     folder = PredictionFolder(out, overlays=overlay, confidence=confidence)
     folder.check(resume=resume, force=force)
     pictures = find_pictures(images, out=out)
-    asked = _vocabulary(classes, vocabulary)
+    asked = asked_vocabulary(classes, vocabulary)
     inference = Inference(short_side or None, long_side, window, stride, flip)
 
     from ovstrans.frameworks import registry
     from ovstrans.frameworks.vocabulary import classifier_for
 
-    checkpoint = _load(source)
+    checkpoint = load(source)
     segments.check(source, checkpoint)
     if short_side is None and long_side is None:
-        short, long = _published_size(checkpoint)
+        short, long = published_size(checkpoint)
         inference = replace(inference, short_side=short, long_side=long)
     words = checkpoint.vocabulary if asked is None else asked
     if len(words) == 1:
@@ -179,7 +124,7 @@ def predict(
         "failed": [{"file": str(path), "error": str(error)} for path, error in failed],
     }
     if json != "-" and entries:
-        _show(summary)
+        show(summary)
     common.emit_json(json, summary, force=True)
     if not entries:
         folder.abandon()
@@ -250,7 +195,7 @@ def _fitting(inference: Inference, image: Any, *, whole: bool) -> Inference:
     if inference.window is not None or height * width <= LARGEST:
         return inference
     if not whole:
-        return replace(inference, window=WINDOW)
+        return replace(inference, window=options.WINDOW)
     return replace(inference, long_side=max(1, int(max(height, width) * math.sqrt(LARGEST / (height * width)))))
 
 
@@ -303,115 +248,3 @@ def _enough_memory(path: Path, *, whole: bool) -> Iterator[None]:
             remedy = "make it smaller (--long-side 1024)" if whole else "use windows (--window 512), or --long-side"
             raise InputError(f"{path}: the memory does not suffice for it; {remedy}") from error
         raise
-
-
-def _checkpoint_first(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
-    """The checkpoint file and the images; the run of `finetune` where the first path is an image or a folder of them.
-
-    Raises InputError where there is no checkpoint or no image.
-    """
-    from ovstrans import console, files
-    from ovstrans.data.images import IMAGE_SUFFIXES
-    from ovstrans.errors import InputError
-    from ovstrans.evaluation.prediction_inputs import VIDEO_SUFFIXES
-    from ovstrans.training.run import RunFolder
-
-    first, rest = paths[0], list(paths[1:])
-    run = RunFolder(first)
-    if first.is_dir():
-        given = run.recipe.exists() or run.checkpoint.exists()
-    else:
-        given = first.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    if not given:
-        run, rest = RunFolder(OUTPUT_DIR / "run"), list(paths)
-        if not run.checkpoint.exists():
-            kind = "a folder without a checkpoint" if first.is_dir() else "an image"
-            raise InputError(
-                f"{first}: {kind}, but which checkpoint is to look at it? Name one before it, "
-                f"or make {run.path} with `ovstrans finetune`"
-            )
-        console.say(f"checkpoint: {run.checkpoint}")
-    if not rest:
-        raise InputError(f"{first}: and which images? Name images, or folders of them, behind it")
-    if given and not first.is_dir():
-        return files.existing_file(first), rest
-    return run.require_checkpoint(), rest
-
-
-def _load(path: Path) -> Checkpoint:
-    """The checkpoint in a file; InputError that says what else it is."""
-    from ovstrans.checkpoints.file import load_checkpoint
-    from ovstrans.cli.inspect import describe
-    from ovstrans.errors import InputError
-
-    try:
-        return load_checkpoint(path)
-    except InputError as error:
-        try:
-            kind = describe(path)[0].kind
-        except InputError:
-            kind = ""
-        if kind == "sparse checkpoint" or (not kind and path.suffix == ".safetensors"):
-            raise
-        raise InputError(
-            f"{path}: not a checkpoint{kind and f', it holds: {kind}'}; give a run of `ovstrans finetune`, or the "
-            "checkpoint in it"
-        ) from error
-
-
-def _vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
-    from ovstrans.cli.words import classes_vocabulary
-    from ovstrans.cost.request import named_vocabulary
-
-    if classes is not None:
-        return classes_vocabulary(classes)
-    return None if vocabulary is None else named_vocabulary(vocabulary)
-
-
-def _published_size(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
-    """Short and long side that papers evaluate at on the data that a checkpoint was trained on."""
-    from ovstrans.data.published.registry import named
-
-    known = named(str(checkpoint.recipe.get("data", {}).get("dataset", "")))
-    return (None, None) if known is None or known[0].published_size is None else known[0].published_size
-
-
-def _show(summary: dict[str, Any]) -> None:
-    """The classes that were found, the largest first, and where the files are."""
-    from ovstrans import console
-
-    images = summary["images"]
-    pixels = sum(height * width for height, width in (image["size"] for image in images))
-    total: dict[int, list[float]] = {}
-    for image in images:
-        for found in image["classes"]:
-            entry = total.setdefault(found["index"], [0, 0.0])
-            entry[0] += 1
-            entry[1] += found["share"] * image["size"][0] * image["size"][1]
-    counts = _counted(images)
-    for name in (name for count in counts.values() for name in count):
-        total.setdefault(summary["classes"].index(name), [0, 0.0])
-    order = sorted(total, key=lambda index: (-total[index][1], index))
-    rows = [
-        [
-            summary["classes"][index],
-            index,
-            int(total[index][0]),
-            f"{100 * total[index][1] / pixels:.1f}",
-            *(count[summary["classes"][index]] for count in counts.values()),
-        ]
-        for index in order[:_SHOWN]
-    ]
-    more = f"; {len(order) - _SHOWN} classes more" if len(order) > _SHOWN else ""
-    count = "1 image" if len(images) == 1 else f"{len(images)} images"
-    caption = f"{count} in {summary['seconds']:.1f} s, written to {summary['out']}{more}"
-    console.table("predict", ["class", "index", "images", "pixels %", *counts], rows, caption=caption)
-
-
-def _counted(images: Sequence[dict[str, Any]]) -> dict[str, Counter[str]]:
-    """Segments and sure instances by class name, summed over images, where they were asked for."""
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("segments", "instances") if kind in images[0]}
-    for image in images:
-        for kind, count in counts.items():
-            count.update(image[kind])
-    return counts

@@ -13,7 +13,7 @@ from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
 from ovstrans.pruning.distill import Distillation, FeatureDistillation
-from ovstrans.pruning.settings import SEGMENT_LOSSES
+from ovstrans.pruning.settings import FEATURES, SEGMENT_LOSSES
 
 
 def _features_loss(clip: Clip, options: Mapping[str, Any], text: TextClassifier | None) -> Distillation:
@@ -29,7 +29,7 @@ def _region_loss(name: str, clip: Clip, options: Mapping[str, Any], text: TextCl
 
 
 LOSSES: dict[str, Callable[[Clip, Mapping[str, Any], TextClassifier | None], Distillation]] = {
-    "features": _features_loss,
+    FEATURES: _features_loss,
     **{name: partial(_region_loss, name) for name in SEGMENT_LOSSES},
 }
 """Name to factory. A factory gets the CLIP being pruned (with its text tower), the options (weights of terms, sizes

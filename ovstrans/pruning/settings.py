@@ -18,6 +18,8 @@ from ovstrans.recipes.load import flatten, load_recipe, override
 from ovstrans.training.settings import LARGEST_BATCH, LARGEST_SEED, finite
 
 METHODS = ("imp", "magnitude", "random")
+FEATURES = "features"
+"""The distillation loss that images are enough for."""
 SEGMENT_LOSSES = ("text-guided", "vision-guided", "semantic")
 """Distillation losses that look at segments, hence need labelled data."""
 NORM_SIZE = 64
@@ -126,7 +128,7 @@ def choose_settings(
     table = load_recipe(name)
     if isinstance(table.get("distill"), dict):
         own = table["distill"].get("loss")
-        if wanted and (wanted in SEGMENT_LOSSES) != (own in SEGMENT_LOSSES):
+        if wanted in (FEATURES, *SEGMENT_LOSSES) and (wanted in SEGMENT_LOSSES) != (own in SEGMENT_LOSSES):
             other = f"{default}-regions" if wanted in SEGMENT_LOSSES else default
             raise InputError(f"recipe {name}: is for the distillation loss {own}, not {wanted}; {other} is for that")
         if (wanted or own) == "semantic":  # every option of GKC can be set, and the mask records it

@@ -5,8 +5,8 @@
 
 One IMP mask of the mini CLIP and one random mask of the same sparsity, each with the weights that the
 same number of distillation steps left (or, with `--init pretrained`, CLIP's own), then every framework by
-its mini recipe under each mask and dense, with each seed. Goes on where it stopped; prints a Markdown table. Reports of published tables are in
-`tests/benchmarks/results/`: copied into FOLDER, they need not be made again.
+its mini recipe under each mask and dense, with each seed. Goes on where it stopped; prints a Markdown table.
+Reports of published tables are in `tests/benchmarks/results/`: copied into FOLDER, they need not be made again.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_a_large_image_is_cut_into_windows_by_itself_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(predict, "LARGEST", 64 * 80)
-    monkeypatch.setattr(predict, "WINDOW", 64)
+    monkeypatch.setattr(predict.options, "WINDOW", 64)
     draw("small.png")
     draw("large.png", 160, 96)
     arguments = ["predict", "run", "small.png", "large.png", "--json", "s.json", "--device", "cpu", "--flip"]
