@@ -1,7 +1,8 @@
-"""Shared by all tests: the same hypothesis examples in every run, and no trace in the user's cache folder."""
+"""Shared by all tests: the same hypothesis examples in every run, signals, and no trace in the user's cache folder."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OVSTRANS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Interrupts arrive, also where the shell started the tests in the background and had them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

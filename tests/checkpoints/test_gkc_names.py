@@ -71,7 +71,7 @@ def test_a_text_tower_comes_back_where_it_is_whole() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("clip_path.attnpool.c_proj.weight", "clip_path = none"),
+        ("clip_path.attnpool.c_proj.weight", "clip_path=none"),
         ("class_head.embed.0.weight", "not a tensor of our gkc"),
     ],
 )

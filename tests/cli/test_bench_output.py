@@ -94,9 +94,9 @@ def test_the_papers_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     "arguments",
     [
         ("--paper", "--json", "-"),
-        ("RN-mini", "--update", "new.lock.json"),
-        ("--check", "gone.lock.json"),
-        ("RN-mini", "--json", "there.json"),
+        ("RN-mini", "--update", "new.lock.json", *SMALL),
+        ("--check", "gone.lock.json", *SMALL),
+        ("RN-mini", "--json", "there.json", *SMALL),
     ],
 )
 def test_under_torchrun_rank_0_alone_counts_shows_and_writes(
@@ -107,11 +107,11 @@ def test_under_torchrun_rank_0_alone_counts_shows_and_writes(
 
     for name in ("paper.rows.paper_rows", "lock.count", "reports.report.cost_report"):
         monkeypatch.setattr(f"ovstrans.cost.{name}", refuse)
-    monkeypatch.setattr("ovstrans.cli.bench_data.evaluate_targets", lambda *_: None)
+    monkeypatch.setattr("ovstrans.cli.bench_evaluate.evaluate_targets", lambda *_: None)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
     Path("there.json").write_text("by rank 0, which was faster")
-    assert bench(*arguments) == 0
+    assert main.run(["bench", *arguments]) == 0
     shown = capsys.readouterr()
     assert shown.out == shown.err == "" and [path.name for path in Path().iterdir()] == ["there.json"]
 
