@@ -50,19 +50,18 @@ def table(
     rows: Sequence[Sequence[Any]],
     *,
     caption: str = "",
-    words: bool | Collection[str] = False,
+    words: Collection[str] = (),
 ) -> None:
     """A result as a table on stdout: first column left, the others right aligned.
 
-    words: the columns, by name, that are left aligned too; True for all.
+    words: the columns, by name, that are left aligned too.
     """
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
     for number, column in enumerate(columns):
-        left = number == 0 or words is True or (words is not False and column in words)
-        grid.add_column(column, justify="left" if left else "right", overflow="fold")
+        grid.add_column(column, justify="left" if number == 0 or column in words else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(_escape(str(cell)) for cell in row))
     out = Console(emoji=False)

@@ -5,6 +5,8 @@ A message says what is wrong, where, and what to do next, in one line.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class OvstransError(Exception):
     """Base of every error that ovstrans raises on purpose."""
@@ -26,3 +28,11 @@ class CheckFailed(OvstransError):
     """A regression check found a difference (exit status 3)."""
 
     exit_status = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'NAME'? `, to go on after, with the nearest of what is known; "" where nothing is near."""
+    import difflib  # only where something went wrong
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""

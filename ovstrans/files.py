@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,13 @@ def not_there(path: Path | str) -> str:
     if path.is_symlink():
         return f"{path}: no such file, only a link to {path.readlink()}; put the file there, or take the link out"
     return f"{path}: no such file"
+
+
+def refuse_missing(missing: Sequence[str]) -> None:
+    """InputError with the first of messages about missing files, and how many more there are; none, no error."""
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(missing[0] + more)
 
 
 def existing_file(path: Path | str) -> Path:

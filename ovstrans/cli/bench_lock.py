@@ -68,7 +68,7 @@ def _check(path: Path, names: Sequence[str], asked: Mapping[str, Any], allowed: 
     common.emit_json(json, _as_json(path, [key(entry.request) for entry in chosen], moved), force=True)
     if moved:
         targets = len({difference.target for difference in moved})
-        counts = "1 count" if len(moved) == 1 else f"{len(moved)} counts"
+        counts = common.counted(len(moved), "count")
         raise CheckFailed(
             f"{path}: {counts} of {targets} of {len(chosen)} targets moved; "
             f"if that is meant: ovstrans bench --check {path} --update"

@@ -83,7 +83,7 @@ class Outputs:
 def _caption(reports: Sequence[Mapping[str, Any]]) -> str:
     flops = reports[0]["flops"]
     height, width = flops["image_size"]
-    images = "1 image" if flops["batch"] == 1 else f"{flops['batch']} images"
+    images = common.counted(flops["batch"], "image")
     caption = f"{images} of {height}x{width}, counter {flops['counter']}; 1 MAC = 2 FLOPs"
     entries = [entry for report in reports for entry in report.get("datasets", {}).values()]
     ways = sorted({str(entry["denominator"]) for entry in entries if "denominator" in entry})

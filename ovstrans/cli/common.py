@@ -106,3 +106,8 @@ def spread(total: int, show: int) -> set[int]:
     """`show` of so many images, evenly spread; all of them where there are fewer."""
     count = min(show, total)
     return {total * number // count for number in range(count)}
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -52,11 +52,12 @@ def list_data(
         rows = [[key, "-", "any", "-", "generated", "-"] for key in GENERATED if name is None]
         rows += [row for key, entry in entries.items() for row in _rows(key, entry)]
         heads = ["name", "classes", "split", "images", "layout", "where"]
-        console.table("datasets", heads, rows, caption=f"looked in {looked_in(roots)}", words=True)
+        console.table("datasets", heads, rows, caption=f"looked in {looked_in(roots)}", words=heads)
         if name is not None:
+            columns = ["layout", "splits", "needs"]
             layouts = [[way["layout"], ", ".join(way["splits"]), way["needs"]] for way in entries[chosen[0]]["layouts"]]
             title = f"{entries[chosen[0]]['title']}: from {entries[chosen[0]]['source']}, read from any of"
-            console.table(title, ["layout", "splits", "needs"], layouts, words=True)
+            console.table(title, columns, layouts, words=columns)
     common.emit_json(
         json,
         {"schema": "ovstrans.datasets/1", "roots": [str(root) for root in roots], "datasets": entries},
@@ -107,7 +108,7 @@ def check(
             console.show(flaw)
     common.emit_json(json, {"schema": "ovstrans.data-check/1", "images": checked, "faults": found}, force=force)
     if found:
-        what = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+        what = common.counted(len(found), "fault")
         raise InputError(f"data {name}: {what} in {sum(checked.values())} images")
 
 
@@ -193,7 +194,7 @@ def prepare(
         if not found:
             console.say(f"{title}: {total} images in {work.top} ({total - done} converted now)")
     if flaws:
-        what = "1 image" if len(flaws) == 1 else f"{len(flaws)} images"
+        what = common.counted(len(flaws), "image")
         broken.append(f"{what} could not be converted: {summary(flaws)}")
     if broken:
         raise InputError("; ".join(broken))
@@ -201,16 +202,14 @@ def prepare(
 
 def _published(name: str) -> tuple[Published, str]:
     """The published dataset that `NAME[:SPLIT]` names, and its split or ""; InputError where it is none."""
-    import difflib
 
     from ovstrans.data.published.registry import PUBLISHED, named
-    from ovstrans.errors import InputError
+    from ovstrans.errors import InputError, did_you_mean
 
     known = named(name)
     if known is None:
         name = name.partition(":")[0]
-        close = difflib.get_close_matches(name, PUBLISHED, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, PUBLISHED)
         raise InputError(f"data {name!r}: no published dataset; {hint}known are {', '.join(PUBLISHED)}")
     return known
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,15 +136,14 @@ def told(words: Vocabulary, found: Countable, asked: Asked) -> str:
 
 
 def _named(words: Vocabulary, things: str) -> list[int]:
-    from ovstrans.errors import InputError
+    from ovstrans.errors import InputError, did_you_mean
 
     known, found = _by_name(words), []
     for part in things.split(","):
         name = " ".join(part.split())
         if name.casefold() not in known:
-            close = difflib.get_close_matches(name.casefold(), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; write it as the classes are"
-            raise InputError(f'--things "{things}": {name!r} is none of the {len(words)} classes{hint}')
+            hint = did_you_mean(name.casefold(), known).strip() or "write it as the classes are"
+            raise InputError(f'--things "{things}": {name!r} is none of the {len(words)} classes; {hint}')
         found.append(known[name.casefold()])
     return found
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ovstrans.cli import common
+
 _SHOWN = 20
 """Classes at most."""
 
@@ -37,8 +39,7 @@ def show(summary: dict[str, Any]) -> None:
         for index in order[:_SHOWN]
     ]
     more = f"; {len(order) - _SHOWN} classes more" if len(order) > _SHOWN else ""
-    count = "1 image" if len(images) == 1 else f"{len(images)} images"
-    caption = f"{count} in {summary['seconds']:.1f} s, written to {summary['out']}{more}"
+    caption = f"{common.counted(len(images), 'image')} in {summary['seconds']:.1f} s, written to {summary['out']}{more}"
     console.table("predict", ["class", "index", "images", "pixels %", *counts], rows, caption=caption)
 
 

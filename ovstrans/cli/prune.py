@@ -181,8 +181,7 @@ def _show(result: Result) -> None:
         ("all", "", f"{summary['total']:,}", f"{summary['kept']:,}", f"{100 - 100 * summary['sparsity']:.2f} %")
     )
     losses = [each["loss"] for each in summary["rounds"] if each["loss"] is not None]
-    rounds = len(summary["rounds"])
-    caption = f"{summary['sparsity']:.2%} zeros after {rounds} round{'' if rounds == 1 else 's'}"
+    caption = f"{summary['sparsity']:.2%} zeros after {common.counted(len(summary['rounds']), 'round')}"
     if losses:
         caption += f"; distillation loss {losses[0]:.3g} in the first, {losses[-1]:.3g} in the last"
     console.table(

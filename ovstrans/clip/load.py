@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ import ovstrans
 from ovstrans import console
 from ovstrans.clip.convnext import create_convnext, is_convnext
 from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError, MismatchError, did_you_mean
 
 DEFAULT_MODEL = "RN-mini"
 """The mini CLIP that ships with the package (see `checkpoints/rn-mini/README.md`)."""
@@ -192,8 +191,7 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return both["model_cfg"], {**preprocess, **both["preprocess_cfg"]}
     config = open_clip.get_model_config(model)
     if config is None:
-        close = difflib.get_close_matches(model, model_names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(model, model_names())
         raise InputError(f"model {model!r}: unknown; {hint}known are {', '.join(model_names())}")
     if not (is_convnext(config) or isinstance(config["vision_cfg"].get("layers"), (list, tuple))):
         raise InputError(

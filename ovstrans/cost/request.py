@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from ovstrans.data.published.aliases import ALIASES
 from ovstrans.data.published.registry import named
 from ovstrans.data.vocabularies.catalog import open_vocabulary, published_vocabulary, published_vocabulary_names
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.masks.file import load_mask
 from ovstrans.spectrum.file import load_plan
 
@@ -68,8 +67,9 @@ def named_vocabulary(spec: str) -> Vocabulary:
     if spec in published_vocabulary_names() or Path(spec).suffix in VOCABULARY_SUFFIXES:
         return open_vocabulary(spec)
     choices = list(dict.fromkeys([*DATASETS, *published_vocabulary_names()]))
-    close = [f"folder:{spec}"] if Path(spec).is_dir() else difflib.get_close_matches(name, [*choices, *ALIASES], n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(name, [*choices, *ALIASES])
+    if Path(spec).is_dir():
+        hint = f"did you mean 'folder:{spec}'? "
     files = " and ".join(VOCABULARY_SUFFIXES)
     raise InputError(
         f"{spec!r}: no such dataset or vocabulary; {hint}known are {', '.join(choices)}, and files that end in {files}"

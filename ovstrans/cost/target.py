@@ -6,7 +6,6 @@ counting, without weights, data or memory.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.trunk import drop_head, stages
 from ovstrans.cost.vocabulary import recipe_vocabulary
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.vocabulary import prompted
@@ -122,8 +121,7 @@ def resolve(
         target = Target(name, "model", trunk, {"trunk": trunk.backbone}, name)
     else:
         known = [*registry.names(), *recipe_names(), *model_names()]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, known)
         raise InputError(
             f"{name}: neither a run, a checkpoint, a framework, a recipe nor a CLIP model; {hint}"
             f"frameworks are {', '.join(registry.names())}, models {', '.join(model_names()[:4])}, ..."

@@ -16,7 +16,7 @@ from ovstrans.data.published.aliases import ALIASES
 from ovstrans.data.published.registry import PUBLISHED, Published, PublishedDataset, find_layout, named, not_found
 from ovstrans.data.published.roots import dataset_roots
 from ovstrans.data.sample import Dataset
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 
 GENERATED: Mapping[str, Mapping[str, Any]] = {
     "scenes": {},
@@ -62,8 +62,7 @@ def open_dataset(
     if known is not None:
         return _open_published(known[0], known[1] or split, labels, root, complete)
     if name not in GENERATED:
-        close = difflib.get_close_matches(name, [*DATASETS, *ALIASES], n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, [*DATASETS, *ALIASES])
         if Path(spec).exists():
             hint = f"did you mean 'folder:{spec}'? "
         raise InputError(f"data {spec!r}: no such dataset; {hint}known are {', '.join(DATASETS)}")

@@ -18,7 +18,7 @@ from ovstrans.data.images import IMAGE_SUFFIXES, find_images, read_image, read_l
 from ovstrans.data.sample import IGNORE, Sample, ignore_label
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.files import existing_file, not_there
+from ovstrans.files import existing_file, not_there, refuse_missing
 
 
 class FolderDataset:
@@ -44,9 +44,8 @@ class FolderDataset:
         self._images, self.missing = _images_of(description, split)
         self._labels = _labels_of(description, split, self._images) if labels else None
         self.missing += _unlabelled(self._images, self._labels or ())
-        if self.missing and (complete or not self._images):
-            more = f" (and {len(self.missing) - 1} more)" if len(self.missing) > 1 else ""
-            raise InputError(self.missing[0] + more)
+        if complete or not self._images:
+            refuse_missing(self.missing)
         self._table = _label_table(description, self.ignore)
 
     def __len__(self) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.files import existing_file
 
 if sys.version_info >= (3, 11):
@@ -31,8 +30,7 @@ def refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -
     """InputError that names the first key of `table` that is not in `known`, and the nearest known one."""
     for key in table:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(key, known)
             raise InputError(f"{where}: unknown key {key!r}; {hint}known are {', '.join(known)}")
 
 

@@ -64,11 +64,7 @@ class SegmentBook:
             for line in (self.folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     self._take(**json.loads(line))
-                except (
-                    ValueError,
-                    TypeError,
-                    KeyError,
-                ):  # cut off by a kill, and its image not marked as done
+                except (ValueError, TypeError, KeyError):  # cut off by a kill, and its image not marked as done
                     continue
 
     def has(self, name: str) -> bool:

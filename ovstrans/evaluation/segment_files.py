@@ -27,7 +27,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.data.images import read_colors
 from ovstrans.data.sample import Segment
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
@@ -59,18 +58,11 @@ def name_of(identity: int | str) -> str:
 
 
 def write_segment_map(path: Path | str, segment_map: Tensor) -> None:
-    """Write segment ids [H, W] from 0 to 2**24 - 1 as colours, atomically."""
+    """Write segment ids [H, W] from 0 to 2**24 - 1 as colours, atomically; see `panoptic.read_ids` of `data`."""
     ids = segment_map.detach().cpu().numpy().astype(np.int64)
     colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
     with files.atomic_path(path) as temporary:
         Image.fromarray(colors).save(temporary, format="PNG", compress_level=_LEVEL)
-
-
-def read_segment_map(path: Path | str) -> np.ndarray:
-    """What `write_segment_map` wrote, int64 [H, W]; InputError where the file is missing or another one."""
-    colors = read_colors(path).astype(np.int64)
-    ids: np.ndarray = colors[..., 0] + (colors[..., 1] << 8) + (colors[..., 2] << 16)
-    return ids
 
 
 def annotation(name: str, segment_map: Tensor, segments: Sequence[Segment]) -> Row:

@@ -9,7 +9,6 @@ Shapes: `B` batch, `H W` image, `h w` feature map, `K` classes, `R` text rows, `
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from ovstrans.clip.text import TextClassifier
 from ovstrans.data.segments import Segments
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError, MismatchError, did_you_mean
 from ovstrans.frameworks.scores import MapScores, Scores
 
 SIZE_DIVISOR = 32
@@ -217,8 +216,7 @@ def resolve_options(owner: str, defaults: Mapping[str, Any], options: Mapping[st
     resolved = dict(defaults)
     for key, value in options.items():
         if key not in defaults:
-            close = difflib.get_close_matches(key, defaults, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(key, defaults)
             raise InputError(f"{owner}: no option {key!r}; {hint}options are {', '.join(defaults)}")
         default = defaults[key]
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -5,7 +5,6 @@ A framework's module is imported when it is asked for: some bring libraries that
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import create_tower
 from ovstrans.clip.text import TextClassifier
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError, MismatchError, did_you_mean
 from ovstrans.frameworks.base import Framework
 
 _FRAMEWORKS = {
@@ -40,8 +39,7 @@ def defaults(name: str) -> dict[str, Any]:
 def find(name: str) -> type[Framework]:
     """The class of a framework; InputError for an unknown name."""
     if name not in _FRAMEWORKS:
-        close = difflib.get_close_matches(name, _FRAMEWORKS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, _FRAMEWORKS)
         raise InputError(f"framework {name!r}: unknown; {hint}known are {', '.join(names())}")
     module, kind = _FRAMEWORKS[name]
     return getattr(importlib.import_module(module), kind)

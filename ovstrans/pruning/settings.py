@@ -6,7 +6,6 @@ The meaning of each is beside its value in `ovstrans/recipes/prune-*.toml`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -15,7 +14,7 @@ from ovstrans.clip.load import DEFAULT_MODEL
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.recipes.load import flatten, load_recipe, override
-from ovstrans.training.settings import LARGEST_BATCH, LARGEST_SEED, finite
+from ovstrans.training.settings import LARGEST_BATCH, LARGEST_SEED, finite, nearest
 
 METHODS = ("imp", "magnitude", "random")
 FEATURES = "features"
@@ -158,7 +157,7 @@ def parse(recipe: Mapping[str, Any], origin: str) -> Settings:
         raise InputError(f"recipe {origin}: is one for finetune; prune takes such as prune-mini")
     for name in [*recipe, *known]:
         if name not in known:
-            raise InputError(f"recipe {origin}: unknown section [{name}]{_hint(name, known)}; take it out")
+            raise InputError(f"recipe {origin}: unknown section [{name}]{nearest(name, known)}; take it out")
         if not isinstance(recipe.get(name), Mapping):
             raise InputError(
                 f"recipe {origin}: section [{name}] is missing; `ovstrans recipes show prune-mini` has all"
@@ -201,7 +200,7 @@ def _section(kind: type[_Section], table: Mapping[str, Any], name: str, origin: 
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in fields:
-            raise InputError(f"recipe {origin}: unknown key {name}.{key}{_hint(key, fields)}; take it out")
+            raise InputError(f"recipe {origin}: unknown key {name}.{key}{nearest(key, fields)}; take it out")
         values[key] = _kind(str(fields[key].type), value, f"recipe {origin}: {name}.{key}")
     for key, entry in fields.items():
         if key not in values and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
@@ -268,8 +267,3 @@ def _check_ranges(settings: Settings, origin: str) -> None:
         raise InputError(
             f"recipe {origin}: {names} are all 0, which leaves nothing to learn from; raise one, or set prune.steps=0"
         )
-
-
-def _hint(word: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -7,14 +7,13 @@ accepts only keys that exist, so that a typing error cannot pass for a setting.
 from __future__ import annotations
 
 import copy
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,8 +46,7 @@ def recipe_text(name: str) -> str:
         except (UnicodeDecodeError, OSError) as error:
             raise InputError(f"{name}: not a readable text file ({error})") from error
     if name not in recipe_names():
-        close = difflib.get_close_matches(name, recipe_names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, recipe_names())
         raise InputError(f"recipe {name!r}: unknown; {hint}shipped are {', '.join(recipe_names())}")
     return (package_files("ovstrans.recipes") / f"{name}.toml").read_text(encoding="utf-8")
 
@@ -83,8 +81,7 @@ def override(recipe: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
             table = table.get(section) if isinstance(table, dict) else None
         if not isinstance(table, dict) or last not in table or isinstance(table[last], dict):
             known = flatten(result)
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(key, known)
             raise InputError(f"--set {key}: no such key; {hint}known are {', '.join(known)}")
         table[last] = _same_kind(key, table[last], _value(text.strip()))
     return result

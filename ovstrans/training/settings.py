@@ -7,13 +7,12 @@ The meaning of each is beside its value in `ovstrans/recipes/*.toml`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.recipes.load import Recipe, flatten
 from ovstrans.spectrum.plan import check_rule
 from ovstrans.training.precision import AMP_CHOICES
@@ -136,7 +135,7 @@ def parse(recipe: Mapping[str, Any], origin: str) -> Settings:
     known = [entry.name for entry in dataclasses.fields(Settings)]
     unknown = [name for name in recipe if name not in known]
     if unknown:
-        raise InputError(f"recipe {origin}: unknown section [{unknown[0]}]{_hint(unknown[0], known)}; take it out")
+        raise InputError(f"recipe {origin}: unknown section [{unknown[0]}]{nearest(unknown[0], known)}; take it out")
     missing = [name for name in known if name != "run" and name not in recipe]
     if missing:
         raise InputError(
@@ -175,7 +174,7 @@ def _section(kind: type[_Section], table: Any, name: str, origin: str) -> _Secti
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in table:
         if key not in fields:
-            raise InputError(f"recipe {origin}: unknown key {name}.{key}{_hint(key, list(fields))}; take it out")
+            raise InputError(f"recipe {origin}: unknown key {name}.{key}{nearest(key, fields)}; take it out")
     values: dict[str, Any] = {}
     for key, entry in fields.items():
         if key in table:
@@ -260,6 +259,7 @@ def _check_ranges(settings: Settings, origin: str) -> None:
         )
 
 
-def _hint(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'NAME'?)`, to follow a word that is unknown; "" where nothing is near."""
+    hint = did_you_mean(word, known).strip()
+    return hint and f" ({hint})"

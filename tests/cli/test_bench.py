@@ -11,12 +11,13 @@ from PIL import Image
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.cli import common, main
-from ovstrans.clip.load import random_clip
+from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.cost.request import parse_size
 from ovstrans.data.catalog import open_dataset
 from ovstrans.files import write_text
 from ovstrans.frameworks import registry
+from ovstrans.frameworks.base import Framework
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.training.start import text_tower
@@ -56,8 +57,13 @@ def made(density: float) -> Checkpoint:
     body = {name: p for name, p in framework.backbone.named_parameters() if p.dim() == 4 and name.startswith("layer")}
     mask = Mask({name: torch.rand(p.shape) < density for name, p in body.items()}, "RN-mini", method="random")
     mask.apply(framework)
+    return checkpoint_of(framework, clip, mask)
+
+
+def checkpoint_of(framework: Framework, clip: Clip, mask: Mask | None = None) -> Checkpoint:
+    """What a run would leave of a framework on a CLIP, its text tower inside."""
     return Checkpoint(
-        framework="deeplabv3",
+        framework=framework.name,
         options=framework.options,
         state=framework.state_dict(),
         mask=mask,

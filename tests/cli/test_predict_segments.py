@@ -24,7 +24,7 @@ from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.vocabulary import classifier_for
-from tests.cli.test_bench import write_run
+from tests.cli.test_bench import checkpoint_of, write_run
 from tests.cli.test_predict import draw, files_in, read, run
 from tests.evaluation.test_rle import walked
 
@@ -60,19 +60,7 @@ def made() -> Checkpoint:
             parameter.data.copy_(-text.embeddings.mean(0))
         elif name.endswith("queries_features.weight"):  # and each looks for something else
             parameter.data.mul_(9)
-    return Checkpoint(
-        framework="fcclip",
-        options=framework.options,
-        state=framework.state_dict(),
-        mask=None,
-        text_embeddings=framework.text.embeddings,
-        text_owner=framework.text.owner,
-        vocabulary=framework.text.vocabulary,
-        clip=clip.describe(),
-        recipe={"data": {"dataset": "scenes:train", "size": 64}},
-        provenance={"frozen": []},
-        text_tower={key: value for key, value in clip.model.state_dict().items() if not key.startswith("visual.")},
-    )
+    return checkpoint_of(framework, clip)
 
 
 @pytest.fixture(autouse=True)

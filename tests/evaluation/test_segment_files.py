@@ -22,7 +22,6 @@ from ovstrans.evaluation.segment_files import (
     name_of,
     read_instances,
     read_panoptic,
-    read_segment_map,
     results,
     told_apart,
     write_instances,
@@ -74,7 +73,7 @@ def test_ids_are_kept_to_the_last_of_24_bits(tmp_path_factory: pytest.TempPathFa
     write_segment_map(path, torch.tensor([ids]))
     with Image.open(path) as picture:
         pixels = np.asarray(picture).astype(np.int64)
-    assert (pixels @ [1, 256, 256**2]).tolist() == [ids] == read_segment_map(path).tolist()
+    assert (pixels @ [1, 256, 256**2]).tolist() == [ids] == read_ids(path).tolist()
 
 
 @given(st.integers(0, 2**16), st.integers(1, 9), st.integers(1, 9), st.integers(0, 6))

@@ -20,7 +20,7 @@ from ovstrans.data.published.layouts import Found, Pair
 from ovstrans.data.published.panoptic import read_ids, segments_in
 from ovstrans.data.sample import Sample, Segment, ignore_label
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.files import read_json
+from ovstrans.files import read_json, refuse_missing
 
 
 class PublishedDataset:
@@ -34,9 +34,8 @@ class PublishedDataset:
     def __init__(self, found: Found, *, complete: bool = True) -> None:
         from ovstrans.data.vocabularies.catalog import published_vocabulary
 
-        if complete and found.missing:
-            more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
-            raise InputError(found.missing[0] + more)
+        if complete:
+            refuse_missing(found.missing)
         self.found = found
         self.name, self.split = found.published.name, found.split
         self.vocabulary = published_vocabulary(found.published.vocabulary)

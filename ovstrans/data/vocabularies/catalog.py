@@ -6,14 +6,13 @@ a file: the same classes, some of them novel.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from ovstrans.data.vocabularies.vocabulary import Vocabulary, load_vocabulary
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -41,8 +40,7 @@ def published_vocabulary(name: str) -> Vocabulary:
     """The vocabulary of a published dataset; InputError that names the nearest where there is none."""
     known = published_vocabulary_names()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, known)
         raise InputError(f"vocabulary {name!r}: unknown; {hint}known are {', '.join(known)}")
     if name in SPLITS:
         whole, novel = SPLITS[name]

@@ -8,13 +8,12 @@ joined    all synonyms in one prompt, commas between them, as OpenTrans's code h
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ovstrans.data.vocabularies.openseg import distinct_names
 from ovstrans.data.vocabularies.vocabulary import Vocabulary
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 
 AUTO = "auto"
 """Stands for the way that the framework was published with."""
@@ -69,8 +68,7 @@ def name_choices() -> list[str]:
 def check_names(names: str) -> None:
     """InputError where `--names` may not be that."""
     if names not in name_choices():
-        close = difflib.get_close_matches(names, name_choices(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(names, name_choices())
         raise InputError(f"names {names!r}: unknown; {hint}known are {', '.join(name_choices())}")
 
 

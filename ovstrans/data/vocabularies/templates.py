@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 
 DATASET = "dataset"
 """Stands for whatever templates the vocabulary itself brings."""
@@ -45,7 +44,6 @@ def template_names() -> list[str]:
 def template_set(name: str) -> tuple[str, ...]:
     """The templates of that name; InputError where there are none."""
     if name not in TEMPLATES:
-        close = difflib.get_close_matches(name, TEMPLATES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, TEMPLATES)
         raise InputError(f"templates {name!r}: unknown; {hint}known are {', '.join(TEMPLATES)}")
     return TEMPLATES[name]

@@ -19,7 +19,6 @@ Shapes: `K` classes.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ import numpy as np
 from ovstrans.data.tables import naming, read_toml, refuse_unknown
 from ovstrans.data.vocabularies.colors import distinct_colors
 from ovstrans.data.vocabularies.openseg import distinct_names, is_openseg, parse_openseg
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.files import existing_file
 
 VOCABULARY_KEYS = ("name", "classes", "plain", "display", "novel", "things", "templates", "colors")
@@ -237,9 +236,8 @@ def _plain(entries: Any) -> tuple[tuple[str, ...], ...]:
 def _indices(entries: Any, index: Mapping[str, int], key: str) -> frozenset[int]:
     for entry in _strings(entries, key):
         if entry not in index:
-            close = difflib.get_close_matches(entry, index, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; write it as in classes, first synonym"
-            raise InputError(f"{key}: {entry!r} is not among the classes{hint}")
+            hint = did_you_mean(entry, index).strip() or "write it as in classes, first synonym"
+            raise InputError(f"{key}: {entry!r} is not among the classes; {hint}")
     return frozenset(index[entry] for entry in entries)
 
 
