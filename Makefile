@@ -20,7 +20,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 # What every recipe costs is on record; where it moves on purpose: ovstrans bench --update $(LOCK)
-LOCK := tests/cost/costs.lock.json
+LOCK := tests/reports/costs.lock.json
 
 costs: $(VENV)/.installed-test
 	$(BIN)/ovstrans bench --check $(LOCK)

@@ -1,28 +1,35 @@
-"""ovstrans: prune a CLIP image encoder once, transfer the mask, fine-tune what is under-trained.
+"""ovstrans makes open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count honestly.
 
-The functions behind the commands are loaded on first use, so that `import ovstrans` stays light.
+Everything that the commands do is here as a function or class, with keywords named as the options are. They return
+dataclasses, report progress through a `progress` callback and print nothing; notices go to the logger "ovstrans".
+Names are imported on first use, so that `import ovstrans` stays light.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ovstrans.version import __version__
 
 if TYPE_CHECKING:
-    from ovstrans.checkpoints.file import load_checkpoint
-    from ovstrans.masks.file import load_mask
-    from ovstrans.masks.mask import Mask
-    from ovstrans.spectrum.analysis import analyze
-
-__all__ = ["Mask", "__version__", "analyze", "load_checkpoint", "load_mask"]
+    from ovstrans.checkpoints.file import load_checkpoint as load_checkpoint
+    from ovstrans.masks.file import load_mask as load_mask
+    from ovstrans.masks.mask import Mask as Mask
+    from ovstrans.spectrum.analysis import analyze as analyze
 
 _HOMES = {
     "Mask": "ovstrans.masks.mask",
     "analyze": "ovstrans.spectrum.analysis",
     "load_checkpoint": "ovstrans.checkpoints.file",
+    "load_clip": "ovstrans.clip.load",
     "load_mask": "ovstrans.masks.file",
+    "progress_bar": "ovstrans.console",
 }
+
+__all__ = ["Mask", "__version__", "analyze", "load_checkpoint", "load_clip", "load_mask", "progress_bar"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
@@ -31,3 +38,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,13 @@ terminal progress is a live bar; piped, it is a plain line now and then.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
+
+from ovstrans.progress import Progress, ProgressCallback, ProgressReporter
 
 _quiet = False
 _PLAIN_SECONDS = 10.0
@@ -70,58 +73,135 @@ def table(
     out.print(grid)
 
 
-class Progress:
-    """Counts steps towards a total and shows loss, speed and time left."""
+class _PlainProgress:
+    """Progress as plain lines on stderr: one every ten seconds, and one at the end of each task."""
 
-    def __init__(self, title: str, total: int, done: int = 0, unit: str = "it") -> None:
-        self.title, self.total, self.done, self.unit = title, total, done, unit
-        self._start = self._shown = time.monotonic()
-        self._first = done
-        self._fields: dict[str, float] = {}
-        self._bar: Any = None
-        self._task: Any = None
+    def __init__(self) -> None:
+        self._shown: dict[str, float] = {}
+        self._rates: dict[str, _Rate] = {}
 
-    def advance(self, steps: int = 1, **fields: float) -> None:
-        """Count steps; `fields` (loss=0.3) are shown beside."""
-        self.done += steps
-        self._fields.update(fields)
-        if _quiet:
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        new = progress.task not in self._shown
+        last = self._shown.setdefault(progress.task, now)
+        note = self._rates.setdefault(progress.task, _Rate()).note(progress)
+        if new:
             return
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, note=self._note())
-        elif time.monotonic() - self._shown >= _PLAIN_SECONDS or self.done == self.total:
-            self._shown = time.monotonic()
-            print(f"{self.title} {self.done}/{self.total} {self._note()}", file=sys.stderr, flush=True)
+        if now - last >= _PLAIN_SECONDS or (progress.done == progress.total and progress.done):
+            self._shown[progress.task] = now
+            print(f"{progress.task} {progress.done}/{progress.total} {note}", file=sys.stderr, flush=True)
 
-    def _note(self) -> str:
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        speed = (self.done - self._first) / elapsed
-        left = (self.total - self.done) / speed if speed else 0.0
-        shown = " ".join(f"{key} {value:.4g}" for key, value in self._fields.items())
-        return f"{shown} {speed:.3g} {self.unit}/s, {_clock(left)} left".strip()
+
+class _LiveProgress:
+    """Progress as bars of rich, one for each task."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+        self._rates: dict[str, _Rate] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        note = self._rates.setdefault(progress.task, _Rate()).note(progress)
+        if progress.task not in self._tasks:
+            self._tasks[progress.task] = self._bars.add_task(progress.task, total=progress.total, note=note)
+        self._bars.update(self._tasks[progress.task], completed=progress.done, total=progress.total, note=note)
+
+
+class _Rate:
+    """Speed and remaining time of a task, from when it was first heard of."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._first: int | None = None
+        self._values: dict[str, float] = {}
+
+    def note(self, progress: Progress) -> str:
+        """Return figures, speed and remaining time, such as `loss 0.31 2.5 step/s, 0:12 left`."""
+        self._first = progress.done if self._first is None else self._first
+        self._values.update(progress.values)
+        speed = (progress.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        left = (progress.total - progress.done) / speed if speed else 0.0
+        shown = " ".join(f"{key} {value:.4g}" for key, value in self._values.items())
+        return f"{shown} {speed:.3g} {progress.unit}/s, {_clock(left)} left".strip()
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, *, done: int = 0, unit: str = "it") -> Iterator[Progress]:
-    """A live progress line for the block; see `Progress.advance`."""
-    counter = Progress(title, total, done, unit)
-    err = _stderr()
-    if _quiet or not err.is_terminal:
-        yield counter
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as RichProgress
+def progress_bar() -> Iterator[ProgressCallback]:
+    """Show progress while the block runs: live bars in a terminal or notebook, plain lines elsewhere.
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with RichProgress(*columns, console=err, transient=True) as bar:
-        counter._bar = bar
-        counter._task = bar.add_task(title, total=total, completed=done, note="")
-        yield counter
+    Yields:
+        A callback for the `progress` argument of the library's functions.
+    """
+    err = _stderr()
+    if _quiet:
+        yield lambda progress: None
+    elif not (err.is_terminal or err.is_jupyter):
+        yield _PlainProgress()
+    else:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Bars(*columns, console=err, transient=True) as bars:
+            yield _LiveProgress(bars)
+
+
+class LogHandler(logging.Handler):
+    """Shows the library's log records as messages and warnings.
+
+    Args:
+        translate: Applied to each message, to name parameters as the user knows them.
+    """
+
+    def __init__(self, translate: Callable[[str], str] = str) -> None:
+        super().__init__(logging.INFO)
+        self._translate = translate
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record: warnings and worse even when quiet, the rest as `say` does."""
+        show_line = warn if record.levelno >= logging.WARNING else say
+        show_line(self._translate(record.getMessage()))
+
+
+def show_logs(translate: Callable[[str], str] = str) -> None:
+    """Show the library's log records on stderr from here on, with every parameter name run through `translate`."""
+    logger = logging.getLogger("ovstrans")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, LogHandler)]
+    logger.addHandler(LogHandler(translate))
+
+
+class _Counter:
+    """Counts towards a total; see `progress`."""
+
+    def __init__(self, title: str, total: int, done: int, unit: str, callback: ProgressCallback) -> None:
+        self._reporter = ProgressReporter(callback, title, total, done=done, unit=unit)
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self._reporter.total
+
+    @property
+    def done(self) -> int:
+        """Steps finished."""
+        return self._reporter.done
+
+    def advance(self, steps: int = 1, **values: float) -> None:
+        """Count steps; figures such as loss=0.3 are shown beside."""
+        self._reporter.advance(steps, **values)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, *, done: int = 0, unit: str = "it") -> Iterator[_Counter]:
+    """Show one task's progress while the block runs, for code that counts its own steps."""
+    with progress_bar() as callback:
+        yield _Counter(title, total, done, unit, callback)
 
 
 def _clock(seconds: float) -> str:

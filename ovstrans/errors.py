@@ -1,6 +1,7 @@
-"""Error types. Each carries the exit status its command ends with.
+"""Error types. Each carries the exit status that a command ends with.
 
-A message says what is wrong, where, and what to do next, in one line.
+A message is one line that says what is wrong, where, and what to do next. It names parameters, in backticks:
+`mask`, or `sparsity=2` with a value. The command line shows these as its flags (see `cli.flags`).
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from collections.abc import Iterable
 
 
 class OvstransError(Exception):
-    """Base of every error that ovstrans raises on purpose."""
+    """Base class of every error that ovstrans raises on purpose."""
 
     exit_status = 1
 
 
-class InputError(OvstransError):
+class InputError(OvstransError, ValueError):
     """Bad input or usage: a file, a value, a name, an option (exit status 2)."""
 
     exit_status = 2
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A file or folder that does not exist."""
 
 
 class MismatchError(InputError):
@@ -31,8 +36,8 @@ class CheckFailed(OvstransError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'NAME'? `, to go on after, with the nearest of what is known; "" where nothing is near."""
-    import difflib  # only where something went wrong
+    """Return `did you mean 'NAME'? ` with the known word nearest to `word`, or "" if none is near."""
+    import difflib  # imported only once something went wrong
 
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""

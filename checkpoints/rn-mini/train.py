@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from contrastive import caption_batch, contrastive_loss, encode_text, noun_loss
 from torch.nn import functional as F
 
 from ovstrans import files
 from ovstrans.clip.load import DEFAULT_MODEL, bundled_folder, random_clip
 from ovstrans.clip.text import embed_texts
-from ovstrans.data.scenes.captions import Thing
-from ovstrans.data.scenes.dataset import COLORS, draw_scene
-from ovstrans.data.scenes.shapes import SHAPES
-from ovstrans.data.scenes.textures import STUFF
-from ovstrans.training.contrastive import caption_batch, contrastive_loss, encode_text, noun_loss
+from ovstrans.datasets.scenes.captions import Thing
+from ovstrans.datasets.scenes.dataset import COLORS, draw_scene
+from ovstrans.datasets.scenes.shapes import SHAPES
+from ovstrans.datasets.scenes.textures import STUFF
 
 SIZE = 96
 EASY_SIZE = 64
@@ -81,13 +81,13 @@ def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torc
 
 def encode_image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Image embeddings [B, E] at any size: the attention pool's positions are resampled where it is not 96."""
-    tower = model.visual
+    encoder = model.visual
     if pixels.shape[-1] == SIZE:
-        return tower(pixels)
-    features = tower.layer4(tower.layer3(tower.layer2(tower.layer1(tower.stem(pixels)))))
+        return encoder(pixels)
+    features = encoder.layer4(encoder.layer3(encoder.layer2(encoder.layer1(encoder.stem(pixels)))))
     if features.shape[-1] != SIZE // 32:
         features = F.interpolate(features, size=(SIZE // 32, SIZE // 32), mode="bilinear", align_corners=False)
-    return tower.attnpool(features)
+    return encoder.attnpool(features)
 
 
 def zero_shot(clip: Any, limit: int = 1000) -> dict[str, float]:

@@ -3,10 +3,10 @@
 A safetensors file. A dense tensor is itself; a masked tensor `W` is `W.values` (the kept values in C
 order, in W's own type) and `W.bitmask` (its mask as packed bits, see `masks.bits`). Keys:
 
-    backbone.*                     the image tower, masked or dense
+    backbone.*                     the image encoder, masked or dense
     (anything else)                the head, under its own names
     text.embeddings, text.owner    [R, E] a row per class name, [R] int64 the class of each row
-    text_tower.*                   the CLIP's text tower, where it was kept
+    text_tower.*                   the CLIP's text encoder, where it was kept
 
 The metadata are strings: `format` ("ovstrans.checkpoint/1"), `framework`, `created_by`, and as JSON
 objects `options` (of the framework), `vocabulary`, `clip` (model, pretrained, weights_sha256, image_size,
@@ -47,13 +47,13 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints.sparse import BACKBONE, densify, sparse_state
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.bits import DAMAGED, parse_object, parse_shapes, require_entries
 from ovstrans.masks.mask import CREATED_BY, Mask
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 FORMAT = "ovstrans.checkpoint/1"
-TEXT_TOWER = "text_tower."
+TEXT_ENCODER = "text_tower."
 EMBEDDINGS = "text.embeddings"
 OWNER = "text.owner"
 METADATA = (
@@ -95,7 +95,7 @@ class Checkpoint:
     clip: dict[str, Any]
     recipe: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-    text_tower: dict[str, Tensor] | None = None
+    text_encoder: dict[str, Tensor] | None = None
     created_by: str = CREATED_BY
 
 
@@ -108,7 +108,7 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
     mask = checkpoint.mask
     tensors = sparse_state(checkpoint.state, mask, where=str(path))
     extra = {EMBEDDINGS: checkpoint.text_embeddings, OWNER: checkpoint.text_owner}
-    extra.update((TEXT_TOWER + key, value) for key, value in (checkpoint.text_tower or {}).items())
+    extra.update((TEXT_ENCODER + key, value) for key, value in (checkpoint.text_encoder or {}).items())
     for key in extra:
         if key in tensors:
             raise MismatchError(f"{path}: the framework has a tensor called {key}, a name this format keeps for text")
@@ -157,7 +157,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         raise InputError(f"{where}: vocabulary: {error}") from error
     embeddings, owner = _take_text(tensors, len(vocabulary), where)
     mask = _take_mask(tensors, parse_shapes(metadata["shapes"], where), objects["mask"], where)
-    text_tower = {key: tensors.pop(key) for key in list(tensors) if key.startswith(TEXT_TOWER)}
+    text_encoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(TEXT_ENCODER)}
     _refuse_nan(tensors, where)
     return Checkpoint(
         framework=metadata["framework"],
@@ -170,7 +170,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         clip=objects["clip"],
         recipe=objects["recipe"],
         provenance=objects["provenance"],
-        text_tower={key.removeprefix(TEXT_TOWER): value for key, value in text_tower.items()} or None,
+        text_encoder={key.removeprefix(TEXT_ENCODER): value for key, value in text_encoder.items()} or None,
         created_by=metadata["created_by"],
     )
 

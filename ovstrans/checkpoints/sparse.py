@@ -46,7 +46,7 @@ def sparse_state(state: Mapping[str, Tensor], mask: Mask | None, *, where: str) 
 
 
 def densify(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: str) -> dict[str, Tensor]:
-    """Replace values and bits by dense tensors, in place; returns the bits by name in the image tower.
+    """Replace values and bits by dense tensors, in place; returns the bits by name in the image encoder.
 
     shapes: of the masked tensors, by key.  Raises InputError, starting with `where`, where parts are
     missing or do not agree.

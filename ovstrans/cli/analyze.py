@@ -154,7 +154,7 @@ def _load_checkpoint(path: Path) -> Checkpoint:
     from ovstrans import files
     from ovstrans.checkpoints.file import load_checkpoint
     from ovstrans.errors import InputError
-    from ovstrans.training.run import RunFolder
+    from ovstrans.training.run_folder import RunFolder
 
     if path.is_dir():
         path = RunFolder(path).require_checkpoint()

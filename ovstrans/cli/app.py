@@ -1,38 +1,57 @@
-"""The subcommands of `ovstrans`, gathered.
+"""The subcommands of `ovstrans`, each imported when it is asked for.
 
-Importing this module must stay cheap: no torch, numpy or matplotlib at the top of any file here.
+Importing this module, or that of a command, must stay cheap: no torch, numpy or matplotlib at the top of any file here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from ovstrans.cli import analyze, bench, data, demo, export, finetune, inspect, predict, prune, recipes
 from ovstrans.version import __version__
+
+COMMANDS = ("prune", "analyze", "finetune", "bench", "predict", "export", "inspect", "demo", "data", "recipes")
+"""The subcommands in the order of the help; each is a module `cli.NAME` with a function NAME or a Typer `app`."""
+
+
+class LazyGroup(TyperGroup):
+    """A group whose subcommands are imported on first use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the subcommands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import a subcommand; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            module: Any = import_module(f"ovstrans.cli.{cmd_name}")
+            program = getattr(module, "app", None)
+            if program is None:
+                program = typer.Typer(add_completion=False)
+                program.command(cmd_name, cls=getattr(module, "COMMAND_CLASS", None))(getattr(module, cmd_name))
+            self.commands[cmd_name] = get_command(program)
+            self.commands[cmd_name].name = cmd_name
+        return self.commands[cmd_name]
+
 
 app = typer.Typer(
     name="ovstrans",
+    cls=LazyGroup,
     help="Make open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count honestly.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(prune.prune)
-app.command()(analyze.analyze)
-app.command()(finetune.finetune)
-app.command(cls=bench.BenchCommand)(bench.bench)
-app.command()(predict.predict)
-app.command()(export.export)
-app.command()(inspect.inspect)
-app.command()(demo.demo)
-app.add_typer(data.app, name="data")
-app.add_typer(recipes.app, name="recipes")
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"ovstrans {__version__}")
         raise typer.Exit
@@ -41,7 +60,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Options of the program itself."""

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovstrans.cli import bench_options as options
-from ovstrans.cli import common, looking
+from ovstrans.cli import common
+from ovstrans.cli import inference_options as looking
 from ovstrans.cli.bench_options import BenchCommand
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
-    from ovstrans.cost.request import Request
-    from ovstrans.cost.target import Target
+    from ovstrans.costs.target import Target
+    from ovstrans.reports.request import Request
 
-__all__ = ["BenchCommand", "bench"]
+COMMAND_CLASS = BenchCommand
 
 
 def bench(
@@ -71,16 +72,16 @@ def bench(
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console, files
     from ovstrans.cli import bench_lock, bench_paper
-    from ovstrans.cli.bench_data import ALL, NONE, Evaluation, first_size, open_data, show_classes
-    from ovstrans.cli.bench_evaluate import evaluate_targets
-    from ovstrans.cli.bench_measure import measure_targets
     from ovstrans.cli.bench_plot import check_plot, save_plots
     from ovstrans.cli.bench_show import Outputs
-    from ovstrans.cost.request import Request, parse_size
     from ovstrans.errors import InputError
-    from ovstrans.training.distributed import follower
+    from ovstrans.reports.data import ALL, NONE, Evaluation, first_size, open_data, show_classes
+    from ovstrans.reports.evaluation import evaluate_targets
+    from ovstrans.reports.measure import measure_targets
+    from ovstrans.reports.request import Request, parse_size
+    from ovstrans.training.distributed import is_worker_rank
 
-    follows = follower()
+    follows = is_worker_rank()
     console.set_quiet(quiet or follows)
     if follows and (paper or check is not None or update is not None):
         return  # counted, shown and written by rank 0 alone
@@ -132,7 +133,7 @@ def bench(
     work = open_data(list(found.values()), evaluation)
     size = size or first_size(work, evaluation) or options.PAPER_SIZE
 
-    from ovstrans.cost.reports.report import cost_report, together
+    from ovstrans.reports.report import cost_report, together
 
     layers = per_layer or plot is not None
     fresh = {
@@ -183,9 +184,9 @@ def _default_targets() -> list[str]:
 
 def _open(requests: Sequence[Request], counter: str) -> tuple[dict[int, list[dict[str, Any]]], dict[int, Target]]:
     """By their number among the requests: the reports that were written earlier, and the targets to count."""
-    from ovstrans.cost.reports.report import load_reports
     from ovstrans.errors import InputError
-    from ovstrans.training.run import RunFolder
+    from ovstrans.reports.report import load_reports
+    from ovstrans.training.run_folder import RunFolder
 
     written, found = {}, {}
     for number, request in enumerate(requests):

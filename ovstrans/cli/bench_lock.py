@@ -12,7 +12,7 @@ from ovstrans.cli.bench_options import PAPER_SIZE
 from ovstrans.cli.optional import BARE
 
 if TYPE_CHECKING:
-    from ovstrans.cost.lock import Entry, Moved, Tolerance
+    from ovstrans.reports.lock import CostChange, Entry, Tolerance
 
 
 def run(
@@ -30,8 +30,8 @@ def run(
     names: the targets in question, none for all.  asked: what the command line says otherwise than the
     lock, fields of `Request`. Raises CheckFailed where a count moved.
     """
-    from ovstrans.cost.lock import DEFAULT_LOCK, Tolerance
     from ovstrans.errors import InputError
+    from ovstrans.reports.lock import DEFAULT_LOCK, Tolerance
 
     allowed = Tolerance.parse(tolerance)
     common.check_json(json, force=force)
@@ -48,8 +48,8 @@ def run(
 
 def _check(path: Path, names: Sequence[str], asked: Mapping[str, Any], allowed: Tolerance, json: str | None) -> None:
     from ovstrans import console
-    from ovstrans.cost.lock import compare, key, load_lock
     from ovstrans.errors import CheckFailed, InputError
+    from ovstrans.reports.lock import compare, key, load_lock
 
     entries = load_lock(path)
     for name in names:
@@ -78,9 +78,9 @@ def _check(path: Path, names: Sequence[str], asked: Mapping[str, Any], allowed: 
 
 def _update(path: Path, names: Sequence[str], asked: Mapping[str, Any], json: str | None) -> None:
     from ovstrans import console, files
-    from ovstrans.cost.lock import compare, key, load_lock, save_lock
-    from ovstrans.cost.request import Request
     from ovstrans.errors import InputError
+    from ovstrans.reports.lock import compare, key, load_lock, save_lock
+    from ovstrans.reports.request import Request
 
     files.check_output(path, force=True, option="--update")
     entries = load_lock(path) if path.exists() or not names else {}
@@ -111,8 +111,8 @@ def _count(path: Path, entries: Sequence[Entry], asked: Mapping[str, Any]) -> li
 def _counted(path: Path, requests: Sequence[Any]) -> list[Entry]:
     """What the targets cost now; an error says which of them it is about."""
     from ovstrans import console
-    from ovstrans.cost.lock import Entry, count, key
     from ovstrans.errors import InputError
+    from ovstrans.reports.lock import Entry, count, key
 
     entries = []
     with console.progress(f"count {path}", len(requests), unit="targets") as progress:
@@ -127,12 +127,12 @@ def _counted(path: Path, requests: Sequence[Any]) -> list[Entry]:
 
 def _is_called(entry: Entry, name: str) -> bool:
     """Whether a target is meant by `name`: by its own, as a path or as its key in the lock."""
-    from ovstrans.cost.lock import key
+    from ovstrans.reports.lock import key
 
     return name in (entry.request.name, key(entry.request)) or Path(name) == Path(entry.request.name)
 
 
-def _show(moved: Sequence[Moved]) -> None:
+def _show(moved: Sequence[CostChange]) -> None:
     from ovstrans import console
 
     target = ""
@@ -143,7 +143,7 @@ def _show(moved: Sequence[Moved]) -> None:
         console.show(f"  {difference}")
 
 
-def _as_json(path: Path, targets: Sequence[str], moved: Sequence[Moved]) -> dict[str, Any]:
+def _as_json(path: Path, targets: Sequence[str], moved: Sequence[CostChange]) -> dict[str, Any]:
     return {
         "schema": "ovstrans.check/1",
         "lock": str(path),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from ovstrans.cli.looking import LOOK, WORDS
+from ovstrans.cli.inference_options import LOOK, WORDS
 from ovstrans.cli.optional import OptionalValues
 from ovstrans.errors import InputError
 from ovstrans.files import OUTPUT_DIR

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(names: Sequence[str], outputs: Outputs) -> None:
     """Show the table; InputError where targets are named beside, which have no part in it."""
     from ovstrans import console
-    from ovstrans.cost.paper.rows import PAPER_WORDS, paper_json, paper_notes, paper_rows, paper_table
+    from ovstrans.costs.published.rows import PAPER_WORDS, paper_json, paper_notes, paper_rows, paper_table
     from ovstrans.errors import InputError
 
     if names:

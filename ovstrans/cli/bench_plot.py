@@ -22,8 +22,8 @@ def check_plot(plot: str | None, *, force: bool) -> Path | None:
 def save_plots(reports: Sequence[Mapping[str, Any]], folder: Path, page_path: Path | None) -> None:
     """Draw what the reports have the figures for: into `folder` one by one, or all on one page."""
     from ovstrans import console
-    from ovstrans.cost.reports.plots import page, pictures
     from ovstrans.figures import save_figure
+    from ovstrans.reports.plots import page, pictures
 
     parts = pictures(reports)
     drawn = {part.name for part in parts}

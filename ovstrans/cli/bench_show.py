@@ -57,7 +57,7 @@ class Outputs:
 
         words: columns of text, beside the first.
         """
-        from ovstrans.cost.reports.tables import csv_text, markdown
+        from ovstrans.reports.tables import csv_text, markdown
 
         if self.markdown is not None:
             _put(self.markdown, markdown(columns, lines, words))
@@ -67,7 +67,7 @@ class Outputs:
     def show(self, reports: Sequence[Mapping[str, Any]], *, per_layer: bool) -> None:
         """Reports side by side, and every layer where asked for."""
         from ovstrans import console
-        from ovstrans.cost.reports.tables import LAYER_COLUMNS, csv_lines, layer_rows, rows
+        from ovstrans.reports.tables import LAYER_COLUMNS, csv_lines, layer_rows, rows
 
         columns, lines = rows(reports)
         self.write(columns, lines, csv_lines(reports))

@@ -39,15 +39,28 @@ DataRoot = Annotated[
 ]
 
 _debug = False
+_flags: dict[str, tuple[str, str]] = {}
 
 
 def start(*, quiet: bool = False, debug: bool = False) -> None:
-    """First line of every command: apply the common switches."""
-    global _debug
-    from ovstrans import console
+    """Apply the common switches; the first line of every command."""
+    global _debug, _flags
+    from click import get_current_context
 
-    _debug = debug
+    from ovstrans import console
+    from ovstrans.cli.flags import flag_names
+
+    context = get_current_context(silent=True)
+    _debug, _flags = debug, flag_names(context.command) if context is not None else {}
     console.set_quiet(quiet)
+    console.show_logs(in_flags)
+
+
+def in_flags(message: str) -> str:
+    """Return a message of the library with its parameters named as flags of the running command."""
+    from ovstrans.cli.flags import name_flags
+
+    return name_flags(message, _flags)
 
 
 def debugging() -> bool:
@@ -75,7 +88,7 @@ def pick_device(name: str) -> torch.device:
 
 def use_data_root(root: Path | None) -> None:
     """Look for published datasets below `root` from here on; None leaves it to the environment."""
-    from ovstrans.data.published.roots import VARIABLES
+    from ovstrans.datasets.published.roots import VARIABLES
 
     if root is not None:
         os.environ[VARIABLES[0]] = str(root)
@@ -100,12 +113,6 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
         console.show(files.json_text(value))
     else:
         files.write_json(files.check_output(Path(destination), force=force, option="--json"), value)
-
-
-def spread(total: int, show: int) -> set[int]:
-    """`show` of so many images, evenly spread; all of them where there are fewer."""
-    count = min(show, total)
-    return {total * number // count for number in range(count)}
 
 
 def counted(number: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
-    from ovstrans.data.published.layouts import Published
+    from ovstrans.datasets.published.layouts import Published
 
 app = typer.Typer(
     name="data",
@@ -40,9 +40,9 @@ def list_data(
     """Which datasets are there, in what layout and where, and which are missing."""
     common.start(debug=debug)
     from ovstrans import console
-    from ovstrans.data.catalog import GENERATED
-    from ovstrans.data.published.registry import PUBLISHED
-    from ovstrans.data.published.roots import dataset_roots, looked_in
+    from ovstrans.datasets.catalog import GENERATED
+    from ovstrans.datasets.published.registry import PUBLISHED
+    from ovstrans.datasets.published.roots import dataset_roots, looked_in
 
     common.check_json(json, force=force)
     roots = dataset_roots(data_root)
@@ -81,8 +81,8 @@ def check(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
-    from ovstrans.data.catalog import open_dataset
-    from ovstrans.data.check import faults
+    from ovstrans.datasets.catalog import open_dataset
+    from ovstrans.datasets.check import faults
     from ovstrans.errors import InputError
 
     common.check_json(json, force=force)
@@ -106,7 +106,7 @@ def check(
     if json != "-":
         for flaw in found:
             console.show(flaw)
-    common.emit_json(json, {"schema": "ovstrans.data-check/1", "images": checked, "faults": found}, force=force)
+    common.emit_json(json, {"schema": "ovstrans.datasets-check/1", "images": checked, "faults": found}, force=force)
     if found:
         what = common.counted(len(found), "fault")
         raise InputError(f"data {name}: {what} in {sum(checked.values())} images")
@@ -129,14 +129,14 @@ def show(
     """A sheet of images with the names on their segments."""
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console, files
-    from ovstrans.data.catalog import open_dataset
-    from ovstrans.evaluation.sheet import save_sheet
+    from ovstrans.datasets.catalog import open_dataset
+    from ovstrans.datasets.contact_sheet import evenly_spaced, save_sheet
 
     if out is not None:
         files.check_output(out, force=force)
     dataset = open_dataset(name, split="val", size=size, root=data_root)
     total = len(dataset)
-    shown = sorted(common.spread(total, count))
+    shown = sorted(evenly_spaced(total, count))
     path = out or OUTPUT_DIR / "data" / f"{dataset.name}-{dataset.split}.png"
     title = f"{dataset.name}:{dataset.split}, {len(shown)} of {total} images, {len(dataset.vocabulary)} classes"
     save_sheet(path, (dataset[index] for index in shown), dataset, title=title)
@@ -162,9 +162,9 @@ def prepare(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
-    from ovstrans.data.published.prepare import preparation, summary
-    from ovstrans.data.published.prepare import prepare as convert
-    from ovstrans.data.published.roots import dataset_roots
+    from ovstrans.datasets.published.prepare import preparation, summary
+    from ovstrans.datasets.published.prepare import prepare as convert
+    from ovstrans.datasets.published.roots import dataset_roots
     from ovstrans.errors import InputError
 
     published, splits = _published(name)[0], _splits(name, data_root)
@@ -203,7 +203,7 @@ def prepare(
 def _published(name: str) -> tuple[Published, str]:
     """The published dataset that `NAME[:SPLIT]` names, and its split or ""; InputError where it is none."""
 
-    from ovstrans.data.published.registry import PUBLISHED, named
+    from ovstrans.datasets.published.registry import PUBLISHED, named
     from ovstrans.errors import InputError, did_you_mean
 
     known = named(name)
@@ -216,8 +216,8 @@ def _published(name: str) -> tuple[Published, str]:
 
 def _splits(name: str, data_root: Path | None) -> Sequence[str]:
     """The split that the name says, or all that are there; InputError where none is."""
-    from ovstrans.data.published.registry import find_layout, not_found
-    from ovstrans.data.published.roots import dataset_roots
+    from ovstrans.datasets.published.registry import find_layout, not_found
+    from ovstrans.datasets.published.roots import dataset_roots
     from ovstrans.errors import InputError
 
     (published, split), roots = _published(name), dataset_roots(data_root)
@@ -236,7 +236,7 @@ def _splits(name: str, data_root: Path | None) -> Sequence[str]:
 
 def _to_check(name: str, data_root: Path | None) -> list[str]:
     """What to check, each as `open_dataset` takes it: the split that is named, or all that are there."""
-    from ovstrans.data.catalog import GENERATED, folder_splits
+    from ovstrans.datasets.catalog import GENERATED, folder_splits
 
     kind, _, rest = name.partition(":")
     if kind in GENERATED:
@@ -249,7 +249,7 @@ def _to_check(name: str, data_root: Path | None) -> list[str]:
 
 def _entry(published: Published, roots: Sequence[Path]) -> dict[str, Any]:
     """What `list` says of a dataset, as plain values."""
-    from ovstrans.data.published.registry import find_layout
+    from ovstrans.datasets.published.registry import find_layout
     from ovstrans.errors import InputError
 
     splits: dict[str, Any] = {}

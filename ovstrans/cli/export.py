@@ -11,7 +11,7 @@ from ovstrans.cli import common
 
 if TYPE_CHECKING:
     from ovstrans.checkpoints.file import Checkpoint
-    from ovstrans.checkpoints.plain import PlainClip
+    from ovstrans.interop.plain_clip import PlainClip
     from ovstrans.masks.mask import Mask
 
 _IMPORT = "Files of other programs"
@@ -89,12 +89,12 @@ def export(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import files
-    from ovstrans.checkpoints.export import check_suffix, write
-    from ovstrans.data.vocabularies.vocabulary import load_vocabulary
     from ovstrans.errors import InputError
-    from ovstrans.frameworks.source import Wish, open_source
+    from ovstrans.interop.export import check_suffix, write
+    from ovstrans.interop.export_input import ImportOptions, open_source
     from ovstrans.masks.file import load_mask
-    from ovstrans.training.run import RunFolder
+    from ovstrans.training.run_folder import RunFolder
+    from ovstrans.vocabulary.vocabulary import load_vocabulary
 
     check_suffix(out, kind)
     if scope not in ("body", "file"):
@@ -106,7 +106,7 @@ def export(
     source = RunFolder(source).require_checkpoint() if source.is_dir() else files.existing_file(source)
     if out.resolve() in (source.resolve(), table and table.resolve()):
         raise InputError(f"--out {out}: is the source or the --json file; give another name")
-    wish = Wish(
+    wish = ImportOptions(
         model=model,
         pretrained=pretrained,
         framework=framework,
@@ -136,7 +136,7 @@ def export(
 
 def _show(result: dict[str, Any]) -> None:
     from ovstrans import console
-    from ovstrans.checkpoints.imported import shortened
+    from ovstrans.interop.matching import shortened
 
     of = " ".join(filter(None, (result.get("framework"), result["model"], result["pretrained"])))
     facts = {
@@ -157,7 +157,7 @@ def _advise(found: Checkpoint | PlainClip | Mask, kind: str, out: Path, result: 
     """What to know about the file before it is used."""
     from ovstrans import console
     from ovstrans.checkpoints.file import Checkpoint
-    from ovstrans.checkpoints.plain import PlainClip
+    from ovstrans.interop.plain_clip import PlainClip
 
     if isinstance(found, PlainClip):
         _advise_clip(found, kind, out, result)
@@ -170,7 +170,7 @@ def _advise(found: Checkpoint | PlainClip | Mask, kind: str, out: Path, result: 
 
 def _advise_clip(found: PlainClip, kind: str, out: Path, result: dict[str, Any]) -> None:
     from ovstrans import console
-    from ovstrans.checkpoints.plain import is_builtin, open_clip_name
+    from ovstrans.interop.plain_clip import is_builtin, open_clip_name
 
     if found.transferred:
         console.say("the mask was made from other weights than these: transferred")
@@ -188,14 +188,14 @@ def _advise_clip(found: PlainClip, kind: str, out: Path, result: dict[str, Any])
 
 def _advise_detectron2(found: Checkpoint, out: Path) -> None:
     from ovstrans import console
-    from ovstrans.checkpoints.export import TORCH_SUFFIXES, upstream_names
+    from ovstrans.interop.export import TORCH_SUFFIXES, upstream_names
 
     if found.framework not in upstream_names():
         return
     pixels = [[round(255 * value, 3) for value in found.clip[key]] for key in ("mean", "std")]
     console.say(f"its images were normalised by MODEL.PIXEL_MEAN {pixels[0]}, PIXEL_STD {pixels[1]}")
-    if found.framework == "fcclip" and found.text_tower is None:
-        console.say("its text tower is not in it; FC-CLIP's code has its own from open_clip")
+    if found.framework == "fcclip" and found.text_encoder is None:
+        console.say("its text encoder is not in it; FC-CLIP's code has its own from open_clip")
     if out.suffix not in TORCH_SUFFIXES:
         trap = ", and from this file Mask2Former's code would misplace the pixel decoder" * (found.framework == "gkc")
         console.warn(f"detectron2's checkpointer reads .pth{trap}")

@@ -91,14 +91,14 @@ def finetune(
     common.use_data_root(data_root)
     from ovstrans import console, files
     from ovstrans.errors import InputError
-    from ovstrans.training import choose
-    from ovstrans.training.distributed import follower
+    from ovstrans.training import resolve as choose
+    from ovstrans.training.distributed import is_worker_rank
     from ovstrans.training.finetune import finetune as run
 
     for file, switch, name in ((mask, no_mask, "mask"), (plan, no_plan, "plan")):
         if file is not None and switch:
             raise InputError(f"--{name} and --no-{name}: give one of them")
-    console.set_quiet(quiet or follower())
+    console.set_quiet(quiet or is_worker_rank())
     given: dict[str, Any] = {
         "framework": framework,
         "recipe": recipe,
@@ -115,7 +115,7 @@ def finetune(
         "weights": _text(weights),
         "seed": seed,
     }
-    if not resume and not follower():
+    if not resume and not is_worker_rank():
         files.check_output(out, force=force, directory=True)
     if resume:
         settings = choose.resume_settings(out, **given)
@@ -123,7 +123,7 @@ def finetune(
             console.say(f"{out}: this run is finished; nothing to resume")
             return
     else:
-        settings, notes = choose.pick_up(
+        settings, notes = choose.discover_artifacts(
             choose.choose_settings(**given),
             OUTPUT_DIR,
             mask=mask is None and not no_mask,

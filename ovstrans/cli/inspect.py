@@ -11,7 +11,7 @@ import typer
 from ovstrans.cli import common
 
 if TYPE_CHECKING:
-    from ovstrans.checkpoints.describe import Description
+    from ovstrans.interop.describe import Description
 
 _RUN_FILES = ("recipe.toml", "environment.json", "log.jsonl")
 
@@ -65,7 +65,7 @@ def describe(path: Path, *, verify: bool = False) -> list[Description]:
     Raises InputError where it is broken or unknown, CheckFailed where `verify` finds a false claim.
     """
     from ovstrans import files
-    from ovstrans.checkpoints.describe import describe_tensors
+    from ovstrans.interop.describe import describe_tensors
 
     if path.is_dir():
         return _run_folder(path, verify)
@@ -103,8 +103,8 @@ def _restore(path: Path, description: Description) -> None:
 
 def _json_file(path: Path, verify: bool) -> list[Description]:
     from ovstrans import files
-    from ovstrans.checkpoints.describe import Description
     from ovstrans.errors import InputError
+    from ovstrans.interop.describe import Description
 
     value = files.read_json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
@@ -120,8 +120,8 @@ def _json_file(path: Path, verify: bool) -> list[Description]:
 
 def _alpha(path: Path, verify: bool) -> Description:
     """An alpha file; verified, its plan is made again from its alphas."""
-    from ovstrans.checkpoints.describe import Description, at_hand
     from ovstrans.errors import CheckFailed
+    from ovstrans.interop.describe import Description, at_hand
     from ovstrans.spectrum.file import load_analysis
     from ovstrans.spectrum.plan import make_plan
 
@@ -157,9 +157,9 @@ def _alpha(path: Path, verify: bool) -> Description:
 
 def _report(path: Path, value: dict[str, Any]) -> Description:
     """One report or several, as `bench` shows them."""
-    from ovstrans.checkpoints.describe import Description
-    from ovstrans.cost.reports.tables import rows as report_rows
     from ovstrans.errors import InputError
+    from ovstrans.interop.describe import Description
+    from ovstrans.reports.tables import rows as report_rows
 
     try:
         reports = value.get("reports", [value])
@@ -182,8 +182,8 @@ def _report(path: Path, value: dict[str, Any]) -> Description:
 def _run_folder(path: Path, verify: bool) -> list[Description]:
     """A run folder, then its checkpoint and its plan."""
     from ovstrans import files
-    from ovstrans.checkpoints.describe import Description
     from ovstrans.errors import InputError
+    from ovstrans.interop.describe import Description
     from ovstrans.recipes.load import flatten, load_recipe
 
     recipe, checkpoint, alpha = (path / name for name in ("recipe.toml", "checkpoint.safetensors", "alpha.json"))

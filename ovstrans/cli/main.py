@@ -62,7 +62,7 @@ def _run(arguments: list[str]) -> int:
     except OvstransError as error:
         if common.debugging():
             raise
-        console.error(str(error))
+        console.error(common.in_flags(str(error)))
         return error.exit_status
     except typer.Abort:
         raise KeyboardInterrupt from None
@@ -112,10 +112,10 @@ def _show_usage(error: Any, arguments: Sequence[str]) -> None:
         return
     name, command = "ovstrans", get_command(app)
     for word in arguments:
-        commands = getattr(command, "commands", {})
-        if word not in commands:
+        found = command.get_command(None, word) if hasattr(command, "get_command") else None
+        if found is None:
             break
-        name, command = f"{name} {word}", commands[word]
+        name, command = f"{name} {word}", found
     message = " ".join(error.format_message().split()).rstrip(".")
     console.error(f"{name}: {message} (try {name} --help)")
 

@@ -14,17 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovstrans.cli import common, looking, predict_segments
+from ovstrans.cli import common, predict_segments
+from ovstrans.cli import inference_options as looking
 from ovstrans.cli import predict_options as options
-from ovstrans.cli.predict_checkpoint import asked_vocabulary, checkpoint_first, load, published_size
 from ovstrans.cli.predict_show import show
 from ovstrans.files import OUTPUT_DIR
+from ovstrans.segmenter.sources import asked_vocabulary, checkpoint_first, load, published_size
 
 if TYPE_CHECKING:
     from ovstrans.clip.text import TextClassifier
     from ovstrans.evaluation.inference import Inference
-    from ovstrans.evaluation.prediction_folder import PredictionFolder
-    from ovstrans.evaluation.prediction_inputs import Picture
+    from ovstrans.segmenter.folder import PredictionFolder
+    from ovstrans.segmenter.inputs import Picture
 
 SCHEMA = "ovstrans.predictions/1"
 
@@ -63,18 +64,18 @@ def predict(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
-    from ovstrans.data.vocabularies.class_names import check_names
     from ovstrans.errors import InputError
     from ovstrans.evaluation.inference import Inference
-    from ovstrans.evaluation.prediction_folder import PredictionFolder
-    from ovstrans.evaluation.prediction_inputs import find_pictures
+    from ovstrans.segmenter.folder import PredictionFolder
+    from ovstrans.segmenter.inputs import find_pictures
+    from ovstrans.vocabulary.class_names import check_names
 
     check_names(names)
     if classes is not None and vocabulary is not None:
         raise InputError("--classes and --vocabulary: give one of them")
     if resume and force:
         raise InputError("--resume and --force: one keeps what is there, the other replaces it; give one of them")
-    segments = predict_segments.Asked(panoptic, instances, things, window, flip)
+    segments = predict_segments.SegmentOptions(panoptic, instances, things, window, flip)
     place = common.pick_device(device)
     common.check_json(json, force=force)
     source, images = checkpoint_first(paths)
@@ -144,7 +145,7 @@ def _predict_all(
 ) -> tuple[list[dict[str, Any]], list[tuple[Path, Exception]]]:
     """Predict and write image by image: the summaries, and the images that could not be read."""
     from ovstrans import console
-    from ovstrans.data.images import read_image
+    from ovstrans.datasets.images import read_image
     from ovstrans.errors import InputError
     from ovstrans.evaluation.inference import predict as look
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ovstrans.cli.looking import LOOK, WORDS
+from ovstrans.cli.inference_options import LOOK, WORDS
 
 WINDOW = 1024
 """Side of the windows that images are predicted in which are too large to be predicted as a whole."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ovstrans.cli.looking import WORDS
+from ovstrans.cli.inference_options import WORDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ovstrans.checkpoints.file import Checkpoint
-    from ovstrans.data.vocabularies.vocabulary import Vocabulary
+    from ovstrans.vocabulary.vocabulary import Vocabulary
 
 _SEGMENTS = "Segments"
 _NAMED = 6
@@ -50,7 +50,7 @@ Things = Annotated[
 
 
 @dataclass(frozen=True)
-class Asked:
+class SegmentOptions:
     """What of segments a user asks for. things: as written, or None.
 
     Raises InputError where that is not possible with the way of looking, or `things` without segments.
@@ -124,7 +124,7 @@ def countable(words: Vocabulary, trained: Vocabulary, things: str | None) -> Cou
     return Countable(sure, sure | set(unknown), unknown)
 
 
-def told(words: Vocabulary, found: Countable, asked: Asked) -> str:
+def told(words: Vocabulary, found: Countable, asked: SegmentOptions) -> str:
     """What to say of classes of which nobody knows whether they are things, or ""."""
     if not found.unknown:
         return ""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ovstrans.clip.load import Clip
     from ovstrans.masks.mask import Mask
-    from ovstrans.pruning.run import Result
+    from ovstrans.pruning.prune import Result
     from ovstrans.pruning.settings import Settings
 
 _HOW = "How to prune"
@@ -25,7 +25,7 @@ _DISTIL = "Distillation"
 
 def prune(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="An open_clip model with a ResNet or ConvNeXt image tower.")
+        str, typer.Argument(metavar="[MODEL]", help="An open_clip model with a ResNet or ConvNeXt image encoder.")
     ] = "RN-mini",
     pretrained: common.Pretrained = None,
     method: Annotated[
@@ -133,9 +133,9 @@ def prune(
 def _run(clip: Clip, chosen: Settings, like: Mask | None, device: torch.device, state: Path, *, resume: bool) -> Result:
     """Prune with a progress bar, and say how to go on where it is interrupted."""
     from ovstrans import console
-    from ovstrans.data.catalog import open_dataset
-    from ovstrans.pruning.rounds import Watch
-    from ovstrans.pruning.run import prune as run
+    from ovstrans.datasets.catalog import open_dataset
+    from ovstrans.pruning.prune import prune as run
+    from ovstrans.pruning.rounds import RoundCallbacks
     from ovstrans.pruning.settings import SEGMENT_LOSSES
 
     dataset = None
@@ -155,7 +155,7 @@ def _run(clip: Clip, chosen: Settings, like: Mask | None, device: torch.device, 
             def begin(total: int, done: int) -> None:
                 bars.append(stack.enter_context(console.progress(f"prune {clip.name}", total, done=done, unit="step")))
 
-            watch = Watch(begin, step=lambda step: bars[0].advance(loss=step.loss))
+            watch = RoundCallbacks(begin, step=lambda step: bars[0].advance(loss=step.loss))
             return run(clip, chosen, dataset, like=like, device=device, state=state, resume=resume, watch=watch)
     except BaseException as stop:
         if not isinstance(stop, Exception) and state.exists():

@@ -1,4 +1,4 @@
-"""open_clip's ConvNeXt image towers: a TimmModel, timm's trunk and a projection."""
+"""open_clip's ConvNeXt image encoders: a TimmModel, timm's trunk and a projection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def is_convnext(config: Mapping[str, Any]) -> bool:
-    """Whether the image tower of an open_clip model configuration is a ConvNeXt."""
+    """Whether the image encoder of an open_clip model configuration is a ConvNeXt."""
     return str(config["vision_cfg"].get("timm_model_name") or "").startswith("convnext")
 
 
@@ -21,7 +21,7 @@ def create_convnext(config: Mapping[str, Any]) -> nn.Module:
     Like a ResNet tower it tells in `output_dim` what dimension E it embeds in.
     """
     vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
-    tower = TimmModel(
+    encoder = TimmModel(
         vision.timm_model_name,
         config["embed_dim"],
         image_size=vision.image_size,
@@ -31,5 +31,5 @@ def create_convnext(config: Mapping[str, Any]) -> nn.Module:
         drop=vision.timm_drop,
         drop_path=vision.timm_drop_path,
     )
-    tower.output_dim = config["embed_dim"]
-    return tower
+    encoder.output_dim = config["embed_dim"]
+    return encoder

@@ -31,7 +31,7 @@ BUNDLED = "bundled"
 """Name of the weights that ship with the package."""
 
 _FIRST = {"ResNet": "conv1.weight", "ConvNeXt": "trunk.stem.0.weight"}
-"""The first weight of either kind of image tower."""
+"""The first weight of either kind of image encoder."""
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Clip:
     """A CLIP and what is known of it.
 
     model: open_clip's module, in eval mode.  name: open_clip model name.  pretrained: tag, file or
-    "bundled" ("" for random weights).  weights_sha256: hash of the image tower, see
+    "bundled" ("" for random weights).  weights_sha256: hash of the image encoder, see
     `weights.weights_sha256`.  image_size: pixels the tower was trained at.  mean, std: of RGB in
-    [0, 1].  tokenizer: texts to tokens [N, L].  has_text: False where the file held no text tower.
+    [0, 1].  tokenizer: texts to tokens [N, L].  has_text: False where the file held no text encoder.
     """
 
     model: Any
@@ -56,7 +56,7 @@ class Clip:
 
     @property
     def visual(self) -> Any:
-        """The image tower."""
+        """The image encoder."""
         return self.model.visual
 
     @property
@@ -77,10 +77,10 @@ class Clip:
 
 
 def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
-    """A CLIP with a ModifiedResNet or ConvNeXt image tower, in eval mode and float32.
+    """A CLIP with a ModifiedResNet or ConvNeXt image encoder, in eval mode and float32.
 
     pretrained: an open_clip tag (weights come from the hub or its cache), a file (`.safetensors` or a
-    state dict; of a whole CLIP or of the image tower alone), or None for the bundled weights of
+    state dict; of a whole CLIP or of the image encoder alone), or None for the bundled weights of
     RN-mini and open_clip's first tag of any other model. Raises InputError for an unknown model or
     tag, an unreadable file, damaged weights, or when the hub cannot be reached; MismatchError where the
     weights are of another architecture.
@@ -128,8 +128,8 @@ def random_clip(model: str = DEFAULT_MODEL, seed: int = 0, *, pretrained: str = 
     return clip
 
 
-def create_tower(model: str = DEFAULT_MODEL) -> nn.Module:
-    """The image tower alone, with random weights; inside `with torch.device("meta")` it takes no memory."""
+def create_image_encoder(model: str = DEFAULT_MODEL) -> nn.Module:
+    """The image encoder alone, with random weights; inside `with torch.device("meta")` it takes no memory."""
     config, _ = _config(model)
     if is_convnext(config):
         return create_convnext(config)
@@ -157,7 +157,7 @@ def model_info(model: str) -> tuple[int, int, tuple[float, ...], tuple[float, ..
 
 
 def model_names() -> list[str]:
-    """Models whose image tower is a ModifiedResNet or a ConvNeXt, the bundled one first."""
+    """Models whose image encoder is a ModifiedResNet or a ConvNeXt, the bundled one first."""
     known = open_clip.list_models()
     resnets = [name for name in known if name.startswith("RN")]
     return [DEFAULT_MODEL, *resnets, *(name for name in known if is_convnext(open_clip.get_model_config(name)))]
@@ -195,7 +195,7 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"model {model!r}: unknown; {hint}known are {', '.join(model_names())}")
     if not (is_convnext(config) or isinstance(config["vision_cfg"].get("layers"), (list, tuple))):
         raise InputError(
-            f"model {model!r}: its image tower is not a ModifiedResNet or a ConvNeXt; "
+            f"model {model!r}: its image encoder is not a ModifiedResNet or a ConvNeXt; "
             f"models that work are {', '.join(model_names())}"
         )
     config = copy.deepcopy(config)
@@ -259,14 +259,14 @@ def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any])
 
 
 def _load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> bool:
-    """Load a whole CLIP, or an image tower alone; returns whether the text tower was there."""
+    """Load a whole CLIP, or an image encoder alone; returns whether the text encoder was there."""
     wanted = module.state_dict()
     kind, anchor = next(item for item in _FIRST.items() if VISUAL + item[1] in wanted)
-    tower_only = VISUAL + anchor not in state
-    if tower_only:
+    encoder_only = VISUAL + anchor not in state
+    if encoder_only:
         if anchor not in state:
             raise MismatchError(
-                f"{origin}: no image tower of a CLIP {kind} in it (neither {VISUAL}{anchor} nor {anchor})"
+                f"{origin}: no image encoder of a CLIP {kind} in it (neither {VISUAL}{anchor} nor {anchor})"
             )
         state = {VISUAL + key: value for key, value in state.items()}
     for key, value in state.items():
@@ -274,7 +274,7 @@ def _load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> bool
             expected, found = list(wanted[key].shape), list(value.shape)
             raise MismatchError(f"{origin}: {key} has shape {found}, the model needs {expected}: another architecture")
     optional = {key for key in wanted if key.endswith("num_batches_tracked")} | {"attn_mask"}
-    if tower_only:
+    if encoder_only:
         optional |= {key for key in wanted if not key.startswith(VISUAL)}
     missing = [key for key in wanted if key not in state and key not in optional]
     unexpected = [key for key in state if key not in wanted and key not in optional]
@@ -285,4 +285,4 @@ def _load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> bool
         {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key in wanted},
         strict=False,
     )
-    return not tower_only
+    return not encoder_only

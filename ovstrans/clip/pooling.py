@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import kind, project
 from ovstrans.clip.precision import full_precision
-from ovstrans.clip.trunk import kind, project
 
 
-def mask_embeddings(tower: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
+def mask_embeddings(encoder: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
     """CLIP's embedding of the image inside each mask, [B, Q, E], not normalised.
 
     res5: [B, C, h, w], as `stages` gives it.  masks: logits [B, Q, *, *] of any size over the same area;
@@ -36,11 +36,11 @@ def mask_embeddings(tower: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
     with full_precision(res5):
         res5 = res5.float()
         inside = _inside(masks, (int(res5.shape[-2]), int(res5.shape[-1])))
-        if kind(tower) == "convnext":
-            dense = cast(Any, tower).trunk.norm_pre(res5)
+        if kind(encoder) == "convnext":
+            dense = cast(Any, encoder).trunk.norm_pre(res5)
             means = _mask_means(dense, inside)
-            return project(tower, means.flatten(0, 1)).unflatten(0, means.shape[:2])
-        return _masked_attention_pool(cast(nn.Module, tower.attnpool), res5, inside)
+            return project(encoder, means.flatten(0, 1)).unflatten(0, means.shape[:2])
+        return _masked_attention_pool(cast(nn.Module, encoder.attnpool), res5, inside)
 
 
 def valid_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ovstrans import files
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import VISUAL, weights_sha256
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 _CHUNK = 512
 
@@ -57,11 +57,11 @@ def embed_vocabulary(clip: Clip, vocabulary: Vocabulary, *, cache: bool = True) 
 
     Every synonym fills every template; each prompt's embedding is normalised, the templates averaged
     and the average normalised (Radford et al. 2021, sec. 3.1.4). The result is kept on disk, by text
-    tower, names and templates. Raises InputError where the CLIP came without its text tower.
+    tower, names and templates. Raises InputError where the CLIP came without its text encoder.
     """
     if not clip.has_text:
         raise InputError(
-            f"{clip.pretrained}: holds the image tower only, but class names need the text tower; "
+            f"{clip.pretrained}: holds the image encoder only, but class names need the text encoder; "
             "give the weights of the whole CLIP"
         )
     names = [name for synonyms in vocabulary.classes for name in synonyms]

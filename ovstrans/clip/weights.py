@@ -18,10 +18,10 @@ from ovstrans import files
 from ovstrans.errors import InputError
 
 VISUAL = "visual."
-"""Prefix of the image tower's keys in an open_clip state dict."""
+"""Prefix of the image encoder's keys in an open_clip state dict."""
 
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-"""What older files hold beside weights; the text tower's mask is full of infinities, as it should be."""
+"""What older files hold beside weights; the text encoder's mask is full of infinities, as it should be."""
 
 _PICKLE = b"\x80"
 """First byte of a pickle of protocol 2 or later, which is how torch wrote files before it wrote zip archives."""
@@ -30,7 +30,7 @@ _PICKLE = b"\x80"
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
     """The hash that names a set of weights (`weights_sha256` of the mask file).
 
-    `state`: the image tower's state dict, keys without `visual.`. In sorted key order, every tensor
+    `state`: the image encoder's state dict, keys without `visual.`. In sorted key order, every tensor
     adds its key (UTF-8), its dtype ("float32"), its shape (as a JSON list) and its raw little-endian
     bytes in C order, so any difference in name, type, shape or value changes the result.
     """

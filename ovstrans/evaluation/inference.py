@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ovstrans.clip.precision import full_precision
-from ovstrans.data.augment import evaluation_size, resize_image
-from ovstrans.data.sample import Segment
+from ovstrans.datasets.augment import evaluation_size, resize_image
+from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.queries import Instances
 from ovstrans.frameworks.scores import FlippedScores, MapScores, MeanScores, Scores, WindowScores

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovstrans.data.sample import Segment, ignore_label
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets.sample import Segment, ignore_label
 from ovstrans.errors import InputError
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
 class PanopticQuality:

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.segments import Segments
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError, MismatchError, did_you_mean
 from ovstrans.frameworks.scores import MapScores, Scores
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SIZE_DIVISOR = 32
 """Images are padded to a multiple of this, the stride of CLIP's trunk."""
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a framework's losses want in a batch beyond images and labels; `training.guides` provides it.
+class TargetRequirements:
+    """What a framework's losses want in a batch beyond images and labels; `training.teacher_targets` provides it.
 
     segments: panoptic targets.  teacher: CLIP's embedding of each segment's region.  captions: the
     embeddings of their nouns.  synonyms: an embedding of some other name of each segment's class.
@@ -47,7 +47,7 @@ class Batch:
     ignore: the label value of pixels that count for nothing.
     segments: per image its N segments.  captions: per image its sentence, or "".
 
-    From a guide, each per image and of unit rows, None without one: teacher [N, E], the teacher's
+    From a targets, each per image and of unit rows, None without one: teacher [N, E], the teacher's
     embedding of each segment's region; nouns [M, E], text embeddings of the caption's nouns; synonyms
     [N, E], text embedding of a name of each segment's class."""
 
@@ -73,17 +73,17 @@ class Framework(nn.Module):
     A subclass names itself, lists its options with their defaults, builds its head in `__init__` after
     calling this one, and gives `logits`, `losses` and `components`.
 
-    `backbone` is the CLIP image tower (a copy of the one given), the part that masks and freeze plans
+    `backbone` is the CLIP image encoder (a copy of the one given), the part that masks and freeze plans
     are about. The text classifier and the normalisation are buffers that move with the module but stay
     out of its state dict: a checkpoint records them once, under their own names.
     """
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
-    needs: Needs = Needs()
+    requires: TargetRequirements = TargetRequirements()
     """What its losses want in a batch; an instance may ask for more by its options."""
     templates: ClassVar[str | None] = None
-    """The prompts its class names fill, by name (see `data.templates`); None for the vocabulary's own."""
+    """The prompts its class names fill, by name (see `datasets.templates`); None for the vocabulary's own."""
     panoptic_masks_first: ClassVar[bool] = False
     """Whether, as published, masks are resized before their class sum where panoptic truth exists; elsewhere,
     and everywhere if False, the sum is resized."""
@@ -97,26 +97,26 @@ class Framework(nn.Module):
     def __init__(
         self,
         *,
-        tower: nn.Module,
+        encoder: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
         text: TextClassifier,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """tower: open_clip image tower, copied.  mean, std: of RGB in [0, 1], the CLIP's own.
+        """tower: open_clip image encoder, copied.  mean, std: of RGB in [0, 1], the CLIP's own.
         text: the training vocabulary; classes it calls novel get no training signal at all.
         options: see `defaults`.  Raises InputError for an option that does not exist or fit,
         MismatchError where tower and text embeddings are not of one CLIP."""
         super().__init__()
         self.options = resolve_options(f"framework {self.name}", self.defaults, options or {})
-        dim = getattr(tower, "output_dim", text.embeddings.shape[1])
+        dim = getattr(encoder, "output_dim", text.embeddings.shape[1])
         if dim != text.embeddings.shape[1]:
             raise MismatchError(
-                f"framework {self.name}: the image tower embeds in {dim} dimensions, the text embeddings of "
+                f"framework {self.name}: the image encoder embeds in {dim} dimensions, the text embeddings of "
                 f"{text.vocabulary.name!r} have {text.embeddings.shape[1]}; both must come from one CLIP"
             )
         self.embed_dim = int(dim)
-        self.backbone = copy.deepcopy(tower).requires_grad_(True)
+        self.backbone = copy.deepcopy(encoder).requires_grad_(True)
         self._vocabulary = text.vocabulary
         self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -124,7 +124,7 @@ class Framework(nn.Module):
         self.register_buffer("text_owner", text.owner.detach().clone(), persistent=False)
 
     @classmethod
-    def worded(cls, vocabulary: Vocabulary) -> Vocabulary:
+    def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
         """The vocabulary with its class names as this framework writes them into prompts."""
         return vocabulary
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier, class_scores
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 MAX_SCALE = 100.0
 """CLIP's bound on the inverse temperature (Radford et al. 2021, sec. 2.5)."""

@@ -19,7 +19,7 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as published
 
 from ovstrans.clip.precision import full_precision
-from ovstrans.data.segments import Segments
+from ovstrans.datasets.segments import Segments
 
 Match = tuple[Tensor, Tensor]
 """Of one image: the matched queries and the segments they are matched with, int64 [min(Q, N)] each."""

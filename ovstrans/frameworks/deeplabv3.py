@@ -17,11 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
+from ovstrans.clip.backbone import dense_embedding, set_output_stride, stages
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import dense_embedding, set_output_stride, stages
-from ovstrans.data.vocabularies.class_names import clean
-from ovstrans.data.vocabularies.templates import DATASET, template_names
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.classifier import (
@@ -33,6 +30,9 @@ from ovstrans.frameworks.classifier import (
     training_targets,
 )
 from ovstrans.frameworks.deeplab_decoder import Decoder, raised
+from ovstrans.vocabulary.class_names import clean
+from ovstrans.vocabulary.templates import DATASET, template_names
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 RATES: Mapping[int, tuple[int, int, int]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 """Atrous rates by output stride: one field of view in image pixels (Chen et al. 2017, sec. 4.1)."""
@@ -47,7 +47,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 class ClipPath(nn.Module):
     """CLIP's own dense embedding, from the value path of its attention pool; frozen.
 
-    Kept frozen so that it stays the map that image and text towers were trained to share.
+    Kept frozen so that it stays the map that image and text encoders were trained to share.
     """
 
     def __init__(self, attnpool: nn.Module) -> None:
@@ -88,7 +88,7 @@ class DeepLabV3(Framework):
                      zero-shot answer; "ensemble": at inference the head's and CLIP's probabilities are
                      blended as in FC-CLIP, by alpha for trained class names and beta for others
       clip_scale     inverse temperature of CLIP's own scores in the ensemble
-      templates      prompts of class names, by name (see `data.templates`), or "dataset": the vocabulary's own
+      templates      prompts of class names, by name (see `datasets.templates`), or "dataset": the vocabulary's own
     """
 
     name: ClassVar[str] = "deeplabv3"
@@ -110,13 +110,13 @@ class DeepLabV3(Framework):
     def __init__(
         self,
         *,
-        tower: nn.Module,
+        encoder: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
         text: TextClassifier,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(tower=tower, mean=mean, std=std, text=text, options=options)
+        super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
         trunk = cast(Any, self.backbone)
         if getattr(trunk, "attnpool", None) is None:
@@ -142,7 +142,7 @@ class DeepLabV3(Framework):
         self.classifier = TextScores(self.embed_dim)
 
     @classmethod
-    def worded(cls, vocabulary: Vocabulary) -> Vocabulary:
+    def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
         """The vocabulary by its authors' own names, cleaned: OpenTrans prompts DeepLab as it does GKC."""
         return clean(vocabulary)
 

@@ -1,7 +1,7 @@
 """Text diversification: classes under other names, so that what is learnt is not a list of words.
 
 Han et al. 2023 (GKC, arXiv 2303.09181). For each segment some synonym of its class has been chosen (see
-`training.guides`). Of an image, the first choice for a class stands in the class's place among the names
+`training.teacher_targets`). Of an image, the first choice for a class stands in the class's place among the names
 to tell apart; other choices for the same class follow as names of their own. Classes that the image
 does not show keep their names.
 

@@ -16,14 +16,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip import trunk as clip_trunk
+from ovstrans.clip import backbone as clip_trunk
 from ovstrans.clip.pooling import mask_embeddings, valid_masks
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabularies.templates import template_names
 from ovstrans.errors import InputError
 from ovstrans.frameworks.classifier import MAX_SCALE, TextScores, cosine_scores, geometric_ensemble, seen_classes
 from ovstrans.frameworks.mask2former import HeadOutput, mask_pool
 from ovstrans.frameworks.mask_framework import MaskFramework
+from ovstrans.vocabulary.templates import template_names
 
 TRUNKS = ("frozen", "train")
 VALID = ("auto", "on", "off")
@@ -57,16 +57,16 @@ class ClipHead(nn.Module):
     tower's names, so that `clip.pooling` finds its way.  scale: CLIP's inverse temperature.
     """
 
-    def __init__(self, tower: nn.Module, scale: float) -> None:
+    def __init__(self, encoder: nn.Module, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        given = cast(Any, tower)
-        if clip_trunk.kind(tower) == "convnext":
+        given = cast(Any, encoder)
+        if clip_trunk.kind(encoder) == "convnext":
             self.trunk = nn.ModuleDict({"norm_pre": given.trunk.norm_pre, "head": given.trunk.head})
             self.head = given.head
         else:
             self.attnpool = given.attnpool
-        clip_trunk.drop_head(tower)
+        clip_trunk.drop_head(encoder)
         self.requires_grad_(False)
 
     def forward(self, res5: Tensor, masks: Tensor, text: TextClassifier) -> Tensor:
@@ -87,7 +87,7 @@ class FCCLIP(MaskFramework):
       ensemble_on_valid_mask
                     "on": a mask with nothing inside at stride 32 is named by the trained head alone;
                     "off": by both; "auto", as published: on for ResNets, off for ConvNeXts
-      templates     prompts of class names, by name (see `data.templates`), or "dataset"
+      templates     prompts of class names, by name (see `datasets.templates`), or "dataset"
     """
 
     name: ClassVar[str] = "fcclip"
@@ -109,13 +109,13 @@ class FCCLIP(MaskFramework):
     def __init__(
         self,
         *,
-        tower: nn.Module,
+        encoder: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
         text: TextClassifier,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(tower=tower, mean=mean, std=std, text=text, options=options)
+        super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
         self.frozen_trunk = self.options["trunk"] == "frozen"
         valid = self.options["ensemble_on_valid_mask"]

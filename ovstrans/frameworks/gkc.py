@@ -17,14 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import drop_head
 from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import drop_head
-from ovstrans.data.vocabularies.class_names import clean
-from ovstrans.data.vocabularies.templates import template_names
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch, Needs
+from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.frameworks.criterion import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.diversify import diversify
 from ovstrans.frameworks.grounding import grounding_loss
@@ -32,6 +29,9 @@ from ovstrans.frameworks.mask2former import HeadOutput
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.frameworks.query_head import ClipPool, QueryClassifier, TrainingOnly
 from ovstrans.frameworks.region_distill import KINDS, chosen_regions, distillation_terms, mean
+from ovstrans.vocabulary.class_names import clean
+from ovstrans.vocabulary.templates import template_names
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
 class GKC(MaskFramework):
@@ -54,7 +54,7 @@ class GKC(MaskFramework):
                           the unit embedding that CLIP's own attention pool makes of each mask (frozen, as
                           FC-CLIP's) is added to the query's, whose projections start at zero, so training
                           starts from CLIP's zero-shot answer. Inference then needs that pool
-      templates           prompts of class names, by name (see `data.templates`), or "dataset"
+      templates           prompts of class names, by name (see `datasets.templates`), or "dataset"
     """
 
     name: ClassVar[str] = "gkc"
@@ -80,13 +80,13 @@ class GKC(MaskFramework):
     def __init__(
         self,
         *,
-        tower: nn.Module,
+        encoder: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
         text: TextClassifier,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(tower=tower, mean=mean, std=std, text=text, options=options)
+        super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
         own = self.options
         self.clip_path = ClipPool(self.backbone) if own["clip_path"] == "sum" else None
@@ -103,7 +103,7 @@ class GKC(MaskFramework):
             for projection in (self.classifier.project, *self.training_only.projections):
                 nn.init.zeros_(projection.weight)
                 nn.init.zeros_(projection.bias)
-        self.needs = Needs(
+        self.requires = TargetRequirements(
             segments=True,
             teacher=own["distill"] != "none",
             captions=own["grounding_weight"] > 0,
@@ -111,7 +111,7 @@ class GKC(MaskFramework):
         )
 
     @classmethod
-    def worded(cls, vocabulary: Vocabulary) -> Vocabulary:
+    def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
         """The vocabulary by its authors' own names, COCO's marks taken out: `wall-other-merged` is `wall`."""
         return clean(vocabulary)
 
@@ -130,25 +130,25 @@ class GKC(MaskFramework):
     ) -> dict[str, Tensor]:
         """{"grounding", "distill", "distill_pairs", "synonyms"}, those whose options are on."""
         losses: dict[str, Tensor] = {}
-        if self.needs.captions:
+        if self.requires.captions:
             losses |= self._grounding(found, matches, batch)
-        if self.needs.teacher:
+        if self.requires.teacher:
             losses |= self._distillation(found, matches, targets, batch)
-        if self.needs.synonyms:
+        if self.requires.synonyms:
             losses |= self._synonyms(found, matches, targets, batch)
         return losses
 
     def further_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
         """What each further loss starts from, worked out anew for each, as in training."""
         outputs = []
-        if self.needs.captions:
+        if self.requires.captions:
             outputs.append(self.embedding(found, prediction))
-        if self.needs.teacher and self.options["distill_from"] == "embedding":
+        if self.requires.teacher and self.options["distill_from"] == "embedding":
             outputs.append(self.embedding(found, prediction))
-        elif self.needs.teacher:
+        elif self.requires.teacher:
             student = self.training_only.students[prediction]
             outputs.append(student(self.classifier.query(found.queries[prediction])))
-        if self.needs.synonyms:
+        if self.requires.synonyms:
             outputs.append(self.class_scores(found, prediction, text))
         return outputs
 

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import channels, stages
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import channels, stages
-from ovstrans.data.sample import Segment
+from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch, Framework, Needs
+from ovstrans.frameworks.base import Batch, Framework, TargetRequirements
 from ovstrans.frameworks.criterion import (
     Criterion,
     Match,
@@ -40,7 +40,7 @@ class MaskFramework(Framework):
     """Base of the frameworks that classify masks.
 
     A subclass gives `class_scores` and may refine `trunk`, `probabilities`, `further_losses`,
-    `components` and `needs`. Its `defaults` start from `COMMON`:
+    `components` and `requires`. Its `defaults` start from `COMMON`:
 
       queries, width, heads, encoder_layers, encoder_ffn, decoder_layers, decoder_ffn
                          the head; see `MaskHead`
@@ -72,18 +72,18 @@ class MaskFramework(Framework):
         "overlap_threshold": 0.8,
     }
     defaults: ClassVar[Mapping[str, Any]] = COMMON
-    needs: Needs = Needs(segments=True)
+    requires: TargetRequirements = TargetRequirements(segments=True)
 
     def __init__(
         self,
         *,
-        tower: nn.Module,
+        encoder: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
         text: TextClassifier,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(tower=tower, mean=mean, std=std, text=text, options=options)
+        super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         if self.options["points"] < 1:
             raise InputError(f"framework {self.name}: option points = {self.options['points']}; at least 1 is needed")
         if not 0 <= self.options["region_drop"] < 1:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ovstrans.data.sample import Segment
+from ovstrans.datasets.sample import Segment
 
 INSIDE = 0.5
 """A pixel is inside a mask from this probability on."""

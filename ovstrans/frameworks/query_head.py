@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import drop_head, kind
 from ovstrans.clip.pooling import mask_embeddings
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import drop_head, kind
 from ovstrans.frameworks.classifier import cosine_scores
 
 NON_OBJECT_STD = 512**-0.5
-"""Of the non-object embedding at the start: one over the root of the width of CLIP RN50's text tower."""
+"""Of the non-object embedding at the start: one over the root of the width of CLIP RN50's text encoder."""
 
 
 class QueryClassifier(nn.Module):
@@ -69,15 +69,15 @@ class ClipPool(nn.Module):
     Frozen. It is taken off the tower, and keeps the tower's names, so that `clip.pooling` finds its way.
     """
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        given = cast(Any, tower)
-        if kind(tower) == "convnext":
+        given = cast(Any, encoder)
+        if kind(encoder) == "convnext":
             self.trunk = nn.ModuleDict({"norm_pre": given.trunk.norm_pre, "head": given.trunk.head})
             self.head = given.head
         else:
             self.attnpool = given.attnpool
-        drop_head(tower)
+        drop_head(encoder)
         self.requires_grad_(False)
 
     def forward(self, res5: Tensor, masks: Tensor) -> Tensor:

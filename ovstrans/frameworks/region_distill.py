@@ -36,11 +36,11 @@ def plain_terms(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     return (torch.cat(list(student)) - torch.cat(list(teacher))).square().sum(1)
 
 
-def pair_terms(student: Sequence[Tensor], teacher: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
-    """P of all images, [sum of N^2]. guide: per image [N, E], the rows whose products are aimed at."""
+def pair_terms(student: Sequence[Tensor], teacher: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """P of all images, [sum of N^2]. targets: per image [N, E], the rows whose products are aimed at."""
     terms = [
         (aim @ aim.t() - seen @ known.t()).square().flatten()
-        for seen, known, aim in zip(student, teacher, guide, strict=True)
+        for seen, known, aim in zip(student, teacher, targets, strict=True)
     ]
     return torch.cat(terms)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint
-from ovstrans.clip.load import create_tower
+from ovstrans.clip.load import create_image_encoder
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError, MismatchError, did_you_mean
 from ovstrans.frameworks.base import Framework
@@ -48,17 +48,17 @@ def find(name: str) -> type[Framework]:
 def build(
     name: str,
     *,
-    tower: nn.Module,
+    encoder: nn.Module,
     mean: Sequence[float],
     std: Sequence[float],
     text: TextClassifier,
     options: Mapping[str, Any] | None = None,
 ) -> Framework:
-    """A framework around a copy of `tower`, its head at random; see `Framework.__init__`.
+    """A framework around a copy of `encoder`, its head at random; see `Framework.__init__`.
 
     Raises InputError for an unknown name or option.
     """
-    return find(name)(tower=tower, mean=mean, std=std, text=text, options=options)
+    return find(name)(encoder=encoder, mean=mean, std=std, text=text, options=options)
 
 
 def restore(checkpoint: Checkpoint) -> Framework:
@@ -68,12 +68,12 @@ def restore(checkpoint: Checkpoint) -> Framework:
     """
     clip = checkpoint.clip
     with torch.device("meta"):
-        tower = create_tower(clip["model"])
+        encoder = create_image_encoder(clip["model"])
     text = TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, checkpoint.vocabulary)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to use up
         framework = build(
             checkpoint.framework,
-            tower=tower,
+            encoder=encoder,
             mean=clip["mean"],
             std=clip["std"],
             text=text,

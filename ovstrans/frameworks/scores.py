@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ovstrans.data.sample import Segment
+from ovstrans.datasets.sample import Segment
 from ovstrans.frameworks.queries import Instances, instances_from, panoptic_from
 from ovstrans.frameworks.resample import Axis, resize_columns, resize_rows
 

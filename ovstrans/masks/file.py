@@ -1,12 +1,12 @@
 """The mask file: writing and reading it.
 
-A safetensors file. One entry per pruned tensor, its key the parameter's name in the image tower, its
+A safetensors file. One entry per pruned tensor, its key the parameter's name in the image encoder, its
 value the packed bits of `masks.bits` (uint8, one dimension; 1 is kept). The metadata are strings:
 
     format           "ovstrans.mask/1"
     model            open_clip model that it was made from
     pretrained       tag or file of its weights
-    weights_sha256   hash of that image tower, see `clip.weights.weights_sha256`; "" where unknown
+    weights_sha256   hash of that image encoder, see `clip.weights.weights_sha256`; "" where unknown
     method           how it was made: imp, magnitude, random, ...
     sparsity         zeros / weights in the file, a decimal number
     shapes           JSON object: key to list of sizes
@@ -127,7 +127,7 @@ def _require_format(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], 
     if any(key.endswith(".weight_mask") for key in tensors):
         raise InputError(
             f"{where}: holds weight_mask entries, not {FORMAT!r}; "
-            "convert it with ovstrans.masks.foreign.load_foreign_mask"
+            "convert it with ovstrans.interop.foreign_masks.load_foreign_mask"
         )
     kind = "has no format entry" if found is None else f"its format is {found!r}"
     raise InputError(f"{where}: not a mask file: {kind}, {FORMAT!r} is needed; 'ovstrans inspect' tells what it is")

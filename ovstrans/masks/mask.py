@@ -1,4 +1,4 @@
-"""The mask: which weights of an image tower are kept, and how they are held at zero.
+"""The mask: which weights of an image encoder are kept, and how they are held at zero.
 
     mask = load_mask("mask.safetensors")
     mask.apply(model)                      # a tower, a CLIP, a framework, any of them under DDP
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.masks.match import image_tower, require_fit, tower_tensors
+from ovstrans.masks.match import encoder_tensors, image_encoder, require_fit
 from ovstrans.version import __version__
 
 CREATED_BY = f"ovstrans {__version__}"
@@ -31,8 +31,8 @@ CREATED_BY = f"ovstrans {__version__}"
 class Mask:
     """A transferable sparse subnetwork. Its tensors are not changed once it is made.
 
-    tensors: boolean, by parameter name in the image tower (`layer1.0.conv1.weight`); True is kept.
-    model, pretrained: the open_clip model it was made from.  weights_sha256: hash of that image tower,
+    tensors: boolean, by parameter name in the image encoder (`layer1.0.conv1.weight`); True is kept.
+    model, pretrained: the open_clip model it was made from.  weights_sha256: hash of that image encoder,
     see `clip.weights.weights_sha256` ("" where unknown).  method: `imp`, `magnitude`, `random`, ...
     recipe: settings it was made with, as JSON can hold them.  created_by: program and version.
     path: the file it was read from, for messages.
@@ -59,7 +59,7 @@ class Mask:
         self.tensors = {key: kept.detach().cpu() for key, kept in self.tensors.items()}
         # (weights kept, weights) of every tensor
         self.counts = {key: (int(kept.sum()), kept.numel()) for key, kept in self.tensors.items()}
-        self._towers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._encoders: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._cut: dict[torch.device, dict[str, Tensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ class Mask:
     def apply(self, target: nn.Module | Mapping[str, Tensor]) -> None:
         """Zero the masked weights in place.
 
-        target: an image tower, an open_clip CLIP, a framework, any of them wrapped by DDP or
+        target: an image encoder, an open_clip CLIP, a framework, any of them wrapped by DDP or
         `torch.compile`, on any device; it is remembered (not kept alive) for `held` and
         `mask_gradients`. Or a state dict, whose tensors are changed. Weights other than those the mask
         was made from are welcome. Raises MismatchError, before anything is changed, naming the first
@@ -116,7 +116,7 @@ class Mask:
         """
         found = self._fitting(target)
         if isinstance(target, nn.Module):
-            self._towers.add(image_tower(target))
+            self._encoders.add(image_encoder(target))
         self._zero(found)
 
     def violations(self, target: nn.Module | Mapping[str, Tensor]) -> list[tuple[str, int]]:
@@ -134,8 +134,8 @@ class Mask:
         `held` does it before each step; call it before clipping, so that masked weights do not count in
         the norm.
         """
-        for tower in self._towers:
-            found = tower_tensors(tower)
+        for encoder in self._encoders:
+            found = encoder_tensors(encoder)
             for key, cut in self._cuts(found):
                 gradient = found[key].grad
                 if gradient is not None:
@@ -152,10 +152,10 @@ class Mask:
         """
         if model is not None:
             self.apply(model)
-        towers = [image_tower(model)] if model is not None else list(self._towers)
-        if not towers:
+        encoders = [image_encoder(model)] if model is not None else list(self._encoders)
+        if not encoders:
             raise InputError(f"{self.title}: held before it was applied; call mask.apply(model) first")
-        masked = [parameter for tower in towers for parameter in self._parameters(tower)]
+        masked = [parameter for encoder in encoders for parameter in self._parameters(encoder)]
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if all(id(parameter) not in stepped for parameter in masked) and any(p.requires_grad for p in masked):
             raise MismatchError(
@@ -164,8 +164,8 @@ class Mask:
             )
 
         def after(*_: Any) -> None:
-            for tower in towers:
-                self._zero(tower_tensors(tower))
+            for encoder in encoders:
+                self._zero(encoder_tensors(encoder))
 
         hooks = (
             optimizer.register_step_pre_hook(lambda *_: self.mask_gradients()),
@@ -180,12 +180,12 @@ class Mask:
             after()
 
     def _fitting(self, target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = tower_tensors(target)
+        found = encoder_tensors(target)
         require_fit(self.shapes, found, model=self.model, where=self.title)
         return found
 
-    def _parameters(self, tower: nn.Module) -> list[Tensor]:
-        found = tower_tensors(tower)
+    def _parameters(self, encoder: nn.Module) -> list[Tensor]:
+        found = encoder_tensors(encoder)
         return [found[key] for key in self.tensors]
 
     @torch.no_grad()

@@ -9,34 +9,34 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip.layers import find_tower
+from ovstrans.clip.layers import find_image_encoder
 from ovstrans.errors import InputError, MismatchError
 
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|backbone|clip_model|visual)\.)+")
-"""What wrapping puts before an image tower's keys: DDP, torch.compile, frameworks, CLIP."""
+"""What wrapping puts before an image encoder's keys: DDP, torch.compile, frameworks, CLIP."""
 
 _POOL = "attnpool."
 """Frameworks drop or resize the attention pool; it says nothing about the trunk."""
 
 
-def image_tower(module: nn.Module) -> nn.Module:
-    """The image tower in a module, through DDP and `torch.compile` wrappers too."""
-    tower = module
+def image_encoder(module: nn.Module) -> nn.Module:
+    """The image encoder in a module, through DDP and `torch.compile` wrappers too."""
+    encoder = module
     while True:
-        inner = find_tower(getattr(tower, "_orig_mod", tower))
-        if inner is tower:
-            return tower
-        tower = inner
+        inner = find_image_encoder(getattr(encoder, "_orig_mod", encoder))
+        if inner is encoder:
+            return encoder
+        encoder = inner
 
 
-def tower_tensors(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters (of a module) or entries (of a state dict) by their name in the image tower.
+def encoder_tensors(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters (of a module) or entries (of a state dict) by their name in the image encoder.
 
-    Where a state dict has a name both with a wrapper's prefix and without one (a CLIP's text tower
-    beside its image tower), the prefixed one is the image tower's.
+    Where a state dict has a name both with a wrapper's prefix and without one (a CLIP's text encoder
+    beside its image encoder), the prefixed one is the image encoder's.
     """
     if isinstance(target, nn.Module):
-        named = image_tower(target).named_parameters(remove_duplicate=False)
+        named = image_encoder(target).named_parameters(remove_duplicate=False)
         return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
     bare = {key: value for key, value in target.items() if isinstance(value, Tensor)}
     prefixed = {WRAPPERS.sub("", key): value for key, value in bare.items() if WRAPPERS.match(key)}
@@ -46,7 +46,7 @@ def tower_tensors(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]
 def require_fit(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], *, model: str, where: str) -> None:
     """MismatchError naming the first tensor in which a mask and a model differ.
 
-    shapes: of the mask's tensors.  found: see `tower_tensors`.  model: the mask's; where open_clip knows
+    shapes: of the mask's tensors.  found: see `encoder_tensors`.  model: the mask's; where open_clip knows
     it, the whole trunk is compared, because masks of one depth fit inside deeper trunks by name and
     shape (RN50 in RN101).  where: how the message begins.
     """
@@ -95,14 +95,14 @@ def reference_weights(model: str) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the trunk's weights in an open_clip model, or None where the name is not known here."""
     if not model:
         return None
-    from ovstrans.clip.load import create_tower  # loads open_clip, which reading a mask does not need
+    from ovstrans.clip.load import create_image_encoder  # loads open_clip, which reading a mask does not need
 
     try:
         with torch.device("meta"):
-            tower = create_tower(model)
+            encoder = create_image_encoder(model)
     except InputError:
         return None
-    named = tower.named_parameters()
+    named = encoder.named_parameters()
     return {name: tuple(value.shape) for name, value in named if _is_weight(name, value)}
 
 

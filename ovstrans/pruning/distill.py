@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.trunk import dense_embedding, kind, project, stages
-from ovstrans.frameworks.base import Batch, Needs
+from ovstrans.clip.backbone import dense_embedding, kind, project, stages
+from ovstrans.frameworks.base import Batch, TargetRequirements
 
 COMPARED_STAGES = ("res3", "res4", "res5")
 
@@ -23,13 +23,13 @@ COMPARED_STAGES = ("res3", "res4", "res5")
 class Distillation(nn.Module):
     """The contract of a distillation loss.
 
-    Called with (student, teacher, batch): two image towers and a batch whose images [B, 3, H, W] are
-    normalised and which has what `needs` names. Returns named losses, already weighted; their sum is
+    Called with (student, teacher, batch): two image encoders and a batch whose images [B, 3, H, W] are
+    normalised and which has what `requires` names. Returns named losses, already weighted; their sum is
     minimised. The teacher is in eval mode and must be run without gradients. A loss may own parameters
     of its own: they are trained and saved along.
     """
 
-    needs: Needs = Needs()
+    requires: TargetRequirements = TargetRequirements()
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The losses of one batch."""
@@ -63,25 +63,25 @@ class FeatureDistillation(Distillation):
             losses["stages"] = self.stages * torch.stack(errors).mean()
         return losses
 
-    def _features(self, tower: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        features = stages(tower, images)
+    def _features(self, encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        features = stages(encoder, images)
         if self.dense:
-            features["dense"] = dense_embedding(tower, features["res5"])
+            features["dense"] = dense_embedding(encoder, features["res5"])
         if self.pooled:
-            features["pooled"] = pooled_embedding(tower, features["res5"])
+            features["pooled"] = pooled_embedding(encoder, features["res5"])
         # Losses are computed in float32 whatever the features came in.
         return {name: feature.float() for name, feature in features.items()}
 
 
-def pooled_embedding(tower: nn.Module, res5: Tensor) -> Tensor:
+def pooled_embedding(encoder: nn.Module, res5: Tensor) -> Tensor:
     """The image embedding [B, E], not normalised, from res5 [B, C, h, w] of any size.
 
     Where the map is not the one the attention pool was trained on, its positional embeddings are
     interpolated, as CLIP's are for other resolutions. A ConvNeXt averages whatever map there is.
     """
-    if kind(tower) == "convnext":
-        return project(tower, cast(Any, tower).trunk.norm_pre(res5).mean((-2, -1)))
-    pool = cast(nn.Module, tower.attnpool)
+    if kind(encoder) == "convnext":
+        return project(encoder, cast(Any, encoder).trunk.norm_pre(res5).mean((-2, -1)))
+    pool = cast(nn.Module, encoder.attnpool)
     positions = cast(Tensor, pool.positional_embedding)
     height, width = res5.shape[-2:]
     side = round((positions.shape[0] - 1) ** 0.5)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from ovstrans.data.sample import Dataset
+from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.training.state import derive_seed

@@ -10,21 +10,21 @@ from itertools import islice
 
 import torch
 
-from ovstrans.data.augment import Augment
-from ovstrans.data.loading import infinite_batches
-from ovstrans.data.segments import WithSegments
-from ovstrans.frameworks.base import Batch, Needs
-from ovstrans.training.guides import Guide
-from ovstrans.training.sampling import Labelled
+from ovstrans.datasets.augment import Augment
+from ovstrans.datasets.loading import infinite_batches
+from ovstrans.datasets.segments import WithSegments
+from ovstrans.frameworks.base import Batch, TargetRequirements
+from ovstrans.training.batches import Labelled
+from ovstrans.training.teacher_targets import TeacherTargets
 
 
 class LabelledViews:
-    """Random views of a dataset's images with their segments, and what a guide makes of them.
+    """Random views of a dataset's images with their segments, and what a targets makes of them.
 
     dataset: the images, labelled.  batch: images a step.  size: pixels of a side of the square views.
     crop: least side of a view, as a part of the image's shorter side.  flip: mirror half of them.
-    needs: of the loss.  region_size: pixels of a side of what the teacher sees of a segment.  guide: fills
-    in the rest of what the loss needs.
+    requires: of the loss.  region_size: pixels of a side of what the teacher sees of a segment.  targets: fills
+    in the rest of what the loss requires.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class LabelledViews:
         seed: int,
         crop: float,
         flip: bool,
-        needs: Needs,
+        requires: TargetRequirements,
         region_size: int,
-        guide: Guide,
+        targets: TeacherTargets,
         device: torch.device,
     ) -> None:
-        self.dataset, self.batch, self.seed, self.guide, self.device = dataset, batch, seed, guide, device
+        self.dataset, self.batch, self.seed, self.targets, self.device = dataset, batch, seed, targets, device
         self.count = len(dataset)
         # A view that shows the part `crop` of the shorter side is the image at 1 / crop of the view's size.
         augment = Augment(scale=(1.0, 1.0 / crop), flip=0.5 if flip else 0.0, short_side=size)
-        regions = region_size if needs.teacher or needs.synonyms else 0
+        regions = region_size if requires.teacher or requires.synonyms else 0
         self._transform = WithSegments(
             augment.transform(size, dataset.ignore), dataset.ignore, dataset.vocabulary.novel, regions
         )
@@ -64,4 +64,4 @@ class LabelledViews:
             Batch(each.images, each.labels, self.dataset.ignore, each.segments, each.captions).to(self.device)
             for each in islice(found, stop - start)
         )
-        yield from self.guide.follow(batches, start)
+        yield from self.targets.attach(batches, start)

@@ -32,7 +32,7 @@ LOSSES: dict[str, Callable[[Clip, Mapping[str, Any], TextClassifier | None], Dis
     FEATURES: _features_loss,
     **{name: partial(_region_loss, name) for name in SEGMENT_LOSSES},
 }
-"""Name to factory. A factory gets the CLIP being pruned (with its text tower), the options (weights of terms, sizes
+"""Name to factory. A factory gets the CLIP being pruned (with its text encoder), the options (weights of terms, sizes
 of a head), and the text classifier of the data's vocabulary where it has one."""
 
 

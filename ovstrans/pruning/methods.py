@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ovstrans.clip.layers import scope_convs
 from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask
-from ovstrans.masks.match import require_fit, tower_tensors
+from ovstrans.masks.match import encoder_tensors, require_fit
 from ovstrans.pruning import scores
 from ovstrans.pruning.schedule import kept_counts, target_count
 from ovstrans.pruning.scores import Masks
@@ -32,7 +32,7 @@ class Plan:
     choose: Callable[[int, Mapping[str, Tensor], Masks | None], Masks]
 
 
-def make_plan(tower: nn.Module, prune: Prune, seed: int, like: Mask | None = None) -> Plan:
+def make_plan(encoder: nn.Module, prune: Prune, seed: int, like: Mask | None = None) -> Plan:
     """The plan of a method for a tower.
 
     imp: a round's count of the largest magnitudes left, after the distillation of the round before.
@@ -42,9 +42,9 @@ def make_plan(tower: nn.Module, prune: Prune, seed: int, like: Mask | None = Non
     is of another architecture.
     """
     if like is not None:
-        return _plan_like(tower, prune, seed, like)
-    names = [f"{name}.weight" for name in scope_convs(tower, prune.scope)]
-    weights = weights_of(tower, names)
+        return _plan_like(encoder, prune, seed, like)
+    names = [f"{name}.weight" for name in scope_convs(encoder, prune.scope)]
+    weights = weights_of(encoder, names)
     total = sum(weight.numel() for weight in weights.values())
     target = target_count(total, prune.sparsity)
     counts = kept_counts(total, target, prune.rate)
@@ -57,16 +57,16 @@ def make_plan(tower: nn.Module, prune: Prune, seed: int, like: Mask | None = Non
     return Plan(names, [target] * len(counts), _one_shot(once))
 
 
-def weights_of(tower: nn.Module, names: list[str]) -> dict[str, Tensor]:
+def weights_of(encoder: nn.Module, names: list[str]) -> dict[str, Tensor]:
     """The tower's parameters of these names, in their order."""
-    parameters = dict(tower.named_parameters())
+    parameters = dict(encoder.named_parameters())
     return {name: parameters[name].detach() for name in names}
 
 
-def _plan_like(tower: nn.Module, prune: Prune, seed: int, like: Mask) -> Plan:
+def _plan_like(encoder: nn.Module, prune: Prune, seed: int, like: Mask) -> Plan:
     if prune.method != "random":
         raise InputError(f"--like: only --method random takes a mask's densities, not {prune.method}")
-    require_fit(like.shapes, tower_tensors(tower), model=like.model, where=f"--like {like.title}")
+    require_fit(like.shapes, encoder_tensors(encoder), model=like.model, where=f"--like {like.title}")
     rounds = len(kept_counts(like.total, like.kept, prune.rate))
     once = lambda now: scores.like(now, like.tensors, derive_seed(seed, "mask"))  # noqa: E731
     return Plan(list(like.tensors), [like.kept] * rounds, _one_shot(once))

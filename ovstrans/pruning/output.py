@@ -1,6 +1,6 @@
 """What `prune` leaves behind: the mask, the pruned weights beside it, the state while it runs.
 
-The weights file is a plain state dict of the image tower (keys without `visual.`) in safetensors, so
+The weights file is a plain state dict of the image encoder (keys without `visual.`) in safetensors, so
 that `read_state_dict` and everything else that takes weights reads it. Its metadata say where the
 weights come from: `format` ("ovstrans.weights/1"), `model`, `pretrained`, `weights_sha256` (of the
 weights that were pruned), `method`, `sparsity`, `mask` (file name), `recipe` (JSON), `created_by`.
@@ -17,8 +17,8 @@ from ovstrans.errors import InputError
 from ovstrans.masks.file import origin, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.plot import plot_densities
-from ovstrans.pruning.run import Result
-from ovstrans.training.start import pruned_weights_path
+from ovstrans.pruning.prune import Result
+from ovstrans.training.initial_weights import pruned_weights_path
 
 FORMAT = "ovstrans.weights/1"
 
@@ -58,7 +58,7 @@ def save_result(out: Path | str, result: Result, *, plot: bool = True) -> list[P
     """Write mask, pruned weights and plot; returns their paths in this order. The state is done with."""
     written = [Path(out), pruned_weights_path(out)]
     # The mask last of what finetune reads: where it is there, its weights are too.
-    save_weights(written[1], result.tower, result.mask, written[0].name)
+    save_weights(written[1], result.encoder, result.mask, written[0].name)
     save_mask(written[0], result.mask)
     if plot:
         written.append(plot_densities(plot_path(out), result.mask))
@@ -66,10 +66,10 @@ def save_result(out: Path | str, result: Result, *, plot: bool = True) -> list[P
     return written
 
 
-def save_weights(path: Path | str, tower: nn.Module, mask: Mask, mask_name: str = "") -> None:
+def save_weights(path: Path | str, encoder: nn.Module, mask: Mask, mask_name: str = "") -> None:
     """Write a pruned tower's state dict, atomically."""
     metadata = {**origin(mask), "format": FORMAT, "mask": mask_name}
-    files.write_tensors(path, tower.state_dict(), metadata)
+    files.write_tensors(path, encoder.state_dict(), metadata)
 
 
 def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

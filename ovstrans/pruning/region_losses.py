@@ -19,11 +19,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import channels, stages
 from ovstrans.clip.load import Clip
 from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import channels, stages
-from ovstrans.frameworks.base import Batch, Needs, resolve_options
+from ovstrans.frameworks.base import Batch, TargetRequirements, resolve_options
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.frameworks.mask2former import FEATURES, MaskHead
 from ovstrans.frameworks.region_distill import distillation_loss
@@ -43,13 +43,13 @@ class RegionDistillation(Distillation):
     the head, see `HEAD`. Raises InputError for an option that is not one or does not fit.
     """
 
-    needs = Needs(segments=True, teacher=True)
+    requires = TargetRequirements(segments=True, teacher=True)
 
-    def __init__(self, kind: str, tower: nn.Module, text: TextClassifier, options: Mapping[str, Any]) -> None:
+    def __init__(self, kind: str, encoder: nn.Module, text: TextClassifier, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.kind = kind
         sizes = resolve_options(f"--distill {kind}", HEAD, options)
-        found = channels(tower)
+        found = channels(encoder)
         self.head = MaskHead([found[name] for name in FEATURES], **sizes)
         dim = text.embeddings.shape[1]
         self.project = nn.ModuleList(nn.Linear(sizes["width"], dim) for _ in range(sizes["decoder_layers"] + 1))
@@ -67,13 +67,13 @@ class RegionDistillation(Distillation):
         embedded = [project(each) for each, project in zip(found.queries, self.project, strict=True)]
         with full_precision(batch.images):
             losses = [self._loss(F.normalize(each.float(), dim=-1), batch.teacher, words) for each in embedded]
-        # Masks guide the decoder's attention but carry no loss; DDP and optimizers want every weight used.
+        # Masks targets the decoder's attention but carry no loss; DDP and optimizers want every weight used.
         unused = sum((each.float().sum() for each in found.masks), torch.zeros(())) * 0.0
         return {"regions": torch.stack(losses).mean() + unused}
 
     def _loss(self, rows: Tensor, teacher: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
         """The loss of one prediction: its queries' unit rows [B, Q, E], per image the regions' [N, E]."""
-        pairs = [agree(row, known) for row, known in zip(rows, teacher, strict=True)]
+        pairs = [match_by_similarity(row, known) for row, known in zip(rows, teacher, strict=True)]
         return distillation_loss(
             self.kind,
             [row[query] for row, (query, _) in zip(rows, pairs, strict=True)],
@@ -88,9 +88,9 @@ class SemanticDistillation(Distillation):
 
     def __init__(self, clip: Clip, text: TextClassifier, options: Mapping[str, Any]) -> None:
         super().__init__()
-        self.gkc = GKC(tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options=options)
+        self.gkc = GKC(encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options=options)
         self.gkc.backbone = nn.Identity()  # the student takes its place
-        self.needs = self.gkc.needs
+        self.requires = self.gkc.requires
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """GKC's losses: mask, dice, class, and those of its options."""
@@ -99,7 +99,7 @@ class SemanticDistillation(Distillation):
         return self.gkc.losses_from(stages(student, images), batch)
 
 
-def agree(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def match_by_similarity(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Each region's query, so that their embeddings agree best in sum; (queries, regions), int64 [min(Q, N)] each.
 
     rows: [Q, E].  known: [N, E]; unit rows both.

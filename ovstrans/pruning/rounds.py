@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ovstrans.clip.backbone import heads
 from ovstrans.clip.load import Clip
-from ovstrans.clip.trunk import heads
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
@@ -33,11 +33,11 @@ from ovstrans.recipes.load import flatten
 from ovstrans.training.distributed import World
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import make_optimizer
-from ovstrans.training.precision import pick_precision, place, place_images
+from ovstrans.training.precision import images_to_device, pick_precision, to_device
 from ovstrans.training.state import load_state, save_state
 
 
-class Views(Protocol):
+class BatchStream(Protocol):
     """What is distilled from: `count` images, and the batches of steps, [B, 3, H, W] in [0, 1]."""
 
     count: int
@@ -61,7 +61,7 @@ class Round:
 
 
 @dataclass
-class Watch:
+class RoundCallbacks:
     """Called while rounds run: at the start with (steps in all, steps done before), after every step, and
     after every round once its state is saved."""
 
@@ -70,7 +70,7 @@ class Watch:
     round: Callable[[Round], None] = lambda round: None
 
 
-class Lesson(nn.Module):
+class DistillationModel(nn.Module):
     """Student, teacher and loss as one module: a batch with images in [0, 1] to named losses."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, loss: Distillation, clip: Clip) -> None:
@@ -104,14 +104,14 @@ def run_rounds(
     clip: Clip,
     plan: Plan,
     loss: Distillation,
-    images: Views | None,
+    images: BatchStream | None,
     settings: Settings,
     *,
     device: torch.device,
     state: Path | None = None,
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
-    watch: Watch | None = None,
+    watch: RoundCallbacks | None = None,
 ) -> tuple[nn.Module, Masks, list[Round]]:
     """Run the plan; returns the pruned tower (on the CPU, in eval mode), its masks and the rounds.
 
@@ -120,23 +120,23 @@ def run_rounds(
     last bit as without the interruption.  identity: what else must be equal for that. Raises
     InputError where the state is of other settings, or where distillation diverges.
     """
-    watch = watch or Watch()
+    watch = watch or RoundCallbacks()
     total = settings.prune.total_steps(len(plan.counts))
     if total and images is None:
         raise InputError("distillation needs images; give a dataset, or 0 steps")
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
-    lesson = Lesson(student, teacher.requires_grad_(False), loss, clip)
-    place(lesson, device)
+    distillation = DistillationModel(student, teacher.requires_grad_(False), loss, clip)
+    to_device(distillation, device)
     for head in heads(student):
         head.requires_grad_(False)
-    lesson.set_mode(settings.distill.norms)
-    optimizer = make_optimizer(lesson, settings.optimizer, backbone="student")
+    distillation.set_mode(settings.distill.norms)
+    optimizer = make_optimizer(distillation, settings.optimizer, backbone="student")
     signature = {**settings.to_recipe(), "made_from": dict(identity or {})}
 
     masks: Masks | None = None
     finished: list[Round] = []
     if resume and state is not None and state.exists():
-        masks, finished = _load(state, signature, lesson, optimizer, device)
+        masks, finished = _load(state, signature, distillation, optimizer, device)
 
     first = (
         settings.prune.steps_of(len(finished), len(plan.counts)).start if len(finished) < len(plan.counts) else total
@@ -155,21 +155,21 @@ def run_rounds(
             steps = settings.prune.steps_of(number, len(plan.counts))
             if steps:
                 with mask.held(optimizer, student):
-                    for step in _distil(lesson, views, optimizer, mask, settings, steps, total, device):
+                    for step in _distil(distillation, views, optimizer, mask, settings, steps, total, device):
                         losses = {
                             name: losses.get(name, 0.0) + value / len(steps) for name, value in step.losses.items()
                         }
                         watch.step(step)
             finished.append(Round(number + 1, plan.counts[number], losses, time.perf_counter() - start))
             if total and state is not None:
-                _save(state, signature, lesson, optimizer, masks, finished)
+                _save(state, signature, distillation, optimizer, masks, finished)
             watch.round(finished[-1])
     assert masks is not None  # a plan has at least one round
     return student.cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(True), masks, finished  # type: ignore[call-overload]
 
 
 def _distil(
-    lesson: Lesson,
+    distillation: DistillationModel,
     views: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     mask: Mask,
@@ -181,8 +181,8 @@ def _distil(
     rates = settings.optimizer
     precision = pick_precision(PRECISIONS[settings.run.precision], device)
     return train(
-        lesson,
-        (replace(batch, images=place_images(batch.images, device)) for batch in views),
+        distillation,
+        (replace(batch, images=images_to_device(batch.images, device)) for batch in views),
         optimizer,
         steps=steps,
         rate=lambda step: learning_rate(step, total, 1.0, warmup=rates.warmup, cooldown=rates.cooldown),
@@ -198,7 +198,7 @@ def _distil(
 def _save(
     path: Path,
     signature: Mapping[str, Any],
-    lesson: Lesson,
+    distillation: DistillationModel,
     optimizer: torch.optim.Optimizer,
     masks: Masks,
     finished: list[Round],
@@ -207,8 +207,8 @@ def _save(
         path,
         {
             "recipe": signature,
-            "student": lesson.student.state_dict(),
-            "loss": lesson.loss.state_dict(),
+            "student": distillation.student.state_dict(),
+            "loss": distillation.loss.state_dict(),
             "optimizer": optimizer.state_dict(),
             "masks": masks,
             "rounds": [asdict(each) for each in finished],
@@ -219,7 +219,7 @@ def _save(
 def _load(
     path: Path,
     signature: Mapping[str, Any],
-    lesson: Lesson,
+    distillation: DistillationModel,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> tuple[Masks, list[Round]]:
@@ -232,7 +232,7 @@ def _load(
         raise InputError(f"{path}: cannot resume, a version without {missing[0]} saved it; start anew with --force")
     if changed:
         raise InputError(f"{path}: cannot resume, its {changed[0]}; give the same options, or start anew with --force")
-    lesson.student.load_state_dict(state["student"])
-    lesson.loss.load_state_dict(state["loss"])
+    distillation.student.load_state_dict(state["student"])
+    distillation.loss.load_state_dict(state["loss"])
     optimizer.load_state_dict(state["optimizer"])
     return {name: kept.cpu() for name, kept in state["masks"].items()}, [Round(**each) for each in state["rounds"]]

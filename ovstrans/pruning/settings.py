@@ -35,12 +35,12 @@ class Prune:
     sparsity: float
     rate: float
     steps: int
-    settle: int
+    final_steps: int
     scope: str
 
     def total_steps(self, rounds: int) -> int:
         """Distillation steps in all: those of the rounds, and those after the last; none if `steps` is 0."""
-        return rounds * self.steps + self.settle if self.steps else 0
+        return rounds * self.steps + self.final_steps if self.steps else 0
 
     def steps_of(self, number: int, rounds: int) -> range:
         """The steps of round `number` (from 0); the last of the `rounds` settles too."""
@@ -233,7 +233,7 @@ def _check_ranges(settings: Settings, origin: str) -> None:
         ("prune.sparsity", prune.sparsity, 0 <= prune.sparsity < 1, "at least 0 and below 1"),
         ("prune.rate", prune.rate, 0 < prune.rate < 1, "above 0 and below 1"),
         ("prune.steps", prune.steps, prune.steps >= 0, "0 (prune only) or a number of steps"),
-        ("prune.settle", prune.settle, prune.settle >= 0, "0 or a number of steps"),
+        ("prune.final_steps", prune.final_steps, prune.final_steps >= 0, "0 or a number of steps"),
         ("distill.norms", distill.norms, distill.norms in ("train", "frozen"), "train or frozen"),
         ("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
         ("optimizer.backbone_rate", optimizer.backbone_rate, optimizer.backbone_rate > 0, "above 0"),

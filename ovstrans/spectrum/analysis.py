@@ -14,8 +14,8 @@ from torch import nn
 
 from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.checkpoints.sparse import BACKBONE
-from ovstrans.clip.layers import find_tower, trunk_convs, weight_matrices
-from ovstrans.clip.load import Clip, create_tower
+from ovstrans.clip.layers import find_image_encoder, trunk_convs, weight_matrices
+from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask
@@ -92,7 +92,7 @@ def analyze(
 ) -> Analysis:
     """Fit a power law to the spectrum of every layer and plan which to freeze.
 
-    model: a Clip, a checkpoint, an open_clip CLIP, its image tower, or a framework (wrapped by DDP or
+    model: a Clip, a checkpoint, an open_clip CLIP, its image encoder, or a framework (wrapped by DDP or
     not); it is left as it is.  xmin: one of `powerlaw.XMIN_MODES`.  freeze: a rule of `plan.RULES`,
     over the convolutions; layers without an alpha train.  mask: analyse the weights under this mask
     (without: as they are).  scaling: one of `esd.SCALINGS`.  cut, relative_cut: eigenvalues up to
@@ -106,12 +106,12 @@ def analyze(
     powerlaw.check_mode(xmin, min_tail)
     check_rule(freeze)
     limit = esd.Cut(cut, relative_cut)
-    tower = _image_tower(model)
-    name, pretrained, sha256 = _origin(model, tower)
+    encoder = _image_encoder(model)
+    name, pretrained, sha256 = _origin(model, encoder)
     if mask is not None:
-        tower = copy.deepcopy(tower)
-        mask.apply(tower)
-    weights = layer_weights(tower)
+        encoder = copy.deepcopy(encoder)
+        mask.apply(encoder)
+    weights = layer_weights(encoder)
     if not weights:
         raise InputError(f"model {name or type(model).__name__}: has no convolution or linear layer to analyse")
     spectra = esd.eigenvalues(weights, scaling=scaling, cut=limit, device=device, workers=workers, on_done=on_layer)
@@ -119,7 +119,7 @@ def analyze(
         describe_layer(key, tuple(weight.shape), spectra[key], limit, xmin=xmin, min_tail=min_tail)
         for key, weight in weights.items()
     ]
-    convs = trunk_convs(tower)
+    convs = trunk_convs(encoder)
     plan = make_plan({row.name: row.alpha for row in layers if row.name in convs}, freeze, seed=seed)
     settings = {
         "xmin": xmin,
@@ -135,7 +135,7 @@ def analyze(
 
 def layer_weights(model: Clip | Checkpoint | nn.Module) -> dict[str, torch.Tensor]:
     """The weights that `analyze` looks at, by layer name in the order of the tower."""
-    weights = weight_matrices(_image_tower(model))
+    weights = weight_matrices(_image_encoder(model))
     return {name: weight for name, weight in weights.items() if not weight.is_meta}
 
 
@@ -186,33 +186,33 @@ def _warning(
     return "; ".join(notes) or None
 
 
-def _image_tower(model: Clip | Checkpoint | nn.Module) -> nn.Module:
-    """The image tower of whatever was given; a checkpoint's lacks on `meta` what its framework left out."""
+def _image_encoder(model: Clip | Checkpoint | nn.Module) -> nn.Module:
+    """The image encoder of whatever was given; a checkpoint's lacks on `meta` what its framework left out."""
     if isinstance(model, Clip):
         return model.visual
     if isinstance(model, nn.Module):
-        return find_tower(model)
+        return find_image_encoder(model)
     if not isinstance(model, Checkpoint):
         raise InputError(f"analyze: a Clip, a Checkpoint or a torch module is needed, not {type(model).__name__}")
     name = model.clip["model"]
     with torch.device("meta"):
-        tower = create_tower(name)
-    known = tower.state_dict()
+        encoder = create_image_encoder(name)
+    known = encoder.state_dict()
     found = {key[len(BACKBONE) :]: value for key, value in model.state.items() if key.startswith(BACKBONE)}
     found = {key: value for key, value in found.items() if key in known}
     for key, value in found.items():
         if value.shape != known[key].shape:
             expected, has = list(known[key].shape), list(value.shape)
             raise MismatchError(f"checkpoint: {BACKBONE}{key} has shape {has}, {name} needs {expected}")
-    tower.load_state_dict(found, strict=False, assign=True)
-    return tower
+    encoder.load_state_dict(found, strict=False, assign=True)
+    return encoder
 
 
-def _origin(model: Clip | Checkpoint | nn.Module, tower: nn.Module) -> tuple[str, str, str]:
+def _origin(model: Clip | Checkpoint | nn.Module, encoder: nn.Module) -> tuple[str, str, str]:
     """(model name, pretrained, hash of the weights), as far as they are known."""
     if isinstance(model, Clip) and model.weights_sha256:
         return model.name, model.pretrained, model.weights_sha256
-    sha256 = weights_sha256({key: value for key, value in tower.state_dict().items() if not value.is_meta})
+    sha256 = weights_sha256({key: value for key, value in encoder.state_dict().items() if not value.is_meta})
     if isinstance(model, Clip):
         return model.name, model.pretrained, sha256
     if isinstance(model, Checkpoint):

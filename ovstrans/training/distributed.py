@@ -57,7 +57,7 @@ class World:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
-    def agree(self, value: _Value) -> _Value:
+    def broadcast(self, value: _Value) -> _Value:
         """Rank 0's value, in every process (plain Python data)."""
         if self.size == 1:
             return value
@@ -79,13 +79,13 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
 
 
-def follower() -> bool:
+def is_worker_rank() -> bool:
     """Whether this process is one of a group and not its rank 0 (known before the group is joined)."""
     return launched() and os.environ["RANK"] != "0"
 
 
 @contextlib.contextmanager
-def joined(device: torch.device | str) -> Iterator[World]:
+def process_group(device: torch.device | str) -> Iterator[World]:
     """Join the process group for the block, if there is one; else a world of one.
 
     On CUDA each process takes the GPU of its local rank.

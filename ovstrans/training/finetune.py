@@ -15,25 +15,25 @@ from ovstrans import console, files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.text import embed_vocabulary
-from ovstrans.data.catalog import open_dataset
+from ovstrans.datasets.catalog import open_dataset
 from ovstrans.errors import InputError, OvstransError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
-from ovstrans.frameworks.vocabulary import prompted
+from ovstrans.frameworks.vocabulary import with_prompts
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.training import distributed
+from ovstrans.training.batches import Labelled, stream
 from ovstrans.training.distributed import World
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
-from ovstrans.training.guides import make_guide, warn_of_captions
+from ovstrans.training.initial_weights import initial_image_encoder, plan_layers, text_encoder
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import drop_frozen, make_optimizer, schedule
-from ovstrans.training.precision import pick_precision, place
-from ovstrans.training.run import RunFolder, environment
-from ovstrans.training.sampling import Labelled, stream
+from ovstrans.training.precision import pick_precision, to_device
+from ovstrans.training.run_folder import RunFolder, environment
 from ovstrans.training.settings import Settings
-from ovstrans.training.start import initial_tower, plan_layers, text_tower
 from ovstrans.training.state import load_state, save_state, seed_step, stopping
+from ovstrans.training.teacher_targets import make_teacher_targets, warn_of_captions
 from ovstrans.version import __version__
 
 
@@ -57,7 +57,7 @@ def finetune(
 
     Raises InputError or MismatchError, before anything is trained, for whatever does not fit.
     """
-    with distributed.joined(device) as world:
+    with distributed.process_group(device) as world:
         return _finetune(settings, RunFolder(Path(out)), world, resume=resume, force=force)
 
 
@@ -75,16 +75,16 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
     dataset = Labelled(source, limit=settings.data.images, cache=settings.data.cache)
     clip = load_clip(settings.model.clip, settings.model.pretrained or None)
     mask = _mask(settings, folder, resuming=state is not None)
-    tower = clip.visual if state is not None else initial_tower(clip, settings)
+    encoder = clip.visual if state is not None else initial_image_encoder(clip, settings)
     frozen: list[str] = state["frozen"] if state is not None else plan_layers(settings)
-    check_plan(frozen, tower, settings.run.plan or str(folder.state))
+    check_plan(frozen, encoder, settings.run.plan or str(folder.state))
 
     # The framework, its weights under the mask, its frozen layers without gradients.
-    vocabulary = prompted(dataset.vocabulary, settings.model.framework, settings.model.options)
+    vocabulary = with_prompts(dataset.vocabulary, settings.model.framework, settings.model.options)
     seed_step(seed, -1)
     framework = registry.build(
         settings.model.framework,
-        tower=tower,
+        encoder=encoder,
         mean=clip.mean,
         std=clip.std,
         text=embed_vocabulary(clip, vocabulary),
@@ -94,18 +94,18 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
         framework.load_state_dict(state["model"])
     if mask is not None:
         mask.apply(framework)
-    place(framework, world.device)
+    to_device(framework, world.device)
     freeze(framework, frozen, norms=recipe.freeze_norms)
     if state is None and recipe.bn_recalibrate:
         recalibrate(framework, islice(stream(dataset, settings, world), recipe.bn_recalibrate), precision)
 
-    # What the losses want beyond the data; the guide stays out of the framework and its checkpoint.
-    guide = make_guide(settings, framework.needs, clip, vocabulary, world, precision)
+    # What the losses want beyond the data; the targets stays out of the framework and its checkpoint.
+    targets = make_teacher_targets(settings, framework.requires, clip, vocabulary, world, precision)
 
     def batches(start: int) -> Iterator[Batch]:
         """The batches from step `start` on."""
-        found = stream(dataset, settings, world, start=start, needs=framework.needs, region_size=clip.image_size)
-        return found if guide is None else guide.follow(found, start)
+        found = stream(dataset, settings, world, start=start, requires=framework.requires, region_size=clip.image_size)
+        return found if targets is None else targets.attach(found, start)
 
     # The optimizer sees what may change and nothing else.
     train_mode(framework, frozen=frozen, norms=recipe.norms, freeze_norms=recipe.freeze_norms)
@@ -124,7 +124,7 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
         else:
             folder.rewind_log(done)
         console.say(_headline(settings, clip, mask, _frozen(framework, frozen), precision.name, done))
-        warn_of_captions(dataset, framework.needs, "model.grounding_weight=0")
+        warn_of_captions(dataset, framework.requires, "model.grounding_weight=0")
     world.barrier()
 
     def snapshot(step: int) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _plan_now(settings: Settings, folder: RunFolder, framework: Framework, clip:
         save_analysis(folder.alpha, analysis)
         frozen = list(analysis.plan.frozen)
         console.say(f"plan: {len(frozen)} layers frozen from step {settings.training.plan_after} on ({folder.alpha})")
-    return world.agree(frozen)
+    return world.broadcast(frozen)
 
 
 def _finish(
@@ -232,7 +232,7 @@ def _finish(
                 "seed": settings.run.seed,
                 "frozen": frozen,
             },
-            text_tower=text_tower(clip),
+            text_encoder=text_encoder(clip),
         ),
     )
     folder.end()

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovstrans.clip.layers import find_tower, norm_of, trunk_convs
+from ovstrans.clip.layers import find_image_encoder, norm_of, trunk_convs
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.training.precision import Precision
 
 
-def check_plan(frozen: Sequence[str], tower: nn.Module, origin: str) -> None:
+def check_plan(frozen: Sequence[str], encoder: nn.Module, origin: str) -> None:
     """MismatchError naming the first planned layer that the tower has not."""
-    convs = trunk_convs(tower)
+    convs = trunk_convs(encoder)
     for name in frozen:
         if name not in convs:
             raise MismatchError(
@@ -36,10 +36,10 @@ def freeze(module: nn.Module, frozen: Sequence[str], *, norms: bool = False) -> 
     Call it before the optimizer is built, or follow it with `optim.drop_frozen`. Everything else is
     left as it is. Returns the names of the tower's parameters that it froze.
     """
-    tower = find_tower(module)
+    encoder = find_image_encoder(module)
     layers = set(frozen) | ({norm_of(name) for name in frozen} if norms else set())
     done = []
-    for name, parameter in tower.named_parameters():
+    for name, parameter in encoder.named_parameters():
         if name.rpartition(".")[0] in layers:
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -55,7 +55,7 @@ def train_mode(framework: nn.Module, *, norms: str, frozen: Sequence[str] = (), 
     """
     framework.train()
     still = {norm_of(name) for name in frozen} if freeze_norms else set()
-    for name, module in find_tower(framework).named_modules():
+    for name, module in find_image_encoder(framework).named_modules():
         if isinstance(module, _BatchNorm) and (norms == "frozen" or name in still):
             module.eval()
             module.requires_grad_(False)
@@ -69,7 +69,7 @@ def recalibrate(framework: Framework, batches: Iterable[Batch], precision: Preci
     """
     seen = 0
     framework.eval()
-    with _cumulative(find_tower(framework)), torch.no_grad():
+    with _cumulative(find_image_encoder(framework)), torch.no_grad():
         for batch in batches:
             with precision.autocast():
                 framework.logits(batch.images)
@@ -78,8 +78,8 @@ def recalibrate(framework: Framework, batches: Iterable[Batch], precision: Preci
 
 
 @contextmanager
-def _cumulative(tower: nn.Module) -> Iterator[None]:
-    norms = [module for module in tower.modules() if isinstance(module, _BatchNorm)]
+def _cumulative(encoder: nn.Module) -> Iterator[None]:
+    norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -69,11 +69,11 @@ def pick_precision(amp: str, device: torch.device | str) -> Precision:
     return Precision(kind, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
 
 
-def place(module: nn.Module, device: torch.device | str) -> nn.Module:
+def to_device(module: nn.Module, device: torch.device | str) -> nn.Module:
     """Move a module to the device, in place, its convolution weights in channels-last memory."""
     return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def place_images(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+def images_to_device(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Images [B, 3, H, W] on the device, in channels-last memory."""
     return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)

@@ -84,7 +84,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """[augment]: how images vary; see `data.augment.Augment`. `crop` is the side of what the framework sees."""
+    """[augment]: how images vary; see `datasets.augment.Augment`. `crop` is the side of what the framework sees."""
 
     crop: int
     scale: tuple[float, float]

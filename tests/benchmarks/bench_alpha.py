@@ -34,14 +34,14 @@ from tests.spectrum.reference import brute_force, published_loop, svd_spectrum
 def heavy_clip(model: str, seed: int = 0) -> Clip:
     """A CLIP whose kernels are noise with uneven channels plus spikes that fall as a power law."""
     clip = random_clip(model, seed)
-    tower = clip.visual
+    encoder = clip.visual
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     with torch.no_grad():
-        for weight in weight_matrices(tower).values():
+        for weight in weight_matrices(encoder).values():
             outputs, inputs = weight.shape[:2]
             flat = weight.view(outputs, inputs, -1)
             count, rank = flat.shape[2], max(1, min(outputs, inputs) // 4)
@@ -50,7 +50,7 @@ def heavy_clip(model: str, seed: int = 0) -> Clip:
                 noise = normal(outputs, inputs) * (inputs * count) ** -0.5 * torch.exp(0.4 * normal(outputs, 1))
                 left, right = torch.linalg.qr(normal(outputs, rank))[0], torch.linalg.qr(normal(inputs, rank))[0]
                 flat[:, :, position] = noise + (left * sizes) @ right.T
-    clip.weights_sha256 = weights_sha256(tower.state_dict())
+    clip.weights_sha256 = weights_sha256(encoder.state_dict())
     return clip
 
 
@@ -59,17 +59,17 @@ def ours(clip: Clip) -> dict[str, tuple[float, int]]:
     return {row.name: (row.alpha or 0.0, row.n_tail or 0) for row in analyze(clip).layers}
 
 
-def published(tower: nn.Module) -> dict[str, tuple[float, int]]:
+def published(encoder: nn.Module) -> dict[str, tuple[float, int]]:
     """The same by the published loop."""
-    return {name: published_loop(weight) for name, weight in weight_matrices(tower).items()}
+    return {name: published_loop(weight) for name, weight in weight_matrices(encoder).items()}
 
 
-def weightwatcher(tower: nn.Module) -> dict[str, tuple[float, int]]:
+def weightwatcher(encoder: nn.Module) -> dict[str, tuple[float, int]]:
     """The same by WeightWatcher."""
     import weightwatcher as ww
 
     logging.getLogger("weightwatcher").setLevel(logging.ERROR)
-    table = ww.WeightWatcher(model=tower, log_level=logging.ERROR).analyze()
+    table = ww.WeightWatcher(model=encoder, log_level=logging.ERROR).analyze()
     names = table["longname"] if "longname" in table else table["name"]
     return {
         str(name): (float(alpha), int(tail))
@@ -77,9 +77,9 @@ def weightwatcher(tower: nn.Module) -> dict[str, tuple[float, int]]:
     }
 
 
-def stages(tower: nn.Module) -> dict[str, float]:
+def stages(encoder: nn.Module) -> dict[str, float]:
     """Seconds of eigenvalues and of the fit."""
-    weights = weight_matrices(tower)
+    weights = weight_matrices(encoder)
     start = time.perf_counter()
     spectra = esd.eigenvalues(weights)
     middle = time.perf_counter()
@@ -88,13 +88,13 @@ def stages(tower: nn.Module) -> dict[str, float]:
     return {"eigenvalues": middle - start, "fit": time.perf_counter() - middle}
 
 
-def accuracy(tower: nn.Module) -> dict[str, Any]:
+def accuracy(encoder: nn.Module) -> dict[str, Any]:
     """Largest relative errors over the layers against the reference, and layers of another xmin."""
-    rows = {row.name: row for row in analyze(tower).layers}
-    spectra = esd.eigenvalues(weight_matrices(tower))
+    rows = {row.name: row for row in analyze(encoder).layers}
+    spectra = esd.eigenvalues(weight_matrices(encoder))
     errors: dict[str, list[float]] = {"alpha": [], "xmin": [], "D": []}
     other_start, other_xmin = [], []
-    for name, weight in weight_matrices(tower).items():
+    for name, weight in weight_matrices(encoder).items():
         row = rows[name]
         exact = svd_spectrum(weight, 0.5 if weight.ndim > 2 else 1.0)
         exact = exact[exact > esd.ABSOLUTE_CUT]
@@ -123,13 +123,13 @@ def accuracy(tower: nn.Module) -> dict[str, Any]:
 def compare(model: str, repeat: int) -> dict[str, Any]:
     """Times, ratios, stages and accuracy as plain values."""
     clip = heavy_clip(model)
-    tower = clip.visual
+    encoder = clip.visual
     runs: dict[str, Callable[[], Any]] = {
         "ovstrans": lambda: ours(clip),
-        "published loop": lambda: published(tower),
+        "published loop": lambda: published(encoder),
     }
     if importlib.util.find_spec("weightwatcher"):
-        runs["weightwatcher"] = lambda: weightwatcher(tower)
+        runs["weightwatcher"] = lambda: weightwatcher(encoder)
     times: dict[str, list[float]] = {name: [] for name in runs}
     found = {}
     ours(clip)  # first calls load libraries
@@ -139,7 +139,7 @@ def compare(model: str, repeat: int) -> dict[str, Any]:
             found[name] = run()
             times[name].append(time.perf_counter() - start)
     best = {name: min(values) for name, values in times.items()}
-    parts = min((stages(tower) for _ in range(repeat)), key=lambda part: part["eigenvalues"])
+    parts = min((stages(encoder) for _ in range(repeat)), key=lambda part: part["eigenvalues"])
     agreement = {
         name: float(np.nanmax([abs(alpha / found["ovstrans"][layer][0] - 1) for layer, (alpha, _) in rows.items()]))
         for name, rows in found.items()
@@ -158,7 +158,7 @@ def compare(model: str, repeat: int) -> dict[str, Any]:
         "stages": parts,
         "fit_share": parts["fit"] / (parts["fit"] + parts["eigenvalues"]),
         "peers_max_relative_difference_of_alpha": agreement,
-        "accuracy": accuracy(tower),
+        "accuracy": accuracy(encoder),
     }
 
 

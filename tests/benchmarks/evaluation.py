@@ -26,15 +26,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans.clip.load import create_tower, model_info
+from ovstrans.clip.load import create_image_encoder, model_info
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.evaluation.inference import Inference, predict_from
 from ovstrans.evaluation.metrics import Confusion
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.frameworks.queries import semantic
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 PUBLISHED = Inference(800, 1333)
 WAYS = ("bands", "bands, masks first", "plain", "plain, masks first")
@@ -53,7 +53,7 @@ def framework_for(name: str, model: str, classes: int) -> Framework:
         torch.arange(rows) * classes // rows,
         Vocabulary.from_names("random", [f"class {number}" for number in range(classes)]),
     )
-    return registry.build(name, tower=create_tower(model), mean=mean, std=std, text=text, options={}).eval()
+    return registry.build(name, encoder=create_image_encoder(model), mean=mean, std=std, text=text, options={}).eval()
 
 
 def plain_classes(

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans import files
-from ovstrans.checkpoints.upstream_names import to_fcclip
-from ovstrans.clip.load import create_tower
-from ovstrans.clip.trunk import channels
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.clip.backbone import channels
+from ovstrans.clip.load import create_image_encoder
 from ovstrans.frameworks.fcclip import FCCLIP
+from ovstrans.interop.upstream_names import to_fcclip
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import golden_case as case
 
 SKIPPED = ("fcclip", "modeling", "backbone", "transformer_decoder", "pixel_decoder", "meta_arch")
@@ -124,9 +124,9 @@ def stand_in(upstream: Path) -> None:
 class Clip(nn.Module):
     """The parts of open_clip's CLIP that upstream touches at inference."""
 
-    def __init__(self, tower: nn.Module, dim: int, scale: float) -> None:
+    def __init__(self, encoder: nn.Module, dim: int, scale: float) -> None:
         super().__init__()
-        self.visual = tower
+        self.visual = encoder
         self.text_projection = nn.Parameter(torch.zeros(1, dim))
         self.logit_scale = nn.Parameter(torch.tensor(scale).log())
 
@@ -145,7 +145,7 @@ def theirs(ours: FCCLIP, clip: str) -> tuple[Any, Any]:
     width, heads = options["width"], options["heads"]
     backbone = CLIP.__new__(CLIP)
     nn.Module.__init__(backbone)
-    backbone.clip_model = Clip(create_tower(clip), ours.embed_dim, options["clip_scale"])
+    backbone.clip_model = Clip(create_image_encoder(clip), ours.embed_dim, options["clip_scale"])
     backbone.model_name, backbone.model_type = "rn", "resnet"
 
     found = channels(ours.backbone)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.golden_fcclip_pooling --upstream FOLDER --commit SHA [--out FILE] [--seed N]
 
 FOLDER is a copy of github.com/bytedance/fc-clip at SHA. Its backbone wrapper and its mask pooling are
-run as they are, on towers from `tests.clip.towers`; of detectron2 only the names they import are
+run as they are, on towers from `tests.clip.encoders`; of detectron2 only the names they import are
 there. Writes the values that `tests/clip/test_pooling.py` reads, and prints how far ours are from them.
 """
 
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans import files
+from ovstrans.clip.backbone import stages
 from ovstrans.clip.pooling import mask_embeddings, valid_masks
-from ovstrans.clip.trunk import stages
-from tests.clip.towers import SIZES, pooling_inputs, small_convnext, small_resnet
+from tests.clip.encoders import SIZES, pooling_inputs, small_convnext, small_resnet
 
 GOLDEN = Path(__file__).parents[1] / "clip" / "golden" / "fcclip_pooling.safetensors"
 STAGES = ("res2", "res3", "res4", "res5")
@@ -60,14 +60,14 @@ def upstream_mask_pooling(folder: Path) -> nn.Module:
     return names["MaskPooling"]()
 
 
-def upstream_values(folder: Path, kind: str, tower: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+def upstream_values(folder: Path, kind: str, encoder: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """Embeddings [B, Q, E], validity [B, Q], and some channels of every stage, [B, C, h, w]."""
     backbone = upstream_backbone(folder)
     model = backbone.__new__(backbone)
     nn.Module.__init__(model)
     model.model_type = kind
     model.clip_model = nn.Module()
-    model.clip_model.visual = tower
+    model.clip_model.visual = encoder
     features = model.extract_features(images)
     dense = features["clip_vis_dense"]
     resized = F.interpolate(masks, size=dense.shape[-2:], mode="bilinear", align_corners=False)
@@ -80,13 +80,13 @@ def upstream_values(folder: Path, kind: str, tower: nn.Module, images: Tensor, m
     return {"embeddings": embeddings, "valid": valid.to(torch.uint8), **probes}
 
 
-def our_values(tower: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+def our_values(encoder: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """The same from ovstrans."""
-    features = stages(tower, images)
+    features = stages(encoder, images)
     res5 = features["res5"]
     probes = {name: features[name][:, :PROBED_CHANNELS, 0, 0] for name in STAGES}
     valid = valid_masks(masks, (int(res5.shape[-2]), int(res5.shape[-1])))
-    return {"embeddings": mask_embeddings(tower, res5, masks), "valid": valid.to(torch.uint8), **probes}
+    return {"embeddings": mask_embeddings(encoder, res5, masks), "valid": valid.to(torch.uint8), **probes}
 
 
 @torch.no_grad()
@@ -100,11 +100,11 @@ def main() -> None:
     options = parser.parse_args()
     golden: dict[str, Tensor] = {}
     for kind, make in (("resnet", small_resnet), ("convnext", small_convnext)):
-        tower = make(options.seed)
+        encoder = make(options.seed)
         for size in SIZES:
             images, masks = pooling_inputs(options.seed + 1, size)
-            theirs = upstream_values(options.upstream, kind, tower, images, masks)
-            ours = our_values(tower, images, masks)
+            theirs = upstream_values(options.upstream, kind, encoder, images, masks)
+            ours = our_values(encoder, images, masks)
             for name, value in theirs.items():
                 assert bool(value.isfinite().all()), f"{kind} {size} {name}: upstream gave values that are not finite"
                 golden[f"{kind}.{size[0]}x{size[1]}.{name}"] = value

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans import files
-from ovstrans.checkpoints.gkc_names import to_gkc
-from ovstrans.clip.trunk import channels
+from ovstrans.clip.backbone import channels
 from ovstrans.frameworks.gkc import GKC
+from ovstrans.interop.gkc_names import to_gkc
 from tests.benchmarks.golden_fcclip import Conv2d, Registry, module
 from tests.frameworks import gkc_case as case
 from tests.frameworks import golden_case

@@ -1,6 +1,6 @@
 """Time and memory of checking a lock of costs, interpreter start included.
 
-    python -m tests.benchmarks.lock [--lock tests/cost/costs.lock.json] [--repeat 3] [--json report.json]
+    python -m tests.benchmarks.lock [--lock tests/reports/costs.lock.json] [--repeat 3] [--json report.json]
 
 Each round is a process of its own, `ovstrans bench --check LOCK`, as CI runs it; beside it, in the same
 round, one that only imports what counting needs, so that the rest of the time is counting. The limits are
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LOCK = Path(__file__).parents[1] / "cost" / "costs.lock.json"
+LOCK = Path(__file__).parents[1] / "reports" / "costs.lock.json"
 MOST_SECONDS, MOST_BYTES = 20.0, 1.5 * 2**30
-_IMPORTS = "import ovstrans.cost.lock, ovstrans.frameworks.fcclip, ovstrans.frameworks.gkc"
+_IMPORTS = "import ovstrans.reports.lock, ovstrans.frameworks.fcclip, ovstrans.frameworks.gkc"
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kilobytes elsewhere
 
 

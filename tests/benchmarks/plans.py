@@ -5,7 +5,7 @@
 
 none: everything trains. random: half of the layers at random. largest: the half with the largest
 alpha. median: the half with the smallest, the method's. warm-up: that plan made after a fifth of the
-steps. Beside mIoU: training MACs of a step and an image as autograd runs them, seconds a step, and the
+steps. AuxiliaryCost mIoU: training MACs of a step and an image as autograd runs them, seconds a step, and the
 linear CKA of the fine-tuned trunk's features with CLIP's. Goes on where it stopped; prints a
 Markdown table.
 
@@ -72,9 +72,9 @@ def with_similarity(report: Report, name: str, options: argparse.Namespace) -> R
 
         from ovstrans.checkpoints.file import load_checkpoint
         from ovstrans.clip.load import load_clip
-        from ovstrans.data.catalog import open_dataset
-        from ovstrans.evaluation.similarity import trunk_similarity
+        from ovstrans.datasets.catalog import open_dataset
         from ovstrans.frameworks.registry import restore
+        from tests.benchmarks.similarity import trunk_similarity
 
         framework = restore(load_checkpoint(options.out / name / "checkpoint.safetensors"))
         data = open_dataset(TEST, split="test", size=160)

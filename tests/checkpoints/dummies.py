@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from ovstrans.checkpoints.file import Checkpoint
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.masks.mask import Mask
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.masks.dummies import Framework, make_mask
 
 VOCABULARY = Vocabulary(
@@ -42,6 +42,6 @@ def make_checkpoint(mask: Mask | None = None, *, masked: bool = True, **fields: 
         "clip": CLIP,
         "recipe": {"training": {"steps": 3}},
         "provenance": {"data": "scenes"},
-        "text_tower": {"token_embedding.weight": torch.randn(5, 2, generator=generator).half()},
+        "text_encoder": {"token_embedding.weight": torch.randn(5, 2, generator=generator).half()},
     }
     return Checkpoint(**{**values, **fields})

@@ -40,7 +40,7 @@ def assert_same(left: Any, right: Any) -> None:
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("with_text", [True, False])
 def test_round_trip(tmp_path: Path, masked: bool, with_text: bool) -> None:
-    checkpoint = make_checkpoint(masked=masked, **({} if with_text else {"text_tower": None}))
+    checkpoint = make_checkpoint(masked=masked, **({} if with_text else {"text_encoder": None}))
     save_checkpoint(tmp_path / "x.safetensors", checkpoint)
     again = load_checkpoint(tmp_path / "x.safetensors")
     for item in fields(checkpoint):
@@ -71,12 +71,12 @@ def test_the_documented_code_reads_it(saved: Path) -> None:
     exec(code, names)
     state, metadata = names["read_checkpoint"](saved)
     checkpoint = make_checkpoint()
-    assert checkpoint.text_tower is not None
+    assert checkpoint.text_encoder is not None
     expected = {
         **checkpoint.state,
         "text.embeddings": checkpoint.text_embeddings,
         "text.owner": checkpoint.text_owner,
-        **{f"text_tower.{key}": value for key, value in checkpoint.text_tower.items()},
+        **{f"text_tower.{key}": value for key, value in checkpoint.text_encoder.items()},
     }
     assert set(state) == set(expected)
     assert all(np.array_equal(state[key], value.numpy()) for key, value in expected.items())

@@ -10,17 +10,18 @@ import torch
 from PIL import Image
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.cli import common, main
+from ovstrans.cli import main
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import embed_vocabulary
-from ovstrans.cost.request import parse_size
-from ovstrans.data.catalog import open_dataset
+from ovstrans.datasets.catalog import open_dataset
+from ovstrans.datasets.contact_sheet import evenly_spaced
 from ovstrans.files import write_text
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.training.start import text_tower
+from ovstrans.reports.request import parse_size
+from ovstrans.training.initial_weights import text_encoder
 
 CONFUSIONS = ("-confusion-a", "-confusion-b")
 """Of the runs a and b."""
@@ -48,7 +49,7 @@ def made(density: float) -> Checkpoint:
     torch.manual_seed(0)
     framework = registry.build(
         "deeplabv3",
-        tower=clip.visual,
+        encoder=clip.visual,
         mean=clip.mean,
         std=clip.std,
         text=embed_vocabulary(clip, open_dataset("scenes", split="val").vocabulary),
@@ -61,7 +62,7 @@ def made(density: float) -> Checkpoint:
 
 
 def checkpoint_of(framework: Framework, clip: Clip, mask: Mask | None = None) -> Checkpoint:
-    """What a run would leave of a framework on a CLIP, its text tower inside."""
+    """What a run would leave of a framework on a CLIP, its text encoder inside."""
     return Checkpoint(
         framework=framework.name,
         options=framework.options,
@@ -73,7 +74,7 @@ def checkpoint_of(framework: Framework, clip: Clip, mask: Mask | None = None) ->
         clip=clip.describe(),
         recipe={"data": {"dataset": "scenes:train", "size": 64}},
         provenance={"frozen": []},
-        text_tower=text_tower(clip),
+        text_encoder=text_encoder(clip),
     )
 
 
@@ -193,5 +194,5 @@ def test_image_sizes() -> None:
 
 
 def test_pages_show_as_many_images_as_asked_where_there_are_so_many():
-    assert common.spread(3, 4) == {0, 1, 2} and common.spread(0, 4) == common.spread(9, 0) == set()
-    assert common.spread(400, 4) == {0, 100, 200, 300}
+    assert evenly_spaced(3, 4) == {0, 1, 2} and evenly_spaced(0, 4) == evenly_spaced(9, 0) == set()
+    assert evenly_spaced(400, 4) == {0, 100, 200, 300}

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ovstrans.cli import bench_data, bench_evaluate, main
-from ovstrans.cli.bench_data import Evaluation
-from ovstrans.data.catalog import open_dataset
-from ovstrans.data.vocabularies.catalog import published_vocabulary
+from ovstrans.cli import main
+from ovstrans.datasets.catalog import open_dataset
 from ovstrans.evaluation.inference import Inference
+from ovstrans.reports import data as bench_data
+from ovstrans.reports import evaluation as bench_evaluate
+from ovstrans.reports.data import Evaluation
+from ovstrans.vocabulary.catalog import published_vocabulary
 from tests.cli.test_bench import write_run
 
 

@@ -67,7 +67,7 @@ def test_plots() -> None:
 
 
 def test_the_papers_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovstrans.cost.paper import rows as paper
+    from ovstrans.costs.published import rows as paper
 
     first, second = paper.FIGURES[:2]
     made = [
@@ -103,11 +103,11 @@ def test_under_torchrun_rank_0_alone_counts_shows_and_writes(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a follower counts")
+        raise AssertionError("a worker rank counts")
 
-    for name in ("paper.rows.paper_rows", "lock.count", "reports.report.cost_report"):
-        monkeypatch.setattr(f"ovstrans.cost.{name}", refuse)
-    monkeypatch.setattr("ovstrans.cli.bench_evaluate.evaluate_targets", lambda *_: None)
+    for name in ("costs.published.rows.paper_rows", "reports.lock.count", "reports.report.cost_report"):
+        monkeypatch.setattr(f"ovstrans.{name}", refuse)
+    monkeypatch.setattr("ovstrans.reports.evaluation.evaluate_targets", lambda *_: None)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
     Path("there.json").write_text("by rank 0, which was faster")

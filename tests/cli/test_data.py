@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ovstrans.cli import main
-from tests.data.published.folders import put_gray, put_image
+from tests.datasets.published.folders import put_gray, put_image
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_prepare_converts_and_goes_on(capsys: pytest.CaptureFixture[str]) -> Non
 def test_prepare_says_how_to_go_on_when_terminated(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovstrans.data.published import prepare
+    from ovstrans.datasets.published import prepare
 
     for number in range(3):
         put_image(Path(f"sets/coco/val2017/{number}.jpg"), [[0, 1]])

@@ -34,7 +34,7 @@ def test_an_interrupt_ends_the_demo_and_not_a_step_of_it(
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ovstrans.pruning.run.prune", interrupted)
+    monkeypatch.setattr("ovstrans.pruning.prune.prune", interrupted)
     assert run(["demo", "--round-steps", "0"]) == 130
     err = capsys.readouterr().err
     assert err.count("$ ovstrans ") == 1 and err.endswith("error: interrupted\n")

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from ovstrans import files
-from ovstrans.checkpoints.export import to_upstream
 from ovstrans.checkpoints.file import load_checkpoint, save_checkpoint
 from ovstrans.cli.main import run
 from ovstrans.clip.load import random_clip
+from ovstrans.interop.export import to_upstream
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.pruning.output import save_weights
 from tests.checkpoints.dummies import make_checkpoint
-from tests.checkpoints.test_export import assert_equal, assert_masks_equal, draw_mask
-from tests.frameworks.test_imported import make
+from tests.interop.test_export import assert_equal, assert_masks_equal, draw_mask
+from tests.interop.test_import_framework import make
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_run_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_published_checkpoint_becomes_ours(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = random_clip(seed=4)
     ours = make("fcclip", clip, make_checkpoint().vocabulary)
-    text = {f"text_tower.{key}": value for key, value in (ours.text_tower or {}).items()}
+    text = {f"text_tower.{key}": value for key, value in (ours.text_encoder or {}).items()}
     theirs = to_upstream("fcclip")({**ours.state, **text})
     torch.save({"model": {**theirs, "ema": torch.ones(1)}, "optimizer": {}, "iteration": 5}, "fcclip.pth")
     Path("words.txt").write_text("sky\ncar, automobile\n")

@@ -18,7 +18,7 @@ from ovstrans.clip.layers import scope_convs
 from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.training.run import RunFolder
+from ovstrans.training.run_folder import RunFolder
 
 if sys.version_info >= (3, 11):
     import tomllib

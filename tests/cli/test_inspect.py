@@ -11,15 +11,15 @@ import torch
 
 from ovstrans.checkpoints.file import save_checkpoint
 from ovstrans.cli.main import run
-from ovstrans.cost.reports.report import cost_report
-from ovstrans.cost.reports.tables import METRICS
-from ovstrans.cost.target import resolve
+from ovstrans.costs.target import resolve
 from ovstrans.files import write_json
 from ovstrans.masks.file import save_mask
+from ovstrans.reports.report import cost_report
+from ovstrans.reports.tables import METRICS
 from ovstrans.spectrum.analysis import analyze
 from ovstrans.spectrum.file import save_analysis
 from tests.checkpoints.dummies import make_checkpoint
-from tests.masks.dummies import Tower, make_mask
+from tests.masks.dummies import Encoder, make_mask
 
 
 @functools.lru_cache
@@ -39,9 +39,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     save_mask(folder / "mask.safetensors", make_mask(method="imp"))
     save_checkpoint(folder / "checkpoint.safetensors", make_checkpoint())
-    save_analysis(folder / "alpha.json", analyze(Tower()))
+    save_analysis(folder / "alpha.json", analyze(Encoder()))
     write_json(folder / "report.json", report())
-    torch.save(Tower().state_dict(), folder / "weights.pt")
+    torch.save(Encoder().state_dict(), folder / "weights.pt")
     (folder / "run").mkdir()
     (folder / "run" / "recipe.toml").write_text("[training]\nsteps = 2\n")
     (folder / "run" / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
@@ -70,7 +70,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[st
         ("checkpoint.safetensors", ["sparse checkpoint", "street (3 classes)", "layer1.1.conv2", "scenes"]),
         ("alpha.json", ["alpha file", "median", "layer1.0.conv1"]),
         ("report.json", ["report", "RN-mini", "scenes:val mIoU"]),
-        ("weights.pt", ["an image tower", "layer1.0.conv1.weight"]),
+        ("weights.pt", ["an image encoder", "layer1.0.conv1.weight"]),
         ("run", ["run folder", "training.steps 2", "loss 1.5", "sparse checkpoint"]),
     ],
 )
@@ -139,7 +139,7 @@ def test_verified_checkpoint_can_be_built(tmp_path: Path, capsys: pytest.Capture
 
     clip = random_clip()
     text = TextClassifier(torch.eye(clip.embed_dim)[:4], torch.tensor([0, 1, 1, 2]), VOCABULARY)
-    framework = build("deeplabv3", tower=clip.visual, mean=clip.mean, std=clip.std, text=text)
+    framework = build("deeplabv3", encoder=clip.visual, mean=clip.mean, std=clip.std, text=text)
     checkpoint = make_checkpoint(
         masked=False,
         framework="deeplabv3",

@@ -131,9 +131,9 @@ def test_version(capsys):
 
 def leaves(command, name=""):
     """Every command that does something, by its name."""
-    found = getattr(command, "commands", None)
-    if found is None:
+    if not hasattr(command, "list_commands"):
         return {name: command}
+    found = {word: command.get_command(None, word) for word in command.list_commands(None)}
     return {
         path: leaf for word, inner in found.items() for path, leaf in leaves(inner, f"{name} {word}".strip()).items()
     }

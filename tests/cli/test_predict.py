@@ -13,11 +13,11 @@ from PIL import Image
 
 from ovstrans.checkpoints.file import save_checkpoint
 from ovstrans.cli import main, predict
-from ovstrans.data import images as images_module
-from ovstrans.data.catalog import open_dataset
-from ovstrans.data.vocabularies.catalog import published_vocabulary
+from ovstrans.datasets import images as images_module
+from ovstrans.datasets.catalog import open_dataset
 from ovstrans.files import write_text
 from ovstrans.masks.file import save_mask
+from ovstrans.vocabulary.catalog import published_vocabulary
 from tests.cli.test_bench import made, write_run
 
 

@@ -15,18 +15,18 @@ from PIL import Image
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.cli import main, predict
-from ovstrans.cli.predict_segments import Asked, countable, told
+from ovstrans.cli.predict_segments import SegmentOptions, countable, told
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import embed_vocabulary
-from ovstrans.data import images as images_module
-from ovstrans.data.catalog import open_dataset
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets import images as images_module
+from ovstrans.datasets.catalog import open_dataset
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.vocabulary import classifier_for
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.cli.test_bench import checkpoint_of, write_run
 from tests.cli.test_predict import draw, files_in, read, run
-from tests.evaluation.test_rle import walked
+from tests.segmenter.test_rle import walked
 
 SMALL = {
     "queries": 6,
@@ -53,7 +53,7 @@ def made() -> Checkpoint:
     things = frozenset(range(len(scenes))) - {scenes.names.index("sand")}  # what a head at random takes all for, too
     text = embed_vocabulary(clip, replace(scenes, things=things))
     framework = registry.build(
-        "fcclip", tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options=SMALL
+        "fcclip", encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options=SMALL
     ).eval()
     for name, parameter in framework.named_parameters():
         if name.endswith("non_object"):  # far from every name, so that no query is taken for nothing
@@ -171,7 +171,7 @@ def test_an_interrupt_loses_no_segments_and_resume_goes_on(monkeypatch: pytest.M
 
 def test_a_kill_loses_no_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a kill in the middle of a line: no file of all images, and only half of what was said of the third."""
-    from ovstrans.evaluation.segment_book import SegmentBook
+    from ovstrans.segmenter.coco_writer import SegmentBook
 
     for number in range(4):
         draw(f"in/{number}.png", 40, 40, seed=number)
@@ -239,7 +239,7 @@ def test_what_is_countable() -> None:
     with pytest.raises(InputError, match=r"'teapots' is none of the 3 classes; did you mean 'teapot'\?"):
         countable(words, trained, "teapots")
     many = vocabulary(*(f"thing {number}" for number in range(9)))
-    line = told(many, countable(many, trained, None), Asked(False, True, None, None, False))
+    line = told(many, countable(many, trained, None), SegmentOptions(False, True, None, None, False))
     assert "'thing 5' and 3 more: nobody says" in line and "panoptic" not in line
 
 

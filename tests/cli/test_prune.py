@@ -27,7 +27,7 @@ QUICK = [
     "--steps",
     "1",
     "--set",
-    "prune.settle=1",
+    "prune.final_steps=1",
     "--device",
     "cpu",
 ]
@@ -35,13 +35,13 @@ QUICK = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini image tower with random weights and live residual branches."""
-    tower = random_clip("RN-mini", seed=1).visual
-    for module in tower.modules():
+    """The mini image encoder with random weights and live residual branches."""
+    encoder = random_clip("RN-mini", seed=1).visual
+    for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
     path = tmp_path_factory.mktemp("weights") / "tower.safetensors"
-    save_file(tower.state_dict(), path)
+    save_file(encoder.state_dict(), path)
     return path
 
 
@@ -125,7 +125,7 @@ def test_defaults_are_the_mini_clip_and_scenes(folder: Path) -> None:
                 "--set",
                 "data.images=4",
                 "--set",
-                "prune.settle=1",
+                "prune.final_steps=1",
                 "--rate",
                 "0.8",
                 "--steps",

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from ovstrans.clip import load
-from ovstrans.clip.layers import find_tower, scope_convs, trunk_convs, weight_matrices
-from ovstrans.clip.load import create_tower, load_clip, model_info, model_names, random_clip
-from ovstrans.clip.trunk import channels, dense_embedding, kind, set_output_stride, stages
+from ovstrans.clip.backbone import channels, dense_embedding, kind, set_output_stride, stages
+from ovstrans.clip.layers import find_image_encoder, scope_convs, trunk_convs, weight_matrices
+from ovstrans.clip.load import create_image_encoder, load_clip, model_info, model_names, random_clip
 from ovstrans.errors import InputError, MismatchError
-from tests.clip.towers import small_convnext, small_resnet
+from tests.clip.encoders import small_convnext, small_resnet
 
 LARGE_DEPTHS, LARGE_WIDTHS = (3, 3, 27, 3), (192, 384, 768, 1536)
 
@@ -49,7 +49,7 @@ def mini(monkeypatch):
 def on_meta(name):
     """A tower of full size, without its memory; tests share it and leave it as it is."""
     with torch.device("meta"):
-        return create_tower(name).eval()
+        return create_image_encoder(name).eval()
 
 
 @pytest.fixture()
@@ -63,14 +63,14 @@ def test_names_are_those_that_can_be_built(mini):
     assert {"RN50", "convnext_base", "convnext_base_w", "convnext_large_d_320", "convnext_xxlarge", mini} <= set(names)
     assert not {"ViT-B-32", "ViTamin-B", "MobileCLIP-S1"} & set(names)
     with pytest.raises(InputError, match="not a ModifiedResNet or a ConvNeXt"):
-        create_tower("MobileCLIP-S1")
+        create_image_encoder("MobileCLIP-S1")
 
 
 def test_info_says_what_the_model_is(mini):
     dim, size, mean, std = model_info(mini)
     clip = random_clip(mini)
     assert (dim, size, mean, std) == (clip.embed_dim, clip.image_size, clip.mean, clip.std)
-    assert clip.embed_dim == clip.visual.output_dim == create_tower(mini).output_dim == 24
+    assert clip.embed_dim == clip.visual.output_dim == create_image_encoder(mini).output_dim == 24
     with torch.no_grad():
         assert clip.model.encode_image(torch.rand(1, 3, 64, 64)).shape == (1, 24)
         assert clip.model.encode_text(clip.tokenizer(["a star"])).shape == (1, 24)
@@ -78,10 +78,10 @@ def test_info_says_what_the_model_is(mini):
 
 def test_tower_on_meta_matches_the_model(mini):
     with torch.device("meta"):
-        tower = create_tower(mini)
-    assert all(value.is_meta for value in tower.state_dict().values())
+        encoder = create_image_encoder(mini)
+    assert all(value.is_meta for value in encoder.state_dict().values())
     clip = random_clip(mini, seed=1)
-    assert {key: value.shape for key, value in tower.state_dict().items()} == {
+    assert {key: value.shape for key, value in encoder.state_dict().items()} == {
         key: value.shape for key, value in clip.visual.state_dict().items()
     }
     assert random_clip(mini, seed=1).weights_sha256 == clip.weights_sha256 != random_clip(mini, 2).weights_sha256
@@ -97,9 +97,9 @@ def test_weights_from_files_and_tags(mini, tmp_path, monkeypatch):
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(loaded.model.encode_image(images), clip.model.encode_image(images))
-    tower = load_clip(mini, str(alone))
-    assert tower.weights_sha256 == loaded.weights_sha256 == clip.weights_sha256
-    assert not tower.has_text
+    encoder = load_clip(mini, str(alone))
+    assert encoder.weights_sha256 == loaded.weights_sha256 == clip.weights_sha256
+    assert not encoder.has_text
 
     tag = {"hf_hub": "nobody/nothing", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     monkeypatch.setattr(load.open_clip, "list_pretrained_tags_by_model", lambda name: ["a_tag"])
@@ -113,15 +113,15 @@ def test_weights_from_files_and_tags(mini, tmp_path, monkeypatch):
 def test_weights_of_the_other_kind_are_refused(mini, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(random_clip().visual.state_dict(), path)
-    with pytest.raises(MismatchError, match=r"no image tower of a CLIP ConvNeXt.*visual\.trunk\.stem\.0\.weight"):
+    with pytest.raises(MismatchError, match=r"no image encoder of a CLIP ConvNeXt.*visual\.trunk\.stem\.0\.weight"):
         load_clip(mini, str(path))
     save_file(random_clip(mini).visual.state_dict(), path)
-    with pytest.raises(MismatchError, match=r"no image tower of a CLIP ResNet.*visual\.conv1\.weight nor conv1\."):
+    with pytest.raises(MismatchError, match=r"no image encoder of a CLIP ResNet.*visual\.conv1\.weight nor conv1\."):
         load_clip("RN-mini", str(path))
 
 
 def test_large_has_fcclips_counts(large):
-    """FC-CLIP's frozen CLIP without its text tower is this and one logit scale: 199,770,817."""
+    """FC-CLIP's frozen CLIP without its text encoder is this and one logit scale: 199,770,817."""
     assert sum(parameter.numel() for parameter in large.parameters()) == 199_770_816
     assert sum(parameter.numel() for parameter in on_meta("RN50").parameters()) == 38_316_896
 
@@ -138,55 +138,55 @@ def test_large_has_fcclips_counts(large):
 )
 def test_channels_and_strides(name, widths):
     """The taps of FC-CLIP, at 512x512, without running the tower and by running it."""
-    tower = on_meta(name)
-    features = stages(tower, torch.empty(1, 3, 512, 512, device="meta"))
-    assert tuple(channels(tower)) == ("res2", "res3", "res4", "res5")
-    assert tuple(channels(tower).values()) == widths
+    encoder = on_meta(name)
+    features = stages(encoder, torch.empty(1, 3, 512, 512, device="meta"))
+    assert tuple(channels(encoder)) == ("res2", "res3", "res4", "res5")
+    assert tuple(channels(encoder).values()) == widths
     sizes = (128, 64, 32, 16)
-    assert [tuple(features[stage].shape) for stage in channels(tower)] == [
+    assert [tuple(features[stage].shape) for stage in channels(encoder)] == [
         (1, width, size, size) for width, size in zip(widths, sizes, strict=True)
     ]
     assert features["stem"].shape[-2:] == (128, 128)
 
 
 def test_stages_are_the_towers_own():
-    tower, images = small_convnext(seed=1), torch.rand(2, 3, 64, 96)
-    assert kind(tower) == "convnext" and kind(small_resnet(seed=1)) == "resnet"
+    encoder, images = small_convnext(seed=1), torch.rand(2, 3, 64, 96)
+    assert kind(encoder) == "convnext" and kind(small_resnet(seed=1)) == "resnet"
     with torch.no_grad():
-        res5 = stages(tower, images)["res5"]
-        assert torch.equal(res5, tower.trunk.forward_features(images))
-        assert torch.equal(tower.head(tower.trunk.forward_head(res5)), tower(images))
+        res5 = stages(encoder, images)["res5"]
+        assert torch.equal(res5, encoder.trunk.forward_features(images))
+        assert torch.equal(encoder.head(encoder.trunk.forward_head(res5)), encoder(images))
 
 
 def test_stages_and_channels_outlive_the_heads(mini):
     """Frameworks take off what they do not use."""
-    resnet, convnext = small_resnet(seed=1), create_tower(mini)
+    resnet, convnext = small_resnet(seed=1), create_image_encoder(mini)
     resnet.attnpool = convnext.head = convnext.trunk.head = None
-    for tower in (resnet, convnext):
-        found = {name: feature.shape[1] for name, feature in stages(tower, torch.rand(1, 3, 64, 64)).items()}
-        assert {name: found[name] for name in channels(tower)} == channels(tower)
+    for encoder in (resnet, convnext):
+        found = {name: feature.shape[1] for name, feature in stages(encoder, torch.rand(1, 3, 64, 64)).items()}
+        assert {name: found[name] for name in channels(encoder)} == channels(encoder)
 
 
 def test_dense_embedding_is_the_head_at_every_position():
-    tower = small_convnext(seed=2)
+    encoder = small_convnext(seed=2)
     res5 = torch.rand(2, 64, 3, 4)
     with torch.no_grad():
-        dense = dense_embedding(tower, res5)
+        dense = dense_embedding(encoder, res5)
         assert dense.shape == (2, 32, 3, 4)
         for row, column in itertools.product(range(3), range(4)):
             spot = res5[:, :, row : row + 1, column : column + 1]
-            alone = tower.head(tower.trunk.forward_head(spot))
+            alone = encoder.head(encoder.trunk.forward_head(spot))
             torch.testing.assert_close(dense[:, :, row, column], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_only_resnets_change_their_stride():
-    tower = small_convnext(seed=2)
-    before = {key: value.clone() for key, value in tower.state_dict().items()}
-    set_output_stride(tower, 32)
-    assert all(torch.equal(value, before[key]) for key, value in tower.state_dict().items())
+    encoder = small_convnext(seed=2)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    set_output_stride(encoder, 32)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
     for stride in (16, 8):
         with pytest.raises(InputError, match=f"output stride {stride}: only CLIP ResNets offer it"):
-            set_output_stride(tower, stride)
+            set_output_stride(encoder, stride)
 
 
 def test_body_is_every_convolution_of_the_stages(large):
@@ -208,16 +208,17 @@ def test_body_is_every_convolution_of_the_stages(large):
 
 def test_either_spelling_of_pointwise_convolutions(mini):
     """timm writes them as linear layers or, in its small models, as 1x1 convolutions."""
-    for tower, form in ((create_tower(mini), torch.nn.Conv2d), (small_convnext(), torch.nn.Linear)):
-        names = [name for name in scope_convs(tower) if name.endswith(("fc1", "fc2"))]
-        assert len(names) == 2 * sum(len(stage.blocks) for stage in tower.trunk.stages)
-        assert {type(layer) for name, layer in scope_convs(tower).items() if name in names} == {form}
+    for encoder, form in ((create_image_encoder(mini), torch.nn.Conv2d), (small_convnext(), torch.nn.Linear)):
+        names = [name for name in scope_convs(encoder) if name.endswith(("fc1", "fc2"))]
+        assert len(names) == 2 * sum(len(stage.blocks) for stage in encoder.trunk.stages)
+        assert {type(layer) for name, layer in scope_convs(encoder).items() if name in names} == {form}
 
 
 def test_names_are_open_clips_keys(mini):
     keys = {key.removeprefix("visual.") for key in open_clip.create_model(mini).state_dict()}
     assert {
-        f"{name}.weight" for name in [*trunk_convs(create_tower(mini)), *weight_matrices(create_tower(mini))]
+        f"{name}.weight"
+        for name in [*trunk_convs(create_image_encoder(mini)), *weight_matrices(create_image_encoder(mini))]
     } <= keys
 
 
@@ -238,9 +239,9 @@ def test_matrices_are_the_layers_and_the_head(large):
 
 
 def test_depthwise_rows_are_the_filters():
-    tower = small_convnext(seed=4)
-    layer = tower.trunk.stages[0].blocks[0].conv_dw
-    matrix = weight_matrices(tower)["trunk.stages.0.blocks.0.conv_dw"]
+    encoder = small_convnext(seed=4)
+    layer = encoder.trunk.stages[0].blocks[0].conv_dw
+    matrix = weight_matrices(encoder)["trunk.stages.0.blocks.0.conv_dw"]
     assert torch.equal(matrix[5], layer.weight[5, 0].flatten())
 
 
@@ -248,4 +249,6 @@ def test_tower_is_found_inside_wrappers(mini):
     clip = random_clip(mini)
     wrapped = torch.nn.Module()
     wrapped.module = clip.model
-    assert find_tower(clip.visual) is find_tower(clip.model) is find_tower(wrapped) is clip.visual
+    assert (
+        find_image_encoder(clip.visual) is find_image_encoder(clip.model) is find_image_encoder(wrapped) is clip.visual
+    )

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.layers import find_tower, scope_convs, stage_of, trunk_convs, weight_matrices
-from ovstrans.clip.load import create_tower
+from ovstrans.clip.layers import find_image_encoder, scope_convs, stage_of, trunk_convs, weight_matrices
+from ovstrans.clip.load import create_image_encoder
 from ovstrans.errors import InputError
-from tests.clip.towers import small_convnext
+from tests.clip.encoders import small_convnext
 
 
 @pytest.fixture(scope="module")
 def rn50():
     with torch.device("meta"):
-        return create_tower("RN50")
+        return create_image_encoder("RN50")
 
 
 def test_rn50_has_the_papers_counts(rn50):
@@ -58,7 +58,13 @@ def test_tower_is_found_inside_wrappers(rn50):
     clip, framework, wrapped = nn.Module(), nn.Module(), nn.Module()
     clip.visual, framework.backbone = rn50, rn50
     wrapped.module = framework
-    assert find_tower(rn50) is find_tower(clip) is find_tower(framework) is find_tower(wrapped) is rn50
+    assert (
+        find_image_encoder(rn50)
+        is find_image_encoder(clip)
+        is find_image_encoder(framework)
+        is find_image_encoder(wrapped)
+        is rn50
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,6 @@ def test_stages(layer, stage):
 
 
 def test_both_kinds_of_trunk_have_four_stages_and_a_stem(rn50):
-    for tower in (rn50, small_convnext()):
-        assert len(dict.fromkeys(map(stage_of, trunk_convs(tower)))) == 5
-        assert len(dict.fromkeys(map(stage_of, scope_convs(tower)))) == 4
+    for encoder in (rn50, small_convnext()):
+        assert len(dict.fromkeys(map(stage_of, trunk_convs(encoder)))) == 5
+        assert len(dict.fromkeys(map(stage_of, scope_convs(encoder)))) == 4

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import save_file
 
 from ovstrans.clip import load
-from ovstrans.clip.load import DEFAULT_MODEL, create_tower, load_clip, model_info, random_clip
+from ovstrans.clip.load import DEFAULT_MODEL, create_image_encoder, load_clip, model_info, random_clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.clip.weights import weights_sha256
-from ovstrans.data.scenes.dataset import draw_scene
-from ovstrans.data.scenes.shapes import SHAPES
-from ovstrans.data.scenes.textures import STUFF
+from ovstrans.datasets.scenes.dataset import draw_scene
+from ovstrans.datasets.scenes.shapes import SHAPES
+from ovstrans.datasets.scenes.textures import STUFF
 from ovstrans.errors import InputError, MismatchError
 
 
@@ -119,8 +119,8 @@ def test_nan_weights_are_refused(tmp_path, mini):
 
 def test_tower_on_meta_matches_the_model(mini):
     with torch.device("meta"):
-        tower = create_tower()
-    assert {k: v.shape for k, v in tower.state_dict().items()} == {
+        encoder = create_image_encoder()
+    assert {k: v.shape for k, v in encoder.state_dict().items()} == {
         k: v.shape for k, v in mini.visual.state_dict().items()
     }
     assert model_info(DEFAULT_MODEL)[:2] == (mini.embed_dim, mini.image_size)

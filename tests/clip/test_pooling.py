@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import dense_embedding, stages
 from ovstrans.clip.pooling import mask_embeddings, valid_masks
-from ovstrans.clip.trunk import dense_embedding, stages
-from tests.clip.towers import SIZES, filled, pooling_inputs, small_convnext, small_resnet
+from tests.clip.encoders import SIZES, filled, pooling_inputs, small_convnext, small_resnet
 
 GOLDEN = Path(__file__).parent / "golden" / "fcclip_pooling.safetensors"
 MAKE = {"resnet": small_resnet, "convnext": small_convnext}
@@ -41,11 +41,11 @@ def test_as_published(kind, size):
         names = [key for key in file.keys() if key.startswith(f"{kind}.{size[0]}x{size[1]}.")]  # noqa: SIM118
         golden = {name.rpartition(".")[2]: file.get_tensor(name) for name in names}
     assert len(golden) == 6
-    tower = MAKE[kind](seed)
+    encoder = MAKE[kind](seed)
     images, masks = pooling_inputs(seed + 1, size)
     with torch.no_grad():
-        features = stages(tower, images)
-        found = mask_embeddings(tower, features["res5"], masks)
+        features = stages(encoder, images)
+        found = mask_embeddings(encoder, features["res5"], masks)
     for name in ("res2", "res3", "res4", "res5"):
         probe = features[name][:, : golden[name].shape[1], 0, 0]
         torch.testing.assert_close(probe, golden[name], rtol=1e-4, atol=1e-5)
@@ -94,16 +94,16 @@ def attention_per_mask(pool, res5, inside):
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), height=st.integers(1, 5), width=st.integers(1, 5), share=st.floats(0.05, 1.0))
 def test_attention_pool_is_plain_attention_inside_the_mask(scale, seed, height, width, share):
-    tower = nn.Module()
-    tower.attnpool = filled(AttentionPool2d(3, 64, 4, 16), seed=5)
+    encoder = nn.Module()
+    encoder.attnpool = filled(AttentionPool2d(3, 64, 4, 16), seed=5)
     generator = torch.Generator().manual_seed(seed)
     res5 = scale * torch.rand(1, 64, height, width, generator=generator)
     inside = torch.rand(3, height, width, generator=generator) < share
     inside[:, 0, 0] = True
     masks = torch.where(inside, 1.0, -1.0)[None]
     with torch.no_grad():
-        found = mask_embeddings(tower, res5, masks)[0]
-        wanted = attention_per_mask(tower.attnpool, res5[0], inside)
+        found = mask_embeddings(encoder, res5, masks)[0]
+        wanted = attention_per_mask(encoder.attnpool, res5[0], inside)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * scale)
 
 
@@ -120,16 +120,16 @@ def test_the_mean_is_not_among_the_keys(resnet):
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_convnext_of_a_full_mask_is_the_image_embedding(convnext, norm_first):
     """Also where timm norms before it pools, which the published models do not."""
-    tower, images = copy.deepcopy(convnext), torch.rand(2, 3, 96, 64)
+    encoder, images = copy.deepcopy(convnext), torch.rand(2, 3, 96, 64)
     if norm_first:
-        tower.trunk.norm_pre, tower.trunk.head.norm = tower.trunk.head.norm, nn.Identity()
+        encoder.trunk.norm_pre, encoder.trunk.head.norm = encoder.trunk.head.norm, nn.Identity()
     with torch.no_grad():
-        res5 = stages(tower, images)["res5"]
-        found = mask_embeddings(tower, res5, torch.ones(2, 1, 24, 16))
-        torch.testing.assert_close(found[:, 0], tower(images), rtol=1e-4, atol=1e-5)
+        res5 = stages(encoder, images)["res5"]
+        found = mask_embeddings(encoder, res5, torch.ones(2, 1, 24, 16))
+        torch.testing.assert_close(found[:, 0], encoder(images), rtol=1e-4, atol=1e-5)
         if norm_first:  # and nothing is normed afterwards, so dense embeddings pass the pool as they are
-            means = tower.head(tower.trunk.norm_pre(res5).flatten(2).transpose(1, 2))
-            torch.testing.assert_close(dense_embedding(tower, res5).flatten(2).transpose(1, 2), means)
+            means = encoder.head(encoder.trunk.norm_pre(res5).flatten(2).transpose(1, 2))
+            torch.testing.assert_close(dense_embedding(encoder, res5).flatten(2).transpose(1, 2), means)
 
 
 def test_convnext_pools_what_is_inside(convnext):
@@ -144,31 +144,31 @@ def test_convnext_pools_what_is_inside(convnext):
 @pytest.mark.parametrize("kind", MAKE)
 def test_empty_masks_are_constant_and_without_nan(kind, resnet, convnext):
     """Forward and backward, alone and beside masks that are not empty."""
-    tower = {"resnet": resnet, "convnext": convnext}[kind]
+    encoder = {"resnet": resnet, "convnext": convnext}[kind]
     width = 768 if kind == "resnet" else 64
     masks = torch.stack([torch.full((6, 4), -1.0), torch.rand(6, 4) - 0.5, torch.zeros(6, 4)])
     rows = []
     for scale in (1.0, 50.0):
         res5 = (scale * torch.rand(2, width, 3, 2)).requires_grad_()
-        found = mask_embeddings(tower, res5, masks.expand(2, -1, -1, -1))
-        gradients = torch.autograd.grad(found.square().sum(), [res5, *tower.parameters()], allow_unused=True)
+        found = mask_embeddings(encoder, res5, masks.expand(2, -1, -1, -1))
+        gradients = torch.autograd.grad(found.square().sum(), [res5, *encoder.parameters()], allow_unused=True)
         assert found.isfinite().all()
         assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
         rows += [*found[:, 0], *found[:, 2]]
     assert all(torch.equal(row, rows[0]) for row in rows)
     if kind == "resnet":
-        assert torch.equal(rows[0], tower.attnpool.c_proj.bias)
+        assert torch.equal(rows[0], encoder.attnpool.c_proj.bias)
 
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_float32_under_autocast(kind, resnet, convnext):
-    tower = {"resnet": resnet, "convnext": convnext}[kind]
+    encoder = {"resnet": resnet, "convnext": convnext}[kind]
     res5 = torch.rand(1, 768 if kind == "resnet" else 64, 3, 3)
     masks = torch.rand(1, 2, 12, 12) - 0.5
     with torch.no_grad():
-        wanted = mask_embeddings(tower, res5.bfloat16().float(), masks.bfloat16().float())
+        wanted = mask_embeddings(encoder, res5.bfloat16().float(), masks.bfloat16().float())
         with torch.autocast("cpu", torch.bfloat16):
-            found = mask_embeddings(tower, res5.bfloat16(), masks.bfloat16())
+            found = mask_embeddings(encoder, res5.bfloat16(), masks.bfloat16())
     assert found.dtype == torch.float32
     assert torch.equal(found, wanted)
 
@@ -182,11 +182,11 @@ def test_masks_take_no_gradient(resnet):
 
 @pytest.mark.parametrize(("kind", "dim"), [("resnet", 128), ("convnext", 32)])
 def test_runs_on_meta(kind, dim, resnet, convnext):
-    tower = copy.deepcopy({"resnet": resnet, "convnext": convnext}[kind]).to("meta")
+    encoder = copy.deepcopy({"resnet": resnet, "convnext": convnext}[kind]).to("meta")
     with torch.device("meta"):
-        res5 = stages(tower, torch.empty(2, 3, 64, 96))["res5"]
+        res5 = stages(encoder, torch.empty(2, 3, 64, 96))["res5"]
         masks = torch.empty(2, 5, 16, 24)
-        assert mask_embeddings(tower, res5, masks).shape == (2, 5, dim)
+        assert mask_embeddings(encoder, res5, masks).shape == (2, 5, dim)
         assert valid_masks(masks, (2, 3)).shape == (2, 5)
 
 

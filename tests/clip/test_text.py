@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from ovstrans.clip import text
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import class_scores, embed_vocabulary
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(name="v", classes=(("star",), ("grass", "lawn"), ("red car",)), templates=("a {}", "{}"))
 
@@ -51,7 +51,7 @@ def test_damaged_cache_is_made_again(clip, tmp_path, monkeypatch):
 def test_tower_without_text_is_refused(clip):
     alone = random_clip(seed=5)
     alone.has_text, alone.pretrained = False, "tower.safetensors"
-    with pytest.raises(InputError, match="image tower only"):
+    with pytest.raises(InputError, match="image encoder only"):
         embed_vocabulary(alone, VOCABULARY, cache=False)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovstrans.data.sample import Segment
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets.sample import Segment
 from ovstrans.evaluation.metrics import Confusion, metrics
 from ovstrans.evaluation.panoptic import PanopticQuality
 from ovstrans.evaluation.video import VideoConsistency
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 CLASSES, VIDEOS, FRAMES = 4, 5, 11
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.data.augment import resize_image
+from ovstrans.datasets.augment import resize_image
 from ovstrans.errors import InputError
 from ovstrans.evaluation.inference import Inference, Prediction, batch_room, predict, window_starts
 from ovstrans.frameworks.base import Framework

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.detection import PanopticQuality as TorchmetricsQuality
 
-from ovstrans.data.sample import Segment
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.evaluation.panoptic import PanopticQuality
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 CLASSES = 5
 VOCABULARY = Vocabulary("v", tuple((f"c{index}",) for index in range(CLASSES)), things=frozenset({0, 1, 2}))

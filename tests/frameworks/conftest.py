@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
 def make_text(vocabulary: Vocabulary, dim: int, seed: int = 0) -> TextClassifier:

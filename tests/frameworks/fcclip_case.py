@@ -8,7 +8,7 @@ import torch
 
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.segments import Segments
+from ovstrans.datasets.segments import Segments
 from ovstrans.frameworks.base import Batch
 from ovstrans.frameworks.fcclip import FCCLIP
 from tests.frameworks.golden_case import SMALL
@@ -20,7 +20,7 @@ def make(clip: Clip, text: TextClassifier, **options: Any) -> FCCLIP:
     """In eval mode, its trunk trainable."""
     torch.manual_seed(0)
     framework = FCCLIP(
-        tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"trunk": "train", **TINY, **options}
+        encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"trunk": "train", **TINY, **options}
     )
     return framework.eval()
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans.clip.load import create_tower, model_info
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.clip.load import create_image_encoder, model_info
 from ovstrans.frameworks.base import Batch
 from ovstrans.frameworks.criterion import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.gkc import GKC
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import golden_case as case
 
 GOLDEN = Path(__file__).parent / "golden" / "gkc.safetensors"
@@ -58,7 +58,11 @@ def model(clip: str = "RN-mini", options: Mapping[str, Any] = SMALL, **variant: 
     """The framework with determined weights, in train mode but for its BatchNorms."""
     dim, _, mean, std = model_info(clip)
     framework = GKC(
-        tower=create_tower(clip), mean=mean, std=std, text=case.text_of(NAMES, dim), options={**options, **variant}
+        encoder=create_image_encoder(clip),
+        mean=mean,
+        std=std,
+        text=case.text_of(NAMES, dim),
+        options={**options, **variant},
     )
     state = case.determined_state(framework.state_dict())
     if "training_only.text_scale" in state:
@@ -112,7 +116,7 @@ def matches(predictions: int, queries: int) -> list[list[Match]]:
 def answers(framework: GKC, size: tuple[int, int]) -> dict[str, Tensor]:
     """mask_logits [P, B, Q, h, w] and class_logits [P, B, Q, K + 1] of every prediction, and the losses that
     do not depend on masks, each summed over predictions."""
-    given, wanted = batch(framework.embed_dim, size, synonyms=framework.needs.synonyms), targets(size)
+    given, wanted = batch(framework.embed_dim, size, synonyms=framework.requires.synonyms), targets(size)
     text = case.text_of(NAMES, framework.embed_dim)
     with torch.no_grad():
         found = framework.head(framework.trunk(given.images))

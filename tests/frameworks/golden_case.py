@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans.clip.load import create_tower, model_info
+from ovstrans.clip.load import create_image_encoder, model_info
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.fcclip import FCCLIP
 from ovstrans.frameworks.mask2former import HeadOutput
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden" / "fcclip.safetensors"
 SEED = 43
@@ -94,7 +94,7 @@ def model(clip: str = "RN-mini", options: Mapping[str, Any] = SMALL) -> FCCLIP:
     """The framework with determined weights, in eval mode."""
     dim, _, mean, std = model_info(clip)
     text = text_of(TRAINED, dim)
-    framework = FCCLIP(tower=create_tower(clip), mean=mean, std=std, text=text, options=options)
+    framework = FCCLIP(encoder=create_image_encoder(clip), mean=mean, std=std, text=text, options=options)
     framework.load_state_dict(determined_state(framework.state_dict()))
     return framework.eval()
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.classifier import (
     IGNORED,
     TextScores,
@@ -19,6 +18,7 @@ from ovstrans.frameworks.classifier import (
     seen_classes,
     training_targets,
 )
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks.conftest import make_text
 
 AXES = TextClassifier(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ovstrans.data.segments import Segments
+from ovstrans.datasets.segments import Segments
 from ovstrans.frameworks.criterion import (
     IGNORED,
     Criterion,

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import stages
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import stages
-from ovstrans.cost.flops import count_flops
-from ovstrans.cost.params import count_params
-from ovstrans.cost.target import blank_framework
+from ovstrans.costs.flops import count_flops
+from ovstrans.costs.params import count_params
+from ovstrans.costs.target import build_on_meta
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
 from ovstrans.recipes.load import load_recipe
 from tests.frameworks.test_deeplabv3 import DECODERS, batch_of, make, normalised
@@ -68,7 +68,7 @@ COLUMNS, *ROWS = (line.split() for line in PARAMETERS.strip().splitlines())
 
 @pytest.mark.parametrize("row", ROWS, ids="-".join)
 def test_parameters_on_rn50(row: list[str]) -> None:
-    framework = blank_framework("deeplabv3", "RN50", options={"decoder": row[0], "clip_path": row[1]})
+    framework = build_on_meta("deeplabv3", "RN50", options={"decoder": row[0], "clip_path": row[1]})
     parts = count_params(framework, framework.components())
     found = {name: part["total"] for name, part in parts["components"].items()}
     expected = {name: int(cell.replace(",", "")) for name, cell in zip(COLUMNS[2:], row[2:], strict=True)}
@@ -82,7 +82,7 @@ def test_published_parameters_are_those_of_plus_with_the_dead_pooling_branch() -
     and joins res5 itself in its place, 2048 channels for 256. What works has 40.37M."""
     recipe = load_recipe("deeplabv3-rn50-coco")["model"]
     options = {option: value for option, value in recipe.items() if option in DeepLabV3.defaults}
-    framework = blank_framework("deeplabv3", recipe["clip"], options={**options, "decoder": "plus"})
+    framework = build_on_meta("deeplabv3", recipe["clip"], options={**options, "decoder": "plus"})
     parts = count_params(framework, framework.components())["components"]
     ours = sum(parts[name]["total"] for name in ("trunk", "aspp", "decoder"))
     pooling, project = 2048 * 256 + 2 * 256, (2048 - 256) * 256
@@ -92,7 +92,7 @@ def test_published_parameters_are_those_of_plus_with_the_dead_pooling_branch() -
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_multiply_accumulates_on_rn50(decoder: str) -> None:
-    framework = blank_framework("deeplabv3", "RN50", options={"decoder": decoder})
+    framework = build_on_meta("deeplabv3", "RN50", options={"decoder": decoder})
     parts = count_flops(framework, (800, 1216), components=framework.components()).components()
     macs = {name: part["dense"] for name, part in parts.items()}
     stride16, stride4 = 50 * 76, 200 * 304

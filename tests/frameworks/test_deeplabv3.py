@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from ovstrans.clip.load import Clip, create_tower
+from ovstrans.clip.backbone import dense_embedding, stages
+from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.text import TextClassifier
-from ovstrans.clip.trunk import dense_embedding, stages
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch
 from ovstrans.frameworks.deeplabv3 import RATES, DeepLabV3
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks.conftest import make_text
 
 DECODERS = ["none", "plus"]
@@ -29,7 +29,7 @@ PATHS = ["none", "sum", "ensemble"]
 def make(clip: Clip, text: TextClassifier, **options: Any) -> DeepLabV3:
     torch.manual_seed(0)
     options = {"width": 16, "low_width": 4, **options}
-    return DeepLabV3(tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options=options)
+    return DeepLabV3(encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options=options)
 
 
 def undropped(clip: Clip, text: TextClassifier, **options: Any) -> DeepLabV3:
@@ -287,10 +287,10 @@ def test_bad_input(clip: Clip, text: TextClassifier, vocabulary: Vocabulary) -> 
             make(clip, text, **{option: 1.0})
     with pytest.raises(MismatchError, match="one CLIP"):
         make(clip, make_text(vocabulary, clip.embed_dim + 1))
-    tower = copy.deepcopy(clip.visual)
-    tower.attnpool = None
+    encoder = copy.deepcopy(clip.visual)
+    encoder.attnpool = None
     with pytest.raises(InputError, match="needs a CLIP ResNet"):
-        DeepLabV3(tower=tower, mean=clip.mean, std=clip.std, text=text)
+        DeepLabV3(encoder=encoder, mean=clip.mean, std=clip.std, text=text)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -321,7 +321,7 @@ def test_checkpoints_older_than_the_decoder_restore(clip: Clip, text: TextClassi
         clip=clip.describe(),
         recipe={},
         provenance={},
-        text_tower=None,
+        text_encoder=None,
     )
     save_checkpoint(file, checkpoint)
     again = registry.restore(load_checkpoint(file))
@@ -337,9 +337,9 @@ def test_checkpoints_older_than_the_decoder_restore(clip: Clip, text: TextClassi
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_runs_on_meta_tensors(vocabulary: Vocabulary, decoder: str) -> None:
     with torch.device("meta"):
-        tower = create_tower("RN50")
+        encoder = create_image_encoder("RN50")
         text = TextClassifier(torch.empty(5, 1024), torch.empty(5, dtype=torch.long), vocabulary)
         for path in PATHS:
             options = {"clip_path": path, "decoder": decoder}
-            framework = DeepLabV3(tower=tower, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options=options).eval()
+            framework = DeepLabV3(encoder=encoder, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options=options).eval()
             assert framework.segment(torch.empty(1, 3, 800, 1202)).shape == (1, 4, 800, 1202)

@@ -13,12 +13,12 @@ from ovstrans import files
 from ovstrans.clip.load import Clip
 from ovstrans.clip.pooling import valid_masks
 from ovstrans.clip.text import TextClassifier
-from ovstrans.cost.params import count_params
-from ovstrans.cost.reports.report import cost_report
-from ovstrans.cost.target import Target, blank_framework
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.costs.params import count_params
+from ovstrans.costs.target import Target, build_on_meta
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former import HeadOutput
+from ovstrans.reports.report import cost_report
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import golden_case as case
 from tests.frameworks.conftest import make_text
 from tests.frameworks.fcclip_case import TINY, USUAL, make
@@ -61,7 +61,7 @@ def test_agrees_with_upstream(golden: dict[str, Tensor], size: tuple[int, int]) 
     ],
 )
 def test_parameters_are_those_published(clip: str, decoder: int, trainable: int, clip_head: int, visual: int) -> None:
-    framework = blank_framework("fcclip", clip)
+    framework = build_on_meta("fcclip", clip)
     params = count_params(framework, framework.components())
     parts = {name: part["total"] for name, part in params["components"].items()}
     assert params["trainable"] == trainable
@@ -74,7 +74,7 @@ def test_parameters_are_those_published(clip: str, decoder: int, trainable: int,
 def test_costs_are_counted_without_weights(trunk: str) -> None:
     """On meta tensors, in eval and in train mode; training leaves out what only inference runs, CLIP's head and the sum
     over queries, and names them after every layer."""
-    framework = blank_framework("fcclip", "RN-mini", options={**TINY, "trunk": trunk})
+    framework = build_on_meta("fcclip", "RN-mini", options={**TINY, "trunk": trunk})
     report = cost_report(Target("fcclip", "framework", framework, framework.components(), "RN-mini"), (64, 96))
     flops, executed = report["flops"], report["training"]["executed"]
     assert flops["components"]["clip_head"]["dense"] > 0

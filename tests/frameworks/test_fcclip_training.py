@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from ovstrans.clip.layers import find_tower, scope_convs
+from ovstrans.clip.layers import find_image_encoder, scope_convs
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
@@ -21,7 +21,7 @@ from ovstrans.frameworks.mask2former import HeadOutput
 from ovstrans.masks.mask import Mask
 from ovstrans.training.freeze import recalibrate, train_mode
 from ovstrans.training.precision import Precision
-from tests.clip.towers import small_convnext
+from tests.clip.encoders import small_convnext
 from tests.frameworks.conftest import make_text
 from tests.frameworks.fcclip_case import NOTHING, TINY, USUAL, batch_of, make, segments
 
@@ -106,7 +106,7 @@ def test_training_needs_segments(clip: Clip, text: TextClassifier) -> None:
 
 def mask_of(framework: FCCLIP) -> Mask:
     generator = torch.Generator().manual_seed(2)
-    convs = scope_convs(find_tower(framework))
+    convs = scope_convs(find_image_encoder(framework))
     tensors = {
         f"{name}.weight": torch.rand(conv.weight.shape, generator=generator) > 0.9 for name, conv in convs.items()
     }
@@ -116,7 +116,7 @@ def mask_of(framework: FCCLIP) -> Mask:
 @pytest.mark.parametrize("trunk", ["frozen", "train"])
 def test_a_mask_stays_in_force(clip: Clip, text: TextClassifier, trunk: str) -> None:
     framework = make(clip, text, trunk=trunk).train()
-    assert find_tower(framework) is framework.backbone
+    assert find_image_encoder(framework) is framework.backbone
     mask = mask_of(framework)
     mask.apply(framework)
     optimizer = torch.optim.AdamW([each for each in framework.parameters() if each.requires_grad], lr=1e-2)
@@ -167,15 +167,15 @@ def test_restore_gives_the_same_answers(
 
 def test_convnext(text: TextClassifier) -> None:
     """Trains, ensembles over empty masks too (as published), and takes only its head off the tower."""
-    tower = small_convnext(seed=1)
+    encoder = small_convnext(seed=1)
     words = make_text(text.vocabulary, 32)
     torch.manual_seed(0)
     mean, std = (0.5,) * 3, (0.25,) * 3
-    framework = FCCLIP(tower=tower, mean=mean, std=std, text=words, options={**TINY, "trunk": "train"}).train()
+    framework = FCCLIP(encoder=encoder, mean=mean, std=std, text=words, options={**TINY, "trunk": "train"}).train()
     for losses in steps(framework, 2, amp=False):
         assert all(torch.isfinite(value) for value in losses.values())
     framework.eval()
-    assert framework.clip_head is not None and tower.head is not None
+    assert framework.clip_head is not None and encoder.head is not None
     assert any("head" in name for name, _ in framework.clip_head.named_parameters())
     assert not any("head" in name for name, _ in framework.backbone.named_parameters())
     masks = torch.full((1, 2, 16, 16), -1.0)

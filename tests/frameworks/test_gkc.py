@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from ovstrans.clip.load import Clip, create_tower
+from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.pooling import mask_embeddings
 from ovstrans.clip.text import TextClassifier
-from ovstrans.cost.flops import count_flops
-from ovstrans.cost.params import count_params
-from ovstrans.data.segments import Segments
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.costs.flops import count_flops
+from ovstrans.costs.params import count_params
+from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks import gkc, registry
-from ovstrans.frameworks.base import Batch, Needs
+from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.frameworks.criterion import IGNORED, class_targets
 from ovstrans.frameworks.gkc import GKC
+from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import gkc_case as case
 from tests.frameworks.golden_case import difference
 
@@ -41,7 +41,7 @@ EVERYTHING = {"synonyms": "random", "distill_pair_weight": 1.0}
 
 def make(clip: Clip, text: TextClassifier, **options: Any) -> GKC:
     torch.manual_seed(0)
-    return GKC(tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options={**SMALL, **options})
+    return GKC(encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options={**SMALL, **options})
 
 
 def segments(*kinds: int) -> Segments:
@@ -57,7 +57,7 @@ def rows(n: int, seed: int) -> Tensor:
 
 
 def batch(*kinds: tuple[int, ...], nouns: tuple[int, ...] | None = None) -> Batch:
-    """Images whose segments are of these classes, with all that a guide fills in; nouns: how many of each caption."""
+    """Images whose segments are of these classes, with all that a targets fills in; nouns: how many of each caption."""
     generator = torch.Generator().manual_seed(3)
     found = tuple(segments(*each) for each in kinds)
     return Batch(
@@ -83,12 +83,12 @@ def test_as_the_released_code(variant: str, size: tuple[int, int]) -> None:
 
 
 def test_what_it_needs_follows_from_its_options(clip: Clip, text: TextClassifier) -> None:
-    assert make(clip, text).needs == Needs(segments=True, teacher=True, captions=True)
-    assert make(clip, text, synonyms="random").needs.synonyms
+    assert make(clip, text).requires == TargetRequirements(segments=True, teacher=True, captions=True)
+    assert make(clip, text, synonyms="random").requires.synonyms
     bare = make(clip, text, distill="none", grounding_weight=0)
-    assert bare.needs == Needs(segments=True)
+    assert bare.requires == TargetRequirements(segments=True)
     assert set(bare.train().losses(batch((0, 2), (3,)))) == {"mask", "dice", "class"}
-    assert GKC.needs == Needs(segments=True)  # the class's own, untouched
+    assert GKC.requires == TargetRequirements(segments=True)  # the class's own, untouched
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_parameters_at_the_published_size(vocabulary: Vocabulary) -> None:
     """44.1 M of trunk and head (OpenTrans, Tab. 1); the projections into CLIP's space come on top."""
     with torch.device("meta"):
         text = TextClassifier(torch.empty(5, 1024), torch.empty(5, dtype=torch.long), vocabulary)
-        framework = GKC(tower=create_tower("RN50"), mean=(0.5,) * 3, std=(0.2,) * 3, text=text)
+        framework = GKC(encoder=create_image_encoder("RN50"), mean=(0.5,) * 3, std=(0.2,) * 3, text=text)
         assert framework.segment(torch.empty(1, 3, 800, 1216)).shape == (1, 4, 800, 1216)
     counted = count_params(framework, framework.components())["components"]
     total = {name: part["total"] for name, part in counted.items()}
@@ -280,14 +280,14 @@ def test_parameters_at_the_published_size(vocabulary: Vocabulary) -> None:
     assert round(head / 1e6, 3) == 44.088
 
 
-@pytest.mark.parametrize("tower", ["RN-mini", "convnext_base"])
+@pytest.mark.parametrize("encoder", ["RN-mini", "convnext_base"])
 @pytest.mark.parametrize("path", ["none", "sum"])
-def test_any_trunk_will_do(vocabulary: Vocabulary, tower: str, path: str) -> None:
+def test_any_trunk_will_do(vocabulary: Vocabulary, encoder: str, path: str) -> None:
     with torch.device("meta"):
-        visual = create_tower(tower)
+        visual = create_image_encoder(encoder)
         text = TextClassifier(torch.empty(5, visual.output_dim), torch.empty(5, dtype=torch.long), vocabulary)
         options = {**SMALL, "clip_path": path}
-        framework = GKC(tower=visual, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options=options).eval()
+        framework = GKC(encoder=visual, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options=options).eval()
         assert framework.segment(torch.empty(1, 3, 64, 90)).shape == (1, 4, 64, 90)
 
 
@@ -333,13 +333,15 @@ def test_a_checkpoint_brings_it_back_to_the_last_bit(clip: Clip, text: TextClass
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again.logits(images), framework.logits(images))
-    assert isinstance(again, GKC) and again.needs == framework.needs
+    assert isinstance(again, GKC) and again.requires == framework.requires
 
 
 def test_names_are_cleaned_and_bare() -> None:
-    worded = GKC.worded(Vocabulary.from_names("coco", ["wall-other-merged, stone-wall", "door-stuff", "cat"]))
-    assert worded.classes == (("wall", "stone wall"), ("door stuff",), ("cat",))
-    assert GKC.worded(worded) == worded and GKC.templates == "bare"
+    formatted = GKC.format_class_names(
+        Vocabulary.from_names("coco", ["wall-other-merged, stone-wall", "door-stuff", "cat"])
+    )
+    assert formatted.classes == (("wall", "stone wall"), ("door stuff",), ("cat",))
+    assert GKC.format_class_names(formatted) == formatted and GKC.templates == "bare"
 
 
 @pytest.mark.parametrize(

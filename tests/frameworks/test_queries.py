@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovstrans.data.sample import Segment
+from ovstrans.datasets.sample import Segment
 from ovstrans.frameworks.queries import instances, panoptic, semantic
 
 SURE = 20.0

@@ -19,7 +19,7 @@ from ovstrans.frameworks.base import Batch, Framework
 
 def make(clip: Clip, text: TextClassifier, **options: Any) -> Framework:
     return registry.build(
-        "deeplabv3", tower=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"width": 8, **options}
+        "deeplabv3", encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"width": 8, **options}
     )
 
 
@@ -35,7 +35,7 @@ def checkpoint_of(clip: Clip, framework: Framework) -> Checkpoint:
         clip=clip.describe(),
         recipe={},
         provenance={},
-        text_tower=None,
+        text_encoder=None,
     )
 
 

@@ -11,14 +11,14 @@ from ovstrans.clip import load
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
-from ovstrans.data.vocabularies.catalog import published_vocabulary
-from ovstrans.data.vocabularies.templates import template_set
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.classifier import seen_classes
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
-from ovstrans.frameworks.vocabulary import classifier_for, prompted, text_clip
+from ovstrans.frameworks.vocabulary import classifier_for, text_clip, with_prompts
+from ovstrans.vocabulary.catalog import published_vocabulary
+from ovstrans.vocabulary.templates import template_set
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoint_of(clip: Clip, text: TextClassifier) -> Checkpoint:
-    tower = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
+    encoder = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
     return Checkpoint(
         framework="deeplabv3",
         options={},
@@ -39,7 +39,7 @@ def checkpoint_of(clip: Clip, text: TextClassifier) -> Checkpoint:
         clip={**clip.describe(), "pretrained": "made-up", "weights_sha256": "0" * 64},
         recipe={},
         provenance={},
-        text_tower=tower,
+        text_encoder=encoder,
     )
 
 
@@ -76,7 +76,7 @@ def test_words_without_prompts_get_those_of_the_training(text: TextClassifier) -
 
 def test_known_names_need_no_text_tower(clip: Clip, text: TextClassifier) -> None:
     checkpoint = checkpoint_of(clip, text)
-    checkpoint.text_tower = None
+    checkpoint.text_encoder = None
     renamed = Vocabulary("renamed", text.vocabulary.classes)
     found = classifier_for(checkpoint, renamed)
     assert found.embeddings is checkpoint.text_embeddings
@@ -87,36 +87,36 @@ def test_known_names_need_no_text_tower(clip: Clip, text: TextClassifier) -> Non
 
 def test_a_foreign_text_tower_is_refused(clip: Clip, text: TextClassifier) -> None:
     checkpoint = checkpoint_of(clip, text)
-    assert checkpoint.text_tower is not None
-    checkpoint.text_tower["text_projection"] = torch.zeros(2, 2)
+    assert checkpoint.text_encoder is not None
+    checkpoint.text_encoder["text_projection"] = torch.zeros(2, 2)
     with pytest.raises(MismatchError, match="text_projection does not fit RN-mini"):
         text_clip(checkpoint)
-    del checkpoint.text_tower["text_projection"]
+    del checkpoint.text_encoder["text_projection"]
     with pytest.raises(MismatchError, match="text_projection of RN-mini is missing"):
         text_clip(checkpoint)
 
 
 def test_a_framework_chooses_its_prompts(vocabulary: Vocabulary) -> None:
     own = replace(vocabulary, templates=("one {} of mine",))
-    assert prompted(own, "deeplabv3", {}) == own
-    assert prompted(own, "fcclip", {}) == replace(own, templates=template_set("vild"))
-    assert prompted(own, "fcclip", {"templates": "bare"}).templates == ("{}",)
-    assert prompted(own, "fcclip", {"templates": "dataset"}) == own
+    assert with_prompts(own, "deeplabv3", {}) == own
+    assert with_prompts(own, "fcclip", {}) == replace(own, templates=template_set("vild"))
+    assert with_prompts(own, "fcclip", {"templates": "bare"}).templates == ("{}",)
+    assert with_prompts(own, "fcclip", {"templates": "dataset"}) == own
     for options in ({}, {"templates": "clip"}, registry.defaults("fcclip")):
-        once = prompted(own, "fcclip", options)
-        assert prompted(once, "fcclip", options) == once
+        once = with_prompts(own, "fcclip", options)
+        assert with_prompts(once, "fcclip", options) == once
     with pytest.raises(InputError, match="templates 'vidl': unknown; did you mean 'vild'"):
-        prompted(own, "fcclip", {"templates": "vidl"})
+        with_prompts(own, "fcclip", {"templates": "vidl"})
     with pytest.raises(InputError, match="framework 'fclip': unknown; did you mean 'fcclip'"):
-        prompted(own, "fclip", {})
+        with_prompts(own, "fclip", {})
 
 
 def test_a_framework_may_choose_its_words(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     def first_names(_cls: type, given: Vocabulary) -> Vocabulary:
         return replace(given, classes=tuple(names[:1] for names in given.classes))
 
-    monkeypatch.setattr(DeepLabV3, "worded", classmethod(first_names))
-    assert prompted(vocabulary, "deeplabv3", {}).classes == (("cat",), ("dog",), ("grass",), ("sky",))
+    monkeypatch.setattr(DeepLabV3, "format_class_names", classmethod(first_names))
+    assert with_prompts(vocabulary, "deeplabv3", {}).classes == (("cat",), ("dog",), ("grass",), ("sky",))
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_a_framework_may_choose_its_words(vocabulary: Vocabulary, monkeypatch: p
 def test_published_classes_are_prompted_as_published(framework: str, templates: int, expected: dict) -> None:
     vocabulary = published_vocabulary("coco-panoptic")
     options = registry.defaults(framework)
-    found = prompted(vocabulary, framework, options)
+    found = with_prompts(vocabulary, framework, options)
     words = dict(zip(found.names, found.classes, strict=True))
     assert {name: words[name] for name in expected} == expected
     assert found.names == vocabulary.names and len(found.templates) == templates
-    assert prompted(found, framework, options) == found
+    assert with_prompts(found, framework, options) == found
 
 
 @pytest.mark.parametrize("framework", registry.names())
@@ -147,11 +147,11 @@ def test_names_may_be_chosen(framework: str) -> None:
         "joined": ("wall,walls",),
     }
     for names, wall in expected.items():
-        found = prompted(vocabulary, framework, {}, names)
+        found = with_prompts(vocabulary, framework, {}, names)
         assert (found.classes[131], found.names[131]) == (wall, "wall")
-        assert prompted(found, framework, {}, names) == found
+        assert with_prompts(found, framework, {}, names) == found
     with pytest.raises(InputError, match="names 'synonym': unknown; did you mean 'synonyms'"):
-        prompted(vocabulary, framework, {}, "synonym")
+        with_prompts(vocabulary, framework, {}, "synonym")
 
 
 def test_chosen_names_reach_the_text_tower(text: TextClassifier) -> None:
@@ -198,15 +198,15 @@ def test_the_carried_tower_computes_as_the_recorded_weights_want(
 )
 def test_fcclip_finds_seen_classes_by_their_names(name: str, seen: int) -> None:
     options = registry.defaults("fcclip")
-    trained = prompted(published_vocabulary("coco-panoptic"), "fcclip", options)
-    assert sum(seen_classes(prompted(published_vocabulary(name), "fcclip", options), trained)) == seen
+    trained = with_prompts(published_vocabulary("coco-panoptic"), "fcclip", options)
+    assert sum(seen_classes(with_prompts(published_vocabulary(name), "fcclip", options), trained)) == seen
 
 
 def test_seen_is_decided_on_the_prompted_words() -> None:
-    trained = prompted(published_vocabulary("coco-panoptic"), "fcclip", {})
+    trained = with_prompts(published_vocabulary("coco-panoptic"), "fcclip", {})
 
     def unseen(name: str, names: str = "auto") -> set[str]:
-        vocabulary = prompted(published_vocabulary(name), "fcclip", {}, names)
+        vocabulary = with_prompts(published_vocabulary(name), "fcclip", {}, names)
         return {
             shown for shown, yes in zip(vocabulary.names, seen_classes(vocabulary, trained), strict=True) if not yes
         }

@@ -1,4 +1,4 @@
-"""Small modules named as image towers, CLIPs, frameworks and wrappers are."""
+"""Small modules named as image encoders, CLIPs, frameworks and wrappers are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Block(nn.Module):
         return x + self.conv2(torch.relu(self.conv1(x)))
 
 
-class Tower(nn.Module):
+class Encoder(nn.Module):
     def __init__(self, blocks: int = 2, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
@@ -37,18 +37,18 @@ class Tower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """`layer1` here stands for a text tower that shares names with the image tower."""
+    """`layer1` here stands for a text encoder that shares names with the image encoder."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer1 = Tower(seed=9).layer1
-        self.visual = Tower()
+        self.layer1 = Encoder(seed=9).layer1
+        self.visual = Encoder()
 
 
 class Framework(nn.Module):
-    def __init__(self, tower: nn.Module | None = None) -> None:
+    def __init__(self, encoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.backbone = tower or Tower()
+        self.backbone = encoder or Encoder()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             self.head = nn.Conv2d(4, 2, 1)
@@ -86,14 +86,14 @@ MASKED = ("layer1.0.conv1.weight", "layer1.0.conv2.weight", "layer1.1.conv1.weig
 
 def make_mask(density: float = 0.3, seed: int = 1, **fields: Any) -> Mask:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {key: value.shape for key, value in Tower().named_parameters() if key in MASKED}
+    shapes = {key: value.shape for key, value in Encoder().named_parameters() if key in MASKED}
     tensors = {key: torch.rand(shapes[key], generator=generator) < density for key in MASKED}
     return Mask(tensors, **{"model": "dummy", **fields})
 
 
-def cut_values(mask: Mask, tower: nn.Module) -> Tensor:
+def cut_values(mask: Mask, encoder: nn.Module) -> Tensor:
     """The masked weights of a tower, found without the code under test."""
-    named = dict(tower.named_parameters())
+    named = dict(encoder.named_parameters())
     return torch.cat([named[key].detach()[~kept] for key, kept in mask.tensors.items()])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.errors import InputError, MismatchError
-from tests.masks.dummies import Framework, Tower, Wrapped, cut_values, make_mask
+from tests.masks.dummies import Encoder, Framework, Wrapped, cut_values, make_mask
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
     "sgd": lambda weights: torch.optim.SGD(weights, 0.1),
@@ -117,7 +117,7 @@ def test_everything_frozen_is_no_mistake() -> None:
 def test_loading_dense_weights_inside_is_put_right_at_the_next_step_and_at_the_end() -> None:
     mask, framework = make_mask(), Framework()
     optimizer = torch.optim.SGD(framework.parameters(), 0.1)
-    dense = Tower(seed=5).state_dict()
+    dense = Encoder(seed=5).state_dict()
     with mask.held(optimizer, framework):
         framework.backbone.load_state_dict(dense)
         step(framework, optimizer, 0)
@@ -130,7 +130,7 @@ def test_an_error_inside_leaves_zeros_and_no_hooks() -> None:
     mask, framework = make_mask(), Framework()
     optimizer = torch.optim.SGD(framework.parameters(), 0.1)
     with pytest.raises(ZeroDivisionError), mask.held(optimizer, framework):
-        framework.backbone.load_state_dict(Tower().state_dict())
+        framework.backbone.load_state_dict(Encoder().state_dict())
         raise ZeroDivisionError
     assert mask.violations(framework) == []
     step(framework, optimizer, 0)
@@ -149,7 +149,7 @@ def test_nan_gradients_of_masked_weights_do_no_harm() -> None:
 
 
 def test_two_models_under_one_mask() -> None:
-    mask, first, second = make_mask(), Framework(), Framework(Tower(seed=4))
+    mask, first, second = make_mask(), Framework(), Framework(Encoder(seed=4))
     mask.apply(first)
     mask.apply(second)
     optimizer = torch.optim.SGD([*first.parameters(), *second.parameters()], 0.1, momentum=0.9)
@@ -162,7 +162,7 @@ def test_two_models_under_one_mask() -> None:
 
 
 def test_held_before_applied() -> None:
-    with pytest.raises(InputError, match="apply"), make_mask().held(torch.optim.SGD(Tower().parameters(), 0.1)):
+    with pytest.raises(InputError, match="apply"), make_mask().held(torch.optim.SGD(Encoder().parameters(), 0.1)):
         pass
 
 

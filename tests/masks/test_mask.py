@@ -12,16 +12,16 @@ from torch import nn
 
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask, density_rows
-from tests.masks.dummies import CLIP, MASKED, Compiled, Framework, Tower, Wrapped, cut_values, make_mask
+from tests.masks.dummies import CLIP, MASKED, Compiled, Encoder, Framework, Wrapped, cut_values, make_mask
 
 HOLDERS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
-    "tower": lambda: (tower := Tower(), tower),
+    "tower": lambda: (encoder := Encoder(), encoder),
     "clip": lambda: (clip := CLIP(), clip.visual),
     "framework": lambda: (framework := Framework(), framework.backbone),
     "ddp": lambda: (wrapped := Wrapped(Framework()), wrapped.module.backbone),
     "ddp of a clip": lambda: (wrapped := Wrapped(CLIP()), wrapped.module.visual),
-    "compiled tower": lambda: (compiled := Compiled(Tower()), compiled._orig_mod),
-    "compiled inside": lambda: (outer := Framework(Compiled(Tower())), outer.backbone._orig_mod),
+    "compiled tower": lambda: (compiled := Compiled(Encoder()), compiled._orig_mod),
+    "compiled inside": lambda: (outer := Framework(Compiled(Encoder())), outer.backbone._orig_mod),
     "ddp of compiled": lambda: (outer := Wrapped(Compiled(Framework())), outer.module._orig_mod.backbone),
 }
 
@@ -29,13 +29,13 @@ HOLDERS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_apply_zeroes_masked_weights_and_nothing_else(kind: str) -> None:
     mask = make_mask()
-    holder, tower = HOLDERS[kind]()
+    holder, encoder = HOLDERS[kind]()
     before = {key: value.clone() for key, value in holder.state_dict().items()}
     assert sum(count for _, count in mask.violations(holder)) == mask.total - mask.kept
     mask.apply(holder)
-    assert (cut_values(mask, tower) == 0).all()
+    assert (cut_values(mask, encoder) == 0).all()
     assert mask.violations(holder) == []
-    named = dict(tower.named_parameters())
+    named = dict(encoder.named_parameters())
     masked = {id(named[key]): key for key in MASKED}
     for key, value in holder.state_dict(keep_vars=True).items():
         kept = mask.tensors[masked[id(value)]] if id(value) in masked else torch.ones_like(value, dtype=torch.bool)
@@ -43,35 +43,35 @@ def test_apply_zeroes_masked_weights_and_nothing_else(kind: str) -> None:
 
 
 def test_real_compiled_module() -> None:
-    mask, tower = make_mask(), Tower()
-    compiled = torch.compile(tower, backend="eager")
+    mask, encoder = make_mask(), Encoder()
+    compiled = torch.compile(encoder, backend="eager")
     mask.apply(compiled)
-    assert (cut_values(mask, tower) == 0).all()
+    assert (cut_values(mask, encoder) == 0).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
 def test_zeros_are_plain_zeros(bad: float) -> None:
-    mask, tower = make_mask(), Tower()
+    mask, encoder = make_mask(), Encoder()
     with torch.no_grad():
-        tower.layer1[0].conv1.weight.fill_(bad)
+        encoder.layer1[0].conv1.weight.fill_(bad)
     count = int((~mask.tensors[MASKED[0]]).sum())
-    assert mask.violations(tower)[0] == (MASKED[0], count)
-    mask.apply(tower)
-    cut = tower.layer1[0].conv1.weight.detach()[~mask.tensors[MASKED[0]]]
+    assert mask.violations(encoder)[0] == (MASKED[0], count)
+    mask.apply(encoder)
+    cut = encoder.layer1[0].conv1.weight.detach()[~mask.tensors[MASKED[0]]]
     assert (cut == 0).all() and not torch.signbit(cut).any()
 
 
 def test_layout_and_type_do_not_matter() -> None:
     mask = make_mask()
-    tower = Tower().to(dtype=torch.bfloat16, memory_format=torch.channels_last)
-    mask.apply(tower)
-    assert (cut_values(mask, tower) == 0).all() and mask.violations(tower) == []
+    encoder = Encoder().to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    mask.apply(encoder)
+    assert (cut_values(mask, encoder) == 0).all() and mask.violations(encoder) == []
 
 
 @pytest.mark.parametrize("prefix", ["", "visual.", "backbone.", "module.backbone.", "module.visual."])
 def test_state_dict(prefix: str) -> None:
     mask = make_mask()
-    state = {prefix + key: value.clone() for key, value in Tower().state_dict().items()}
+    state = {prefix + key: value.clone() for key, value in Encoder().state_dict().items()}
     mask.apply(state)
     assert all((state[prefix + key][~kept] == 0).all() for key, kept in mask.tensors.items())
     assert mask.violations(state) == []
@@ -86,28 +86,28 @@ def test_state_dict_of_a_clip_leaves_the_text_tower_alone() -> None:
 
 
 def test_missing_layer_is_named_and_nothing_is_changed() -> None:
-    tower = Tower(blocks=1)
-    before = copy.deepcopy(tower.state_dict())
+    encoder = Encoder(blocks=1)
+    before = copy.deepcopy(encoder.state_dict())
     with pytest.raises(MismatchError, match=r"made for dummy.*layer1\.1\.conv1\.weight is missing"):
-        make_mask().apply(tower)
-    assert all(torch.equal(value, before[key]) for key, value in tower.state_dict().items())
+        make_mask().apply(encoder)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
 
 
 def test_other_shape_is_named() -> None:
-    tower = Tower()
-    tower.layer1[1].conv2 = nn.Conv2d(6, 5, 1)
+    encoder = Encoder()
+    encoder.layer1[1].conv2 = nn.Conv2d(6, 5, 1)
     with pytest.raises(
         MismatchError, match=re.escape("layer1.1.conv2.weight has shape [5, 6, 1, 1] in this model, [4")
     ):
-        make_mask(path="m.safetensors").violations(tower)
+        make_mask(path="m.safetensors").violations(encoder)
 
 
 def test_deeper_trunk_of_equal_shapes_is_another_architecture() -> None:
     from ovstrans.clip.layers import scope_convs
-    from ovstrans.clip.load import create_tower
+    from ovstrans.clip.load import create_image_encoder
 
     with torch.device("meta"):
-        small, deep = create_tower("RN50"), create_tower("RN101")
+        small, deep = create_image_encoder("RN50"), create_image_encoder("RN101")
     body = {f"{name}.weight": tuple(conv.weight.shape) for name, conv in scope_convs(small).items()}
     mask = Mask({key: torch.ones(shape, dtype=torch.bool) for key, shape in body.items()}, model="RN50")
     mask.apply(small)
@@ -122,22 +122,22 @@ def test_deeper_trunk_of_equal_shapes_is_another_architecture() -> None:
 
 @pytest.mark.parametrize("applied_to", ["RN-mini", "RN50"])
 def test_a_mask_whose_tensors_are_not_those_of_the_model_it_names_fits_nothing(applied_to: str) -> None:
-    from ovstrans.clip.load import create_tower
+    from ovstrans.clip.load import create_image_encoder
 
     with torch.device("meta"):
-        tower = create_tower(applied_to)
-    right = tuple(tower.get_parameter("layer1.0.conv2.weight").shape)
+        encoder = create_image_encoder(applied_to)
+    right = tuple(encoder.get_parameter("layer1.0.conv2.weight").shape)
     mask = Mask({"layer1.0.conv2.weight": torch.ones(5, 4, 3, 3, dtype=torch.bool)}, model="RN-mini")
     with pytest.raises(
         MismatchError,
         match=re.escape(f"layer1.0.conv2.weight has shape {list(right)} in this model, [5, 4, 3, 3] in the mask"),
     ):
-        mask.apply(tower)
+        mask.apply(encoder)
 
 
 def test_other_weights_are_welcome_and_told_apart() -> None:
     mask = make_mask(weights_sha256="a" * 64)
-    mask.apply(Tower(seed=3))
+    mask.apply(Encoder(seed=3))
     assert mask.made_from("a" * 64) and not mask.made_from("b" * 64)
     assert not make_mask().made_from("")
 
@@ -159,22 +159,25 @@ def test_bad_tensors(tensors: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda mask: pickle.loads(pickle.dumps(mask))])
 def test_copies_carry_the_bits_not_the_models(way: Callable[[Mask], Mask]) -> None:
-    mask, tower = make_mask(method="imp", recipe={"a": 1}), Tower()
-    mask.apply(tower)
+    mask, encoder = make_mask(method="imp", recipe={"a": 1}), Encoder()
+    mask.apply(encoder)
     twin = way(mask)
     assert all(torch.equal(twin.tensors[key], kept) for key, kept in mask.tensors.items())
     assert (twin.model, twin.method, twin.recipe) == ("dummy", "imp", {"a": 1})
-    with pytest.raises(InputError, match="before it was applied"), twin.held(torch.optim.SGD(tower.parameters(), 0.1)):
+    with (
+        pytest.raises(InputError, match="before it was applied"),
+        twin.held(torch.optim.SGD(encoder.parameters(), 0.1)),
+    ):
         pass
 
 
 def test_mask_does_not_keep_models_alive() -> None:
     import weakref
 
-    mask, tower = make_mask(), Tower()
-    mask.apply(tower)
-    ghost = weakref.ref(tower)
-    del tower
+    mask, encoder = make_mask(), Encoder()
+    mask.apply(encoder)
+    ghost = weakref.ref(encoder)
+    del encoder
     gc.collect()
     assert ghost() is None
     mask.mask_gradients()

@@ -9,9 +9,9 @@ from torch import nn
 
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import weights_sha256
-from ovstrans.data.sample import Sample
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets.sample import Sample
 from ovstrans.pruning.settings import Settings, choose_settings
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
 class Pictures:
@@ -37,22 +37,22 @@ def small_clip(seed: int = 0) -> Clip:
     """One bottleneck a stage, width 8, 32 pixels; BatchNorm statistics as after training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tower = ModifiedResNet([1, 1, 1, 1], output_dim=16, heads=4, image_size=32, width=8)
-        for module in tower.modules():
+        encoder = ModifiedResNet([1, 1, 1, 1], output_dim=16, heads=4, image_size=32, width=8)
+        for module in encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.0)
                 module.momentum = None
-        tower.train()
+        encoder.train()
         with torch.no_grad():
             for _ in range(4):
-                tower(torch.randn(16, 3, 32, 32))
-        for module in tower.modules():
+                encoder(torch.randn(16, 3, 32, 32))
+        for module in encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1
     whole = nn.Module()
-    whole.visual = tower.eval()
+    whole.visual = encoder.eval()
     return Clip(
-        whole, "", "", weights_sha256(tower.state_dict()), 32, (0.5,) * 3, (0.25,) * 3, lambda texts: torch.empty(0)
+        whole, "", "", weights_sha256(encoder.state_dict()), 32, (0.5,) * 3, (0.25,) * 3, lambda texts: torch.empty(0)
     )
 
 
@@ -62,7 +62,7 @@ def small_settings(*changes: str) -> Settings:
         "prune.sparsity=0.8",
         "prune.rate=0.5",
         "prune.steps=3",
-        "prune.settle=0",
+        "prune.final_steps=0",
         "data.batch=4",
         "data.size=32",
         "data.images=0",

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ovstrans.clip.backbone import stages
 from ovstrans.clip.load import Clip
-from ovstrans.clip.trunk import stages
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.pruning.distill import FeatureDistillation, pooled_embedding
 from ovstrans.pruning.losses import make_distillation
-from tests.clip.towers import small_convnext
+from tests.clip.encoders import small_convnext
 
 
 def batch(size: int = 32) -> Batch:
@@ -42,7 +42,7 @@ def test_terms_by_hand(clip: Clip) -> None:
         losses = FeatureDistillation(dense=2.0, pooled=3.0, stages=6.0)(student, clip.visual, batch())
         found, wanted = student(batch().images), clip.visual(batch().images)
         cosine = F.cosine_similarity(found, wanted, dim=1).mean()
-        trunk = [lambda x, t=tower: t.layer3(t.layer2(t.layer1(t.stem(x)))) for tower in (student, clip.visual)]
+        trunk = [lambda x, t=encoder: t.layer3(t.layer2(t.layer1(t.stem(x)))) for encoder in (student, clip.visual)]
         res5 = [student.layer4(trunk[0](batch().images)), clip.visual.layer4(trunk[1](batch().images))]
         error = ((res5[0] - res5[1]) ** 2).sum() / (res5[1] ** 2).sum()
     assert float(losses["pooled"]) == pytest.approx(3 * (1 - float(cosine)), abs=1e-5)
@@ -66,10 +66,10 @@ def test_gradients_reach_the_student_and_not_the_teacher(clip: Clip) -> None:
 
 
 def test_pooled_embedding_is_the_towers_own_at_its_size(clip: Clip) -> None:
-    tower = clip.visual
+    encoder = clip.visual
     with torch.no_grad():
-        res5 = tower.layer4(tower.layer3(tower.layer2(tower.layer1(tower.stem(batch().images)))))
-        assert torch.equal(pooled_embedding(tower, res5), tower(batch().images))
+        res5 = encoder.layer4(encoder.layer3(encoder.layer2(encoder.layer1(encoder.stem(batch().images)))))
+        assert torch.equal(pooled_embedding(encoder, res5), encoder(batch().images))
 
 
 def test_pooled_embedding_interpolates_positions(clip: Clip) -> None:
@@ -93,13 +93,15 @@ def test_unknown_names(clip: Clip) -> None:
 
 
 def test_a_convnext_is_distilled_too() -> None:
-    tower = small_convnext(seed=0)
-    student = copy.deepcopy(tower)
+    encoder = small_convnext(seed=0)
+    student = copy.deepcopy(encoder)
     pictures = Batch(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        same = FeatureDistillation()(student, tower, pictures)
-        assert torch.allclose(pooled_embedding(tower, stages(tower, pictures.images)["res5"]), tower(pictures.images))
+        same = FeatureDistillation()(student, encoder, pictures)
+        assert torch.allclose(
+            pooled_embedding(encoder, stages(encoder, pictures.images)["res5"]), encoder(pictures.images)
+        )
         student.trunk.stages[0].blocks[0].mlp.fc1.weight.mul_(0.3)
-        other = FeatureDistillation()(student, tower, pictures)
+        other = FeatureDistillation()(student, encoder, pictures)
     assert all(abs(float(loss)) < 1e-6 for loss in same.values())
     assert all(float(loss) > 1e-6 for loss in other.values())

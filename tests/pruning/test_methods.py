@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from ovstrans.clip.load import Clip, create_tower
+from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.methods import make_plan, weights_of
 from ovstrans.pruning.settings import Prune
 
-IMP = Prune(method="imp", sparsity=0.8, rate=0.5, steps=3, settle=0, scope="body")
+IMP = Prune(method="imp", sparsity=0.8, rate=0.5, steps=3, final_steps=0, scope="body")
 
 
 @pytest.mark.parametrize("scope", ["body", "trunk", "layer3.*,layer4.0.conv2"])
@@ -78,7 +78,7 @@ def test_like_needs_random_and_the_same_architecture(clip: Clip) -> None:
     with pytest.raises(InputError, match="--method random"):
         make_plan(clip.visual, IMP, 0, like=pattern)
     with torch.device("meta"):
-        other = create_tower("RN-mini")
+        other = create_image_encoder("RN-mini")
     with pytest.raises(MismatchError, match=r"layer1\.0\.conv1"):
         make_plan(other, dataclasses.replace(IMP, method="random"), 0, like=pattern)
 

@@ -14,7 +14,7 @@ from ovstrans.clip.weights import read_state_dict
 from ovstrans.errors import InputError
 from ovstrans.files import write_tensors
 from ovstrans.pruning import output
-from ovstrans.pruning.run import prune
+from ovstrans.pruning.prune import prune
 from tests.pruning.conftest import small_settings
 
 
@@ -38,10 +38,10 @@ def test_mask_and_weights_agree_read_by_numpy_alone(clip: Clip, tmp_path: Path) 
 def test_weights_read_back(clip: Clip, tmp_path: Path) -> None:
     result = prune(clip, small_settings("prune.steps=0"))
     path = tmp_path / "w.safetensors"
-    output.save_weights(path, result.tower, result.mask, "m.safetensors")
+    output.save_weights(path, result.encoder, result.mask, "m.safetensors")
     state, metadata = output.load_weights(path)
     assert metadata["mask"] == "m.safetensors"
-    wanted = result.tower.state_dict()
+    wanted = result.encoder.state_dict()
     assert state.keys() == wanted.keys() == read_state_dict(path).keys()
     assert all(torch.equal(state[key], wanted[key]) for key in wanted)
     write_tensors(path, {"a": torch.zeros(1)}, {})

@@ -15,16 +15,16 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.catalog import open_dataset
-from ovstrans.data.segments import Segments
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets.catalog import open_dataset
+from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
-from ovstrans.pruning import run
+from ovstrans.pruning import prune as run
 from ovstrans.pruning.distill import Distillation
 from ovstrans.pruning.losses import make_distillation
-from ovstrans.pruning.region_losses import agree
+from ovstrans.pruning.region_losses import match_by_similarity
 from ovstrans.pruning.settings import choose_settings
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SMALL = {"queries": 5, "width": 32, "heads": 2, "encoder_layers": 1, "encoder_ffn": 32, "decoder_layers": 1}
 SMALL["decoder_ffn"] = 32
@@ -52,7 +52,7 @@ def batch_of(clip: Clip, counts: tuple[int, ...] = (2, 0, 3)) -> Batch:
 @given(seed=st.integers(0, 999), queries=st.integers(1, 5), regions=st.integers(0, 5))
 def test_queries_and_regions_agree_best(seed: int, queries: int, regions: int) -> None:
     rows, known = unit(queries, 4, seed=seed), unit(regions, 4, seed=seed + 1)
-    query, region = agree(rows, known)
+    query, region = match_by_similarity(rows, known)
     assert len(query) == len(region) == min(queries, regions)
     assert len(set(query.tolist())) == len(query) and len(set(region.tolist())) == len(region)
     likeness = rows @ known.t()
@@ -105,7 +105,7 @@ def test_masks_lie_where_the_image_does_at_any_size(clip: Clip) -> None:
 
 
 def test_a_diverged_student_is_still_paired() -> None:
-    query, region = agree(torch.full((3, 4), torch.nan), unit(2, 4))
+    query, region = match_by_similarity(torch.full((3, 4), torch.nan), unit(2, 4))
     assert len(query) == len(region) == 2
 
 

@@ -14,8 +14,8 @@ from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.distill import Distillation, FeatureDistillation
 from ovstrans.pruning.losses import LOSSES
-from ovstrans.pruning.rounds import Watch
-from ovstrans.pruning.run import Result, prune
+from ovstrans.pruning.prune import Result, prune
+from ovstrans.pruning.rounds import RoundCallbacks
 from tests.pruning.conftest import Pictures, small_clip, small_settings
 
 
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 def state_of(result: Result) -> dict[str, torch.Tensor]:
-    return result.tower.state_dict()
+    return result.encoder.state_dict()
 
 
 def assert_same(one: Result, other: Result) -> None:
@@ -52,7 +52,7 @@ def test_masks_nest_and_counts_are_exact(clip: Clip, pictures: Pictures, monkeyp
 def test_zeros_hold_and_the_rest_learns(clip: Clip, pictures: Pictures, method: str) -> None:
     # Half the weights, so that no layer of this small tower dies.
     result = prune(clip, small_settings(f"prune.method={method}", "prune.sparsity=0.5", "prune.rate=0.3"), pictures)
-    assert result.mask.violations(result.tower) == []
+    assert result.mask.violations(result.encoder) == []
     assert result.mask.sparsity == pytest.approx(0.5, abs=1e-4)
     before, after = clip.visual.state_dict(), state_of(result)
     weights = [key for key in before if key.endswith(("conv1.weight", "conv2.weight", "conv3.weight", "bn2.bias"))]
@@ -61,8 +61,8 @@ def test_zeros_hold_and_the_rest_learns(clip: Clip, pictures: Pictures, method: 
     assert nonzero == set()
     pool = [key for key in before if key.startswith("attnpool")]
     assert pool and all(torch.equal(before[key], after[key]) for key in pool)
-    assert not result.tower.training
-    assert next(result.tower.parameters()).requires_grad
+    assert not result.encoder.training
+    assert next(result.encoder.parameters()).requires_grad
 
 
 def test_zeros_hold_after_every_step(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_without_steps_imp_is_magnitude(clip: Clip) -> None:
 @pytest.mark.parametrize("method", ["imp", "random"])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_resumed_is_uninterrupted(pictures: Pictures, tmp_path: Path, method: str, after: int) -> None:
-    settings = small_settings(f"prune.method={method}", "prune.settle=2")
+    settings = small_settings(f"prune.method={method}", "prune.final_steps=2")
     wanted = prune(small_clip(), settings, pictures)
 
     def die(round: Any) -> None:
@@ -126,9 +126,9 @@ def test_resumed_is_uninterrupted(pictures: Pictures, tmp_path: Path, method: st
 
     state = tmp_path / "state.pt"
     with pytest.raises(Killed):
-        prune(small_clip(), settings, pictures, state=state, watch=Watch(round=die))
+        prune(small_clip(), settings, pictures, state=state, watch=RoundCallbacks(round=die))
     begun: list[tuple[int, int]] = []
-    watch = Watch(begin=lambda total, done: begun.append((total, done)))
+    watch = RoundCallbacks(begin=lambda total, done: begun.append((total, done)))
     assert_same(prune(small_clip(), settings, pictures, state=state, resume=True, watch=watch), wanted)
     assert begun == [(11, 3 * after if after < 3 else 11)]
 
@@ -143,7 +143,7 @@ def test_a_kill_inside_a_round_goes_back_to_the_one_before(pictures: Pictures, t
 
     state = tmp_path / "state.pt"
     with pytest.raises(Killed):
-        prune(small_clip(), settings, pictures, state=state, watch=Watch(step=die))
+        prune(small_clip(), settings, pictures, state=state, watch=RoundCallbacks(step=die))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt"]
     assert_same(prune(small_clip(), settings, pictures, state=state, resume=True), wanted)
 

@@ -93,13 +93,13 @@ def test_differences_name_the_stored_value_first() -> None:
 
 
 def test_steps_of_rounds_follow_each_other() -> None:
-    prune = choose_settings(changes=["prune.steps=4", "prune.settle=7"]).prune
+    prune = choose_settings(changes=["prune.steps=4", "prune.final_steps=7"]).prune
     assert [prune.steps_of(number, 3) for number in range(3)] == [range(4), range(4, 8), range(8, 19)]
     assert prune.total_steps(3) == 19
 
 
 def test_no_steps_are_none_at_all() -> None:
-    prune = choose_settings(changes=["prune.steps=0", "prune.settle=7"]).prune
+    prune = choose_settings(changes=["prune.steps=0", "prune.final_steps=7"]).prune
     assert prune.total_steps(3) == 0
     assert [len(prune.steps_of(number, 3)) for number in range(3)] == [0, 0, 0]
 

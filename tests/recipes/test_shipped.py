@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ovstrans.cost.target import blank_framework
+from ovstrans.costs.target import build_on_meta
 from ovstrans.frameworks import registry
 from ovstrans.recipes.load import load_recipe, recipe_names, recipe_text
 from ovstrans.training.settings import parse
@@ -38,7 +38,7 @@ def test_fine_tuning_recipes_can_be_built(name: str) -> None:
     settings = parse(load_recipe(name), name)
     model = settings.model
     assert name.startswith(f"{model.framework}-")
-    blank_framework(model.framework, model.clip, options=model.options)
+    build_on_meta(model.framework, model.clip, options=model.options)
 
 
 def test_opentrans_fine_tuning_as_published() -> None:

@@ -7,12 +7,12 @@ import re
 import pytest
 import torch
 
-from ovstrans.clip.load import create_tower
+from ovstrans.clip.load import create_image_encoder
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.recipes.load import load_recipe, recipe_text
 from ovstrans.training.settings import parse
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 RECIPES = ("gkc-mini", "gkc-rn50-coco", "gkc-rn101-coco")
 
@@ -31,10 +31,10 @@ def test_it_is_whole_and_its_options_fit(name: str) -> None:
     other = {section: set(table) for section, table in load_recipe("deeplabv3-mini").items() if section != "model"}
     assert keys == other
     with torch.device("meta"):
-        tower = create_tower(settings.model.clip)
-        text = TextClassifier(torch.empty(1, tower.output_dim), torch.zeros(1).long(), Vocabulary("one", (("a",),)))
-        framework = GKC(tower=tower, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options=settings.model.options)
-    assert framework.needs.teacher and framework.needs.captions
+        encoder = create_image_encoder(settings.model.clip)
+        text = TextClassifier(torch.empty(1, encoder.output_dim), torch.zeros(1).long(), Vocabulary("one", (("a",),)))
+        framework = GKC(encoder=encoder, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options=settings.model.options)
+    assert framework.requires.teacher and framework.requires.captions
 
 
 def test_open_trans_fine_tuning_as_published() -> None:

@@ -15,8 +15,8 @@ from ovstrans.masks.mask import Mask
 ZERO, FLAT = "layer2.0.conv1", "layer1.0.conv3"
 
 
-def convs(tower: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    return ((name, module) for name, module in tower.named_modules() if isinstance(module, nn.Conv2d))
+def convs(encoder: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    return ((name, module) for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d))
 
 
 @pytest.fixture(scope="session")

@@ -168,11 +168,11 @@ def test_alphas_of_a_layer_made_from_a_power_law() -> None:
 
 
 def test_weights_that_are_not_finite_name_their_layer(clip: Clip) -> None:
-    tower = copy.deepcopy(clip.visual)
+    encoder = copy.deepcopy(clip.visual)
     with torch.no_grad():
-        tower.layer3[0].conv2.weight[0, 0, 0, 0] = float("nan")
+        encoder.layer3[0].conv2.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"layer3\.0\.conv2: 1 weights are NaN"):
-        analyze(tower)
+        analyze(encoder)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ovstrans.clip.layers import scope_convs
 from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.training.choose import choose_settings
+from ovstrans.training.resolve import choose_settings
 from ovstrans.training.settings import Settings
 
 TINY = (

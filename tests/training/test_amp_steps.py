@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
-from ovstrans.data.segments import Segments
-from ovstrans.data.vocabularies.vocabulary import Vocabulary
+from ovstrans.datasets.segments import Segments
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.training.distributed import World
 from ovstrans.training.freeze import train_mode
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import make_optimizer
-from ovstrans.training.precision import pick_precision, place, place_images
+from ovstrans.training.precision import images_to_device, pick_precision, to_device
 from ovstrans.training.settings import Optimizer
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SIDE, DIM, IGNORE = 64, 32, 255
 BASE = (0, 2, 3)
@@ -65,11 +65,13 @@ def build(case: str) -> Framework:
     if name not in registry.names():
         pytest.skip(f"the registry has no {name}")
     torch.manual_seed(0)
-    tower = ModifiedResNet((1, 1, 1, 1), output_dim=DIM, heads=4, image_size=SIDE, width=8)
+    encoder = ModifiedResNet((1, 1, 1, 1), output_dim=DIM, heads=4, image_size=SIDE, width=8)
     vocabulary = Vocabulary.from_names("toy", ["cat, kitty", "dog", "grass", "sky"], novel=frozenset({1}))
     text = TextClassifier(units(torch.Generator().manual_seed(1), 5), torch.tensor([0, 0, 1, 2, 3]), vocabulary)
-    framework = registry.build(name, tower=tower, mean=(0.5,) * 3, std=(0.25,) * 3, text=text, options=OPTIONS[case])
-    place(framework, "cpu")
+    framework = registry.build(
+        name, encoder=encoder, mean=(0.5,) * 3, std=(0.25,) * 3, text=text, options=OPTIONS[case]
+    )
+    to_device(framework, "cpu")
     train_mode(framework, norms="train")
     return framework
 
@@ -79,7 +81,7 @@ def units(generator: torch.Generator, rows: int) -> Tensor:
 
 
 def batch_of(kind: str, seed: int = 0) -> Batch:
-    """Two noisy images, each segment in the colour of its class, with everything that a guide would add."""
+    """Two noisy images, each segment in the colour of its class, with everything that a targets would add."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.2 * torch.rand(2, 3, SIDE, SIDE, generator=generator)
     labels = torch.full((2, SIDE, SIDE), IGNORE)
@@ -94,7 +96,7 @@ def batch_of(kind: str, seed: int = 0) -> Batch:
         segments.append(Segments(masks, classes, torch.arange(1, len(boxes) + 1)))
     counts = [len(boxes) for boxes in KINDS[kind]]
     return Batch(
-        images=place_images(images, "cpu"),
+        images=images_to_device(images, "cpu"),
         labels=labels,
         ignore=IGNORE,
         segments=tuple(segments),

@@ -15,7 +15,7 @@ from ovstrans.checkpoints.file import load_checkpoint
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask
 from ovstrans.recipes.write import toml_text
-from ovstrans.training.distributed import World, follower, joined, launched, parallel
+from ovstrans.training.distributed import World, is_worker_rank, launched, parallel, process_group
 from ovstrans.training.finetune import finetune
 from ovstrans.training.settings import Settings
 
@@ -24,7 +24,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def test_alone_nothing_is_exchanged() -> None:
     assert ALONE.main and ALONE.any(True) and not ALONE.any(False)
-    assert ALONE.mean({"a": 1.5}) == {"a": 1.5} and ALONE.agree([1]) == [1]
+    assert ALONE.mean({"a": 1.5}) == {"a": 1.5} and ALONE.broadcast([1]) == [1]
     ALONE.barrier()
     module = nn.Linear(1, 1)
     assert parallel(module, ALONE) is module
@@ -40,14 +40,14 @@ def test_a_batch_is_shared_equally_or_refused() -> None:
 def test_without_torchrun_the_world_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    assert not launched() and not follower()
-    with joined("cpu") as world:
+    assert not launched() and not is_worker_rank()
+    with process_group("cpu") as world:
         assert world == ALONE
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
-    assert launched() and follower()
+    assert launched() and is_worker_rank()
     monkeypatch.setenv("RANK", "0")
-    assert launched() and not follower()
+    assert launched() and not is_worker_rank()
 
 
 _GROUP = """
@@ -61,11 +61,11 @@ from ovstrans.training.finetune import finetune
 from ovstrans.training.settings import parse
 
 recipe, out = sys.argv[1:]
-with distributed.joined("cpu") as world:
+with distributed.process_group("cpu") as world:
     assert world.size == 2 and world.share(4) == 2
     assert world.any(world.rank == 1) and not world.any(False)
     assert world.mean({"x": float(world.rank), "y": 3.0}) == {"x": 0.5, "y": 3.0}
-    assert world.agree(["rank", world.rank]) == ["rank", 0]
+    assert world.broadcast(["rank", world.rank]) == ["rank", 0]
     model = nn.Linear(2, 1)
     nn.init.constant_(model.weight, float(world.rank))
     both = distributed.parallel(model, world)

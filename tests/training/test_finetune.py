@@ -22,7 +22,7 @@ from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.spectrum.file import load_analysis
 from ovstrans.training.finetune import finetune
-from ovstrans.training.run import RunFolder
+from ovstrans.training.run_folder import RunFolder
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import load_state
 
@@ -120,7 +120,7 @@ def test_a_run_under_mask_and_plan(
         "elapsed",
     } < entries[0].keys()
     assert end.provenance["frozen"] == PLAN and end.recipe["run"]["mask"] == str(mask_file)
-    assert end.text_tower is not None and end.framework == "deeplabv3"
+    assert end.text_encoder is not None and end.framework == "deeplabv3"
     images = torch.rand(1, 3, 64, 64)
     assert registry.restore(end).segment(images).shape == (1, len(end.vocabulary), 64, 64)
 

@@ -1,4 +1,4 @@
-"""Whole runs of a framework that learns from a guide."""
+"""Whole runs of a framework that learns from a targets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from ovstrans import files
 from ovstrans.clip.load import load_clip
 from ovstrans.frameworks import registry
-from ovstrans.training import guides
-from ovstrans.training.choose import choose_settings
+from ovstrans.training import teacher_targets as guides
 from ovstrans.training.finetune import finetune
-from ovstrans.training.guides import Guide
+from ovstrans.training.resolve import choose_settings
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import load_state
+from ovstrans.training.teacher_targets import TeacherTargets
 from tests.training.test_finetune import differing, interrupt_after, log, result
 
 Tiny = Callable[..., Settings]
@@ -45,7 +45,7 @@ TINY = (
 
 @pytest.fixture
 def tiny_gkc(clip_file: Path) -> Tiny:
-    """Settings of six steps at 64 pixels, with all that a guide can give."""
+    """Settings of six steps at 64 pixels, with all that a targets can give."""
 
     def make(*changes: str, **given: Any) -> Settings:
         return choose_settings("gkc", changes=(*TINY, *changes), **{"pretrained": str(clip_file), **given})
@@ -71,7 +71,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_last_bit(
     assert {f"loss/{name}" for name in ("mask", "dice", "class", "grounding", "distill", "synonyms")} < losses[0].keys()
     assert any(entry["loss/grounding"] > 0 for entry in losses)
 
-    # The guide is no part of what is saved.
+    # The targets is no part of what is saved.
     end = result(whole)
     parts = {key.partition(".")[0] for key in end.state}
     assert parts == {"backbone", "head", "classifier", "training_only", "clip_path"}
@@ -88,13 +88,13 @@ def test_the_teacher_is_clip_whatever_the_run_starts_from(
     clip = load_clip("RN-mini", str(clip_file))
     weights = tmp_path / "pruned.safetensors"
     files.write_tensors(weights, {key: value * 0.5 for key, value in clip.visual.state_dict().items()}, {})
-    made: list[Guide] = []
+    made: list[TeacherTargets] = []
 
-    def spy(*args: Any, **keywords: Any) -> Guide:
-        made.append(Guide(*args, **keywords))
+    def spy(*args: Any, **keywords: Any) -> TeacherTargets:
+        made.append(TeacherTargets(*args, **keywords))
         return made[-1]
 
-    monkeypatch.setattr(guides, "Guide", spy)
+    monkeypatch.setattr(guides, "TeacherTargets", spy)
     given = {"init": init, "weights": str(weights)} if init == "pruned" else {"init": init}
     finetune(tiny_gkc("training.steps=1", **given), tmp_path / "run")
     teacher = made[0].clip.visual.state_dict()
@@ -104,7 +104,7 @@ def test_the_teacher_is_clip_whatever_the_run_starts_from(
 def test_a_framework_that_needs_nothing_gets_no_guide(
     tiny_gkc: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guides, "Guide", None)
+    monkeypatch.setattr(guides, "TeacherTargets", None)
     off = ("model.distill=none", "model.grounding_weight=0", "model.synonyms=none", "training.steps=1")
     run = finetune(tiny_gkc(*off), tmp_path / "run")
     assert {key for key in log(run)[0] if key.startswith("loss/")} == {"loss/mask", "loss/dice", "loss/class"}

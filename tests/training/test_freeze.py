@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ovstrans.clip.layers import norm_of, trunk_convs
-from ovstrans.clip.load import create_tower
+from ovstrans.clip.load import create_image_encoder
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
@@ -15,73 +15,73 @@ PLAN = ["conv1", "layer1.0.conv2", "layer2.0.downsample.0"]
 
 
 @pytest.fixture(scope="module")
-def towers() -> list[nn.Module]:
-    return [create_tower() for _ in range(3)]
+def encoders() -> list[nn.Module]:
+    return [create_image_encoder() for _ in range(3)]
 
 
 class Segmenter(Framework):
     """A framework of a given tower, with nothing else."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         nn.Module.__init__(self)
-        self.backbone = tower
+        self.backbone = encoder
 
     def logits(self, images: torch.Tensor, text: object = None) -> torch.Tensor:
         return self.backbone(images)
 
 
-def test_every_conv_of_a_tower_is_followed_by_the_norm_of_its_name(towers: list[nn.Module]) -> None:
-    modules = dict(towers[0].named_modules())
-    for name, conv in trunk_convs(towers[0]).items():
+def test_every_conv_of_a_tower_is_followed_by_the_norm_of_its_name(encoders: list[nn.Module]) -> None:
+    modules = dict(encoders[0].named_modules())
+    for name, conv in trunk_convs(encoders[0]).items():
         norm = modules[norm_of(name)]
         assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels
 
 
-def test_freezing_touches_the_planned_weights_and_nothing_else(towers: list[nn.Module]) -> None:
-    tower = towers[0]
-    tower.layer4[0].conv1.weight.requires_grad_(False)  # frozen for another reason: stays so
-    assert freeze(tower, PLAN) == ["conv1.weight", "layer1.0.conv2.weight", "layer2.0.downsample.0.weight"]
-    frozen = {name for name, parameter in tower.named_parameters() if not parameter.requires_grad}
+def test_freezing_touches_the_planned_weights_and_nothing_else(encoders: list[nn.Module]) -> None:
+    encoder = encoders[0]
+    encoder.layer4[0].conv1.weight.requires_grad_(False)  # frozen for another reason: stays so
+    assert freeze(encoder, PLAN) == ["conv1.weight", "layer1.0.conv2.weight", "layer2.0.downsample.0.weight"]
+    frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
     assert frozen == {f"{name}.weight" for name in (*PLAN, "layer4.0.conv1")}
 
 
-def test_norms_freeze_with_their_layers_where_asked(towers: list[nn.Module]) -> None:
-    tower = towers[1]
-    freeze(tower, PLAN, norms=True)
-    train_mode(tower, norms="train", frozen=PLAN, freeze_norms=True)
+def test_norms_freeze_with_their_layers_where_asked(encoders: list[nn.Module]) -> None:
+    encoder = encoders[1]
+    freeze(encoder, PLAN, norms=True)
+    train_mode(encoder, norms="train", frozen=PLAN, freeze_norms=True)
     still = {norm_of(name) for name in PLAN}
-    for name, module in tower.named_modules():
+    for name, module in encoder.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert (module.training, module.weight.requires_grad) == ((name not in still),) * 2
 
 
 def test_frozen_norms_of_the_backbone_hold_still_in_training() -> None:
-    tower = create_tower()
-    train_mode(tower, norms="frozen")
-    before = {name: value.clone() for name, value in tower.state_dict().items() if "running" in name}
-    tower(torch.randn(2, 3, 96, 96))
-    assert before and all(torch.equal(tower.state_dict()[name], value) for name, value in before.items())
+    encoder = create_image_encoder()
+    train_mode(encoder, norms="frozen")
+    before = {name: value.clone() for name, value in encoder.state_dict().items() if "running" in name}
+    encoder(torch.randn(2, 3, 96, 96))
+    assert before and all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
 
 
 def test_a_plan_for_another_architecture_names_the_layer() -> None:
     with torch.device("meta"):
-        tower = create_tower()
-    check_plan(PLAN, tower, "alpha.json")
+        encoder = create_image_encoder()
+    check_plan(PLAN, encoder, "alpha.json")
     with pytest.raises(MismatchError, match=r"alpha.json: freezes 'layer3.5.conv1'.*another architecture"):
-        check_plan([*PLAN, "layer3.5.conv1"], tower, "alpha.json")
+        check_plan([*PLAN, "layer3.5.conv1"], encoder, "alpha.json")
 
 
-def test_recalibration_gives_the_plain_mean_over_the_batches(towers: list[nn.Module]) -> None:
-    tower = towers[2]
-    weights = {name: parameter.clone() for name, parameter in tower.named_parameters()}
+def test_recalibration_gives_the_plain_mean_over_the_batches(encoders: list[nn.Module]) -> None:
+    encoder = encoders[2]
+    weights = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
     images = [torch.rand(2, 3, 96, 96) for _ in range(3)]
-    seen = recalibrate(Segmenter(tower), [Batch(each) for each in images], pick_precision("off", "cpu"))
+    seen = recalibrate(Segmenter(encoder), [Batch(each) for each in images], pick_precision("off", "cpu"))
     with torch.no_grad():
-        first = [tower.conv1(each) for each in images]  # the first norm's input depends on no other norm
+        first = [encoder.conv1(each) for each in images]  # the first norm's input depends on no other norm
     mean = torch.stack([each.mean((0, 2, 3)) for each in first]).mean(0)
     variance = torch.stack([each.var((0, 2, 3), unbiased=True) for each in first]).mean(0)
     assert seen == 3
-    assert torch.allclose(tower.bn1.running_mean, mean, atol=1e-6)
-    assert torch.allclose(tower.bn1.running_var, variance, rtol=1e-4)
-    assert tower.bn1.momentum == 0.1 and not tower.bn1.training
-    assert all(torch.equal(parameter, weights[name]) for name, parameter in tower.named_parameters())
+    assert torch.allclose(encoder.bn1.running_mean, mean, atol=1e-6)
+    assert torch.allclose(encoder.bn1.running_var, variance, rtol=1e-4)
+    assert encoder.bn1.momentum == 0.1 and not encoder.bn1.training
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in encoder.named_parameters())

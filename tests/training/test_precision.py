@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovstrans.errors import InputError
-from ovstrans.training.precision import native_bf16, pick_precision, place, place_images
+from ovstrans.training.precision import images_to_device, native_bf16, pick_precision, to_device
 
 
 def test_off_computes_in_float32() -> None:
@@ -42,9 +42,9 @@ def test_what_cannot_work_is_refused(amp: str, words: str) -> None:
 def test_place_keeps_values_and_changes_the_layout() -> None:
     conv = torch.nn.Conv2d(3, 4, 3)
     before = conv.weight.detach().clone()
-    place(conv, "cpu")
+    to_device(conv, "cpu")
     images = torch.rand(2, 3, 8, 8)
-    placed = place_images(images, "cpu")
+    placed = images_to_device(images, "cpu")
     assert torch.equal(conv.weight, before) and torch.equal(placed, images)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert placed.is_contiguous(memory_format=torch.channels_last)

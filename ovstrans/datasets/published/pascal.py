@@ -1,0 +1,146 @@
+"""PASCAL VOC 2012 (Everingham et al., IJCV 2010) and PASCAL-Context (Mottaghi et al., CVPR 2014).
+
+PAS-20 ignores the background, PAS-21 counts it as a class. Context-59 is read from the map of all 459
+classes where it is not prepared: its classes have the same numbers there, and the rest is ignored.
+"""
+
+from __future__ import annotations
+
+from ovstrans.datasets.published import ids
+from ovstrans.datasets.published.encodings import Encoding, encoding, indices, matlab_map, numbered_from_one
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, Layout, Published, split_words
+from ovstrans.datasets.published.pairing import by_name
+
+_FOLDERS = split_words("training", "validation")
+_VOC = ("VOCdevkit/VOC2012", "VOC2012")
+_CONTEXT = ("VOCdevkit/VOC2010", "VOC2010")
+_CONTEXT_LIST = "ImageSets/SegmentationContext/{part}.txt"
+_VOC_SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012"
+_CONTEXT_SOURCE = "https://www.cs.stanford.edu/~roozbeh/pascal-context"
+_ALL_CONTEXT = range(1, 460)
+
+
+def _voc_prepared(labels: str, classes: int) -> Layout:
+    return Layout(
+        name=PREPARED,
+        tops=("pascal_voc_d2",),
+        images="images/{split}",
+        labels=labels + "/{split}",
+        encoding=indices(classes),
+        pairing=by_name,
+        words=_FOLDERS,
+    )
+
+
+def _voc_original(meaning: Encoding) -> Layout:
+    return Layout(
+        name=ORIGINAL,
+        tops=_VOC,
+        images="JPEGImages",
+        labels="SegmentationClass",
+        encoding=meaning,
+        pairing=by_name,
+        listings=("ImageSets/Segmentation/{part}.txt",),
+    )
+
+
+def _context_prepared(labels: str, classes: int) -> Layout:
+    return Layout(
+        name=PREPARED,
+        tops=("pascal_ctx_d2",),
+        images="images/{split}",
+        labels=labels + "/{split}",
+        encoding=indices(classes),
+        pairing=by_name,
+        words=_FOLDERS,
+        label_suffixes=(".tif", ".tiff", ".png") if classes > len(ids.CONTEXT_59) else (".png",),
+    )
+
+
+def _context_original(meaning: Encoding) -> Layout:
+    return Layout(
+        name=ORIGINAL,
+        tops=_CONTEXT,
+        images="JPEGImages",
+        labels="trainval",
+        encoding=meaning,
+        pairing=by_name,
+        label_suffixes=(".mat",),
+        listings=(_CONTEXT_LIST, "ImageSets/Main/{part}.txt", "trainval_merged.json"),  # the last is large
+    )
+
+
+def _context_gkc(labels: str, classes: int) -> Layout:
+    return Layout(
+        name="GKC",
+        tops=_CONTEXT,
+        images="JPEGImages",
+        labels=labels,
+        encoding=indices(classes),
+        pairing=by_name,
+        listings=(_CONTEXT_LIST,),
+    )
+
+
+PASCAL = (
+    Published(
+        name="pas-20",
+        title="PASCAL VOC, 20 classes",
+        vocabulary="pascal-20",
+        classes=20,
+        layouts=(
+            _voc_prepared("annotations_pascal20", 20),
+            _voc_original(numbered_from_one(20, ignored=(0, 255))),
+            Layout(
+                name="DeOP",
+                tops=("VOC2012", "VOCdevkit/VOC2012"),
+                images="JPEGImages",
+                labels="annotations_detectron2/{part}",
+                encoding=indices(20),
+                pairing=by_name,
+                partial=True,
+            ),
+        ),
+        source=_VOC_SOURCE,
+    ),
+    Published(
+        name="pas-21",
+        title="PASCAL VOC, 20 classes and background",
+        vocabulary="pascal-21",
+        classes=21,
+        layouts=(_voc_prepared("annotations_pascal21", 21), _voc_original(indices(21))),
+        source=_VOC_SOURCE,
+    ),
+    Published(
+        name="context-59",
+        title="PASCAL-Context, 59 classes",
+        vocabulary="context-59",
+        classes=59,
+        layouts=(
+            _context_prepared("annotations_ctx59", 59),
+            _context_original(
+                encoding(
+                    {number: index for index, number in enumerate(ids.CONTEXT_59)},
+                    59,
+                    legal="0 to 459, all but 59 of them ignored",
+                    ignored=(0, *(number for number in _ALL_CONTEXT if number not in ids.CONTEXT_59)),
+                    numbers=matlab_map,
+                )
+            ),
+            _context_gkc("SegmentationClassContext", 59),
+        ),
+        source=_CONTEXT_SOURCE,
+    ),
+    Published(
+        name="context-459",
+        title="PASCAL-Context, 459 classes",
+        vocabulary="context-459",
+        classes=459,
+        layouts=(
+            _context_prepared("annotations_ctx459", 459),
+            _context_original(numbered_from_one(459, numbers=matlab_map)),
+            _context_gkc("SegmentationClassContext_459", 459),
+        ),
+        source=_CONTEXT_SOURCE,
+    ),
+)

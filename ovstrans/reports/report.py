@@ -1,0 +1,130 @@
+"""The report: what a target is, what it costs, how well it does, as plain JSON.
+
+    {"schema": "ovstrans.report/1",
+     "target": {name, kind, model, ...},
+     "environment": {ovstrans, python, torch, platform, device, threads},
+     "params": {total, nonzero, trainable, components},
+     "flops": {unit "MAC", image_size, batch, counter, dense, effective, components, other, layers,
+               flops: {unit "FLOP", dense, effective, other},
+               text_encoder: {per "vocabulary", macs, ...}, released: {dense, effective, components}},
+     "training": {unit "MAC", per "image", executed, sparse and published:
+                  {forward, input_gradient, weight_gradient, backward, total, components, layers},
+                  matching: {per "segment", macs}, which is in none of them, or null where nothing is matched,
+                  run: {see `costs.training_run`}, or null without a recipe},
+     "datasets": {"scenes:val": {what evaluation returns}},
+     "failed": {"camvid:val": what is wrong with it}, only where one of several datasets could not be evaluated,
+     "latency": {see `costs.latency`; only where it was asked for}}
+
+Several reports in one file are {"schema": "ovstrans.reports/1", "reports": [...]}.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovstrans.costs.count import count_target
+from ovstrans.costs.params import count_params
+from ovstrans.costs.target import Target
+from ovstrans.costs.training_run import count_run, matching_macs
+from ovstrans.costs.training_step import executed_training, published_training, sparse_training
+from ovstrans.errors import InputError
+from ovstrans.files import read_json
+from ovstrans.frameworks.base import Framework
+from ovstrans.version import __version__
+
+SCHEMA = "ovstrans.report/1"
+SCHEMA_SEVERAL = "ovstrans.reports/1"
+
+
+def cost_report(
+    target: Target,
+    image_size: tuple[int, int],
+    *,
+    counter: str = "torch",
+    per_layer: bool = False,
+    batch: int = 1,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """The report of a target without its datasets (an empty table, to be filled).
+
+    Raises as `count_params` and `count_flops` do.
+    """
+    counted = count_target(target, image_size, counter=counter, batch=batch)
+    params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
+    fixed = [name for name, part in params["components"].items() if part["total"] and not part["trainable"]]
+    training = (target.recipe or {}).get("training", {})
+    executed = executed_training(
+        target.module,
+        image_size,
+        components=target.components,
+        frozen=target.frozen,
+        freeze_norms=bool(training.get("freeze_norms", False)),
+        norms=str(training.get("norms", "train")),
+    )
+    sparse = sparse_training(executed, target.module, target.mask)
+    published = published_training(counted.image, frozen=target.frozen, fixed=fixed)
+    matching = matching_macs(target.module)
+    return {
+        "schema": SCHEMA,
+        "target": target.as_json(),
+        "environment": environment(device),
+        "params": params,
+        "flops": counted.as_json(per_layer=per_layer),
+        "training": {
+            "unit": "MAC",
+            "per": "image",
+            "executed": executed.as_json(per_layer=per_layer),
+            "sparse": sparse.as_json(per_layer=per_layer),
+            "published": published.as_json(per_layer=per_layer),
+            "matching": None if matching is None else {"per": "segment", "macs": matching},
+            "run": _run(target),
+        },
+        "datasets": {},
+    }
+
+
+def _run(target: Target) -> dict[str, Any] | None:
+    """What the whole run of the target's recipe takes; None where it has none, or not all that a run needs."""
+    if target.recipe is None or not isinstance(target.module, Framework):
+        return None
+    try:
+        run = count_run(target.module, target.recipe, model=target.model, mask=target.mask, frozen=tuple(target.frozen))
+    except (InputError, KeyError):  # a recipe of a few lines, or of an older version
+        return None
+    return run.as_json()
+
+
+def together(reports: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What a report file holds: a single report as it is, several in a wrapper."""
+    return reports[0] if len(reports) == 1 else {"schema": SCHEMA_SEVERAL, "reports": list(reports)}
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, as far as figures may depend on them."""
+    return {
+        "ovstrans": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def load_reports(path: Path | str) -> list[dict[str, Any]]:
+    """The reports in a file that `bench --json` wrote, one or several; InputError where it is another file."""
+    value = read_json(path)
+    schema = value.get("schema") if isinstance(value, dict) else None
+    found = {SCHEMA: [value], SCHEMA_SEVERAL: value.get("reports") if schema else None}.get(str(schema))
+    if not isinstance(found, list) or not found:
+        raise InputError(f"{path}: is no report (its schema is {schema!r}); give what `bench --json` wrote")
+    for report in found:
+        for section in ("target", "params", "flops"):
+            if not isinstance(report, dict) or not isinstance(report.get(section), dict):
+                raise InputError(f"{path}: a report in it has no {section!r}; write it again with `bench --json`")
+    return found

@@ -1,0 +1,99 @@
+"""The labelled batches of a run, augmented, on the device.
+
+Which images make up a step, and how each is augmented, follows from (seed, step) alone (see
+`datasets.loading`), so a resumed run sees what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ovstrans.datasets.augment import Augment, Transform
+from ovstrans.datasets.loading import Loaded, infinite_batches
+from ovstrans.datasets.sample import Dataset, Sample
+from ovstrans.datasets.segments import WithSegments
+from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Batch, TargetRequirements
+from ovstrans.training.distributed import World
+from ovstrans.training.precision import images_to_device
+from ovstrans.training.settings import Settings
+
+
+class Labelled:
+    """A dataset to train on: the first `limit` images of another (0: all), kept in memory if `cache`.
+
+    Raises InputError where the first image does not read or has no label map (others are read when
+    their turn comes), or where every class is novel.
+    """
+
+    def __init__(self, dataset: Dataset, *, limit: int = 0, cache: bool = False) -> None:
+        self.dataset, self.name, self.split = dataset, dataset.name, dataset.split
+        self.vocabulary, self.ignore = dataset.vocabulary, dataset.ignore
+        self.published_size, self.videos = dataset.published_size, dataset.videos
+        self._length = min(limit or len(dataset), len(dataset))
+        self._cache: dict[int, Sample] | None = {} if cache else None
+        if self._length == 0:
+            raise InputError(f"{self.name}:{self.split}: holds no image to train on")
+        self[0]
+        if not self.vocabulary.base:
+            raise InputError(
+                f"{self.name}:{self.split}: all {len(self.vocabulary)} classes are novel, which leaves nothing to "
+                "train on; take some out of novel"
+            )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        sample = self.dataset[index]
+        if sample.label is None:
+            raise InputError(
+                f"{self.name}:{self.split}: {sample.name or index} has no label map; training requires one"
+            )
+        if self._cache is not None:
+            self._cache[index] = sample
+        return sample
+
+
+def stream(
+    dataset: Labelled,
+    settings: Settings,
+    world: World,
+    *,
+    start: int = 0,
+    requires: TargetRequirements = TargetRequirements(),
+    region_size: int = 0,
+) -> Iterator[Batch]:
+    """This process's batches from step `start` on, without end, with what they carry from the data alone.
+
+    region_size: side of what CLIP sees of a segment, where `requires` names the teacher or synonyms.
+    """
+    augment = settings.augment
+    transform: Transform = Augment(augment.scale, augment.flip, augment.jitter, augment.short_side).transform(
+        augment.crop, dataset.ignore
+    )
+    if requires.segments:
+        size = region_size if requires.teacher or requires.synonyms else 0
+        transform = WithSegments(transform, dataset.ignore, dataset.vocabulary.novel, size)
+    batches = infinite_batches(
+        dataset,
+        batch_size=world.share(settings.training.batch),
+        seed=settings.run.seed,
+        start_step=start,
+        transform=transform,
+        rank=world.rank,
+        world=world.size,
+        workers=settings.data.workers,
+        segments=requires.segments,
+    )
+    return (_placed(batch, dataset.ignore, world.device) for batch in batches)
+
+
+def _placed(loaded: Loaded, ignore: int, device: torch.device) -> Batch:
+    batch = Batch(loaded.images, loaded.labels, ignore, loaded.segments, loaded.captions).to(device)
+    return replace(batch, images=images_to_device(batch.images, device))

@@ -1,0 +1,125 @@
+"""Whole runs: steps with and without a plan, and what runs beside the framework."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ovstrans.clip.load import random_clip
+from ovstrans.costs.flops import count_flops
+from ovstrans.costs.training_run import AuxiliaryCost, DataAssumptions, RunFlops, count_run, view_macs
+from ovstrans.costs.training_step import executed_training, published_training, sparse_training
+from ovstrans.errors import InputError
+from ovstrans.frameworks.base import Framework
+from tests.costs import training_case as case
+
+CROP = 64
+MODEL = "RN-mini"
+PLAN = case.plans()["every second"]
+
+
+def recipe(**training: Any) -> dict[str, Any]:
+    own = {"steps": 50, "batch": 4, "plan_after": 0, "freeze_norms": False, "norms": "train", "bn_recalibrate": 0}
+    return {"training": {**own, **training}, "augment": {"crop": CROP}}
+
+
+def run(framework: Framework, **training: Any) -> RunFlops:
+    return count_run(framework, recipe(**training), model=MODEL, frozen=PLAN)
+
+
+@pytest.fixture(scope="module")
+def deeplab() -> Framework:
+    return case.make("deeplabv3")
+
+
+def beside(found: RunFlops) -> dict[str, AuxiliaryCost]:
+    return {each.name: each for each in found.beside}
+
+
+def test_steps_before_and_after_the_plan(deeplab: Framework) -> None:
+    size = (CROP, CROP)
+    everything, planned = (executed_training(deeplab, size, frozen=frozen).total for frozen in ((), PLAN))
+    assert planned < everything
+    assert run(deeplab).framework("executed") == 4 * 50 * planned
+    assert run(deeplab, plan_after=20).framework("executed") == 4 * (20 * everything + 30 * planned)
+    assert run(deeplab, plan_after=90).framework("executed") == 4 * 50 * everything
+
+
+def test_every_way_of_counting(deeplab: Framework) -> None:
+    size, mask, parts = (CROP, CROP), case.body_mask(deeplab), deeplab.components()
+    found = count_run(deeplab, recipe(), model=MODEL, mask=mask, frozen=PLAN)
+    executed = executed_training(deeplab, size, components=parts, frozen=PLAN)
+    flops = count_flops(deeplab, size, components=parts, mask=mask)
+    assert found.after["executed"] == executed
+    assert found.framework("sparse") == 200 * sparse_training(executed, deeplab, mask).total
+    assert found.framework("published") == 200 * published_training(flops, frozen=PLAN).total
+    assert found.framework("sparse") < found.framework("executed")
+
+
+def test_norms_of_the_recipe(deeplab: Framework) -> None:
+    still = executed_training(deeplab, (CROP, CROP), frozen=PLAN, norms="frozen").total
+    assert run(deeplab, norms="frozen").framework("executed") == 200 * still
+    assert still < run(deeplab).after["executed"].total
+
+
+def test_a_teacher_looks_at_every_region() -> None:
+    """The image encoder as it is, on real tensors of the size it was trained at."""
+    clip = random_clip(MODEL)
+    with FlopCounterMode(display=False) as meter, torch.no_grad():
+        clip.visual.train()  # eval mode has a fused attention that no counter sees into
+        clip.visual(torch.zeros(1, 3, clip.image_size, clip.image_size))
+    assert view_macs(MODEL) == meter.get_total_flops() // 2
+    found = count_run(case.make("gkc"), recipe(), model=MODEL, assumed=DataAssumptions(segments=2.5, nouns=7))
+    assert beside(found)["teacher"] == AuxiliaryCost("teacher", "region", view_macs(MODEL), 500)
+
+
+def test_texts_are_read_once() -> None:
+    clip = random_clip(MODEL)
+    with FlopCounterMode(display=False) as meter, torch.no_grad():
+        clip.model.train()
+        clip.model.encode_text(clip.tokenizer(["a cat"]))
+    prompt = meter.get_total_flops() // 2
+    found = beside(count_run(case.make("gkc synonyms"), recipe(), model=MODEL, assumed=DataAssumptions(nouns=7)))
+    names = sum(map(len, case.VOCABULARY.classes))
+    assert found["vocabulary"] == AuxiliaryCost("vocabulary", "prompt", prompt, names * len(case.VOCABULARY.templates))
+    assert found["nouns"] == AuxiliaryCost("nouns", "noun", prompt, 7)
+    assert found["synonyms"].times >= 2 * names and found["synonyms"].each == prompt
+
+
+def test_matching_against_the_real_one() -> None:
+    """What a matching multiplies, per prediction, query, point and segment."""
+    framework: Any = case.make("fcclip")
+    batch = case.make_batch(framework.embed_dim)
+    with FlopCounterMode(display=False) as meter, torch.no_grad():
+        framework.losses(batch)
+    framework.criterion.match = lambda masks, scores, targets: [
+        (torch.arange(len(each.classes)), torch.arange(len(each.classes))) for each in targets
+    ]
+    with FlopCounterMode(display=False) as without, torch.no_grad():
+        framework.losses(batch)
+    segments = sum(map(len, batch.segments or ()))
+    found = beside(count_run(framework, recipe(), model=MODEL))
+    assert found["matching"].each * segments == (meter.get_total_flops() - without.get_total_flops()) // 2
+    assert "teacher" not in found
+
+
+def test_what_a_framework_does_not_need_is_not_there(deeplab: Framework) -> None:
+    assert set(beside(run(deeplab))) == {"vocabulary"}
+    assert set(beside(run(deeplab, bn_recalibrate=3))) == {"vocabulary", "recalibration"}
+    assert beside(run(deeplab, bn_recalibrate=3))["recalibration"].times == 12
+
+
+def test_report_entry(deeplab: Framework) -> None:
+    found = run(deeplab, plan_after=5)
+    entry = found.as_json()
+    assert entry["executed"]["total"] == entry["executed"]["framework"] + entry["beside"]["vocabulary"]["total"]
+    assert (entry["steps"], entry["warm_up"], entry["batch"], entry["image_size"]) == (50, 5, 4, [CROP, CROP])
+    assert entry["assumed"] == {"segments": 11.0, "nouns": 10_000}
+
+
+def test_a_recipe_that_trains_no_framework(deeplab: Framework) -> None:
+    with pytest.raises(InputError, match=r"\[training\]"):
+        count_run(deeplab, {"prune": {}}, model=MODEL)

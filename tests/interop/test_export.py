@@ -1,0 +1,333 @@
+"""What is exported loads where it is meant to: in open_clip, in the published code, in ovstrans again."""
+
+from __future__ import annotations
+
+import collections
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ovstrans import files
+from ovstrans.clip.backbone import stages
+from ovstrans.clip.layers import scope_convs
+from ovstrans.clip.load import Clip, bundled_folder, random_clip
+from ovstrans.errors import InputError, MismatchError
+from ovstrans.interop import export
+from ovstrans.interop.export import check_suffix, write
+from ovstrans.interop.foreign import read_foreign
+from ovstrans.interop.origin import read_about, recorded_image_encoder, recorded_mask
+from ovstrans.interop.plain_clip import (
+    PlainClip,
+    clip_from_weights,
+    mask_in,
+    masked_clip,
+    open_clip_name,
+    pruned_mask,
+    without_masks,
+)
+from ovstrans.masks.mask import Mask
+from tests.checkpoints.dummies import make_checkpoint
+from tests.masks.dummies import CLIP, make_mask
+
+
+def draw_mask(clip: Clip, density: float = 0.1, **fields: Any) -> Mask:
+    """A random mask of a CLIP's body."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {f"{name}.weight": conv.weight.shape for name, conv in scope_convs(clip.visual).items()}
+    tensors = {key: torch.rand(shape, generator=generator) < density for key, shape in shapes.items()}
+    return Mask(tensors, model=clip.name, method="random", **fields)
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a whole CLIP, drawn at random: what a user downloaded."""
+    path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
+    files.write_tensors(path, random_clip(seed=4).model.state_dict(), {})
+    return path
+
+
+@pytest.fixture
+def pruned(clip_file: Path) -> PlainClip:
+    clip = random_clip(seed=4)
+    return masked_clip(draw_mask(clip, pretrained=str(clip_file), weights_sha256=clip.weights_sha256))
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert sorted(found) == sorted(wanted)
+    for key, value in wanted.items():
+        assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
+
+
+def load_by_open_clip(path: Path, folder: Path) -> Any:
+    """The bundled model's architecture, from its own configuration, with an exported file's weights."""
+    folder.mkdir()
+    shutil.copy(bundled_folder() / "open_clip_config.json", folder)
+    shutil.copy(path, folder / f"open_clip_model{path.suffix}")
+    return open_clip.create_model(f"local-dir:{folder}").eval()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_pruned_clip_loads_in_open_clip(tmp_path: Path, pruned: PlainClip, suffix: str) -> None:
+    path = tmp_path / f"pruned{suffix}"
+    told = write(path, pruned, "dense")
+    loaded = load_by_open_clip(path, tmp_path / "folder")
+    assert_equal(loaded.state_dict(), dict(pruned.clip.model.state_dict()))
+    side = pruned.clip.image_size
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    words = pruned.clip.tokenizer(["a red disc", "a ring"])
+    with torch.inference_mode():
+        ours, theirs = pruned.clip.model(images, words), loaded(images, words)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert pruned.mask is not None and pruned.mask.violations(loaded) == []
+    assert told["nonzero"] < told["values"] and told["sparsity"] == pruned.mask.sparsity
+    assert told["tensors"] == len(loaded.state_dict())
+
+
+def test_equal_exports_are_equal_bytes(tmp_path: Path, pruned: PlainClip) -> None:
+    for suffix in (".safetensors", ".pth"):
+        for kind in ("dense", "detectron2"):
+            first, second = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
+            write(first, pruned, kind)
+            write(second, pruned, kind)
+            assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(
+    ("kind", "like", "key"),
+    [
+        ("dense", None, "visual.layer1.0.conv1.weight"),
+        ("detectron2", None, "backbone.clip_model.visual.layer1.0.conv1.weight"),
+        ("detectron2", "fcclip", "backbone.clip_model.visual.layer1.0.conv1.weight"),
+        ("detectron2", "gkc", "backbone.layer1.0.conv1.weight"),
+    ],
+)
+def test_plain_clip_comes_back(
+    tmp_path: Path, clip_file: Path, pruned: PlainClip, kind: str, like: str | None, key: str, suffix: str
+) -> None:
+    path = tmp_path / f"out{suffix}"
+    write(path, pruned, kind, like)
+    foreign = read_foreign(path)
+    assert key in foreign.state
+    texts = [name for name in foreign.state if name.endswith("token_embedding.weight")]
+    assert texts == ([] if like == "gkc" else [key.partition("visual.")[0] + "token_embedding.weight"])
+
+    about = read_about(foreign.about, "file")
+    mask = recorded_mask(about, recorded_image_encoder(foreign.state), "file")
+    assert mask is not None and pruned.mask is not None and mask.method == "random"
+    assert all(torch.equal(mask.tensors[name], kept) for name, kept in pruned.mask.tensors.items())
+    assert mask.weights_sha256 == pruned.mask.weights_sha256 and about["clip"]["model"] == "RN-mini"
+
+    back = clip_from_weights(foreign.state, "file", model="RN-mini", pretrained=str(clip_file), mask=mask)
+    assert_equal(dict(back.clip.model.state_dict()), dict(pruned.clip.model.state_dict()))
+    assert back.imported is not None and back.imported.unexpected == ()
+    assert len(back.imported.missing) == (0 if like != "gkc" else 42)
+
+
+class PublishedHead(nn.Module):
+    """Mask2Former's head, as far as loading goes: names of a state without a version are taken for old ones."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixel_decoder = nn.Linear(2, 2)
+        self.predictor = nn.Linear(2, 2)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        if metadata.get("version") is None or metadata["version"] < 2:
+            for key in [key for key in state if key.startswith(prefix) and not key.startswith(f"{prefix}predictor")]:
+                state[f"{prefix}pixel_decoder.{key.removeprefix(prefix)}"] = state.pop(key)
+        super()._load_from_state_dict(state, prefix, metadata, *rest)  # type: ignore[no-untyped-call]
+
+
+class Published(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sem_seg_head = PublishedHead()
+
+
+def test_published_head_takes_the_pixel_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {key: value.clone() for key, value in Published().state_dict().items()}
+    renamer: Callable[[Any], Any] = lambda state: theirs  # noqa: E731
+    monkeypatch.setattr(export, "to_upstream", lambda framework: renamer)
+    write(tmp_path / "m.pth", make_checkpoint(framework="gkc"), "detectron2")
+    saved = torch.load(tmp_path / "m.pth", weights_only=True)
+    assert set(saved) == {"model", "ovstrans"} and isinstance(saved["model"], collections.OrderedDict)
+    model = Published()
+    rest = Checkpointer(model, save_to_disk=False).load(str(tmp_path / "m.pth"))  # what detectron2's derives from
+    assert_equal(dict(model.state_dict()), theirs)
+    assert json.loads(rest["ovstrans"])["names"] == "gkc"
+    assert Published().load_state_dict(dict(saved["model"]), strict=False).missing_keys, "the trap is no trap"
+
+
+def test_checkpoint_as_dense(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    assert checkpoint.mask is not None
+    told = write(tmp_path / "m.safetensors", checkpoint, "dense")
+    found = load_file(tmp_path / "m.safetensors")
+    assert_equal(found, checkpoint.state)
+    assert (found["backbone.layer1.0.conv1.weight"][~checkpoint.mask.tensors["layer1.0.conv1.weight"]] == 0).all()
+    with safe_open(tmp_path / "m.safetensors", framework="np") as file:
+        about = json.loads(file.metadata()["ovstrans"])
+    assert about["names"] == "ovstrans" and about["framework"] == "dummy" and about["mask"]["method"] == "imp"
+    assert about["vocabulary"]["classes"][1] == ["car", "automobile"] and about["options"] == {"output_stride": 16}
+    assert told["framework"] == "dummy" and told["values"] == sum(value.numel() for value in found.values())
+    write(tmp_path / "m.pth", checkpoint, "dense")
+    assert_equal(torch.load(tmp_path / "m.pth", weights_only=True)["state_dict"], checkpoint.state)
+
+
+def test_trunk_of_a_framework_without_published_names(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    with pytest.raises(InputError, match="dummy has no published names; --like NAME .* fcclip or gkc"):
+        write(tmp_path / "m.pth", checkpoint, "detectron2")
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "m.pth", checkpoint, "detectron2", "fcclip")
+    trunk = {key: value for key, value in checkpoint.state.items() if key.startswith("backbone.")}
+    found = read_foreign(tmp_path / "m.pth").state
+    assert_equal(found, {key.replace("backbone.", "backbone.clip_model.visual."): trunk[key] for key in trunk})
+
+
+@pytest.mark.parametrize(
+    ("kind", "like", "says"),
+    [("sparse", None, "this is a CLIP alone"), ("detectron2", "mmseg", "--like mmseg: unknown; use fcclip or gkc")],
+)
+def test_what_a_plain_clip_cannot_be(tmp_path: Path, pruned: PlainClip, kind: str, like: str | None, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        write(tmp_path / "m.pth", pruned, kind, like)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_framework_has_its_own_names_only(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--like gkc: this is a fcclip"):
+        write(tmp_path / "m.pth", make_checkpoint(framework="fcclip"), "detectron2", "gkc")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("m.safetensors", "onnx", "--format onnx: unknown; use dense, sparse, detectron2, mask"),
+        ("m.pkl", "detectron2", "ends in .pth or .pt or .safetensors"),
+        ("m.pth", "mask", "ends in .safetensors"),
+        ("m", "dense", "ends in"),
+    ],
+)
+def test_names_of_files(name: str, kind: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_suffix(name, kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "a JSON object is needed"),
+        ('{"format": "ovstrans.origin/9"}', "which this version of ovstrans does not know"),
+        ('{"format": "ovstrans.origin/1"}', "clip has no 'model'"),
+        ('{"format": "ovstrans.origin/1", "clip": {"model": "RN50"}}', "clip has no 'pretrained'"),
+        ('{"format": "ovstrans.origin/1", "options": []}', "options is no object"),
+    ],
+)
+def test_damaged_origin(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=f"file: .*{says}"):
+        read_about(text, "file")
+    assert read_about("", "file") == {}
+
+
+def test_recorded_mask_needs_its_tensors() -> None:
+    with pytest.raises(InputError, match="file: its mask is about layer1.0.conv1.weight, which is missing"):
+        recorded_mask({"mask": {"tensors": ["layer1.0.conv1.weight"]}}, {}, "file")
+    assert recorded_mask({"mask": None}, {}, "file") is None and recorded_mask({}, {}, "file") is None
+
+
+def test_opentrans_backbone_becomes_a_whole_clip(clip_file: Path) -> None:
+    """A trunk under torch's pruning, without the attention pool, beside a head: what OpenTrans saves."""
+    clip = random_clip(seed=5)
+    mask = draw_mask(clip)
+    state: dict[str, Tensor] = {"sem_seg_head.predictor.class_embed.weight": torch.ones(3)}
+    for key, value in clip.visual.state_dict().items():
+        if key in mask.tensors:
+            state[f"backbone.{key}_orig"], state[f"backbone.{key}_mask"] = value, mask.tensors[key].float()
+        elif not key.startswith("attnpool."):
+            state[f"backbone.{key}"] = value
+    weights, own = without_masks(state, "imp21.pth", model="RN-mini", pretrained="", body=True)
+    assert own is not None and own.method == "imported" and not any(key.endswith("_mask") for key in weights)
+    assert_masks_equal(own, mask)
+    found = clip_from_weights(weights, "imp21.pth", model="RN-mini", pretrained=str(clip_file), mask=own)
+    assert found.imported is not None
+    assert found.imported.unexpected == ("sem_seg_head.predictor.class_embed.weight",)
+    assert all(not key.startswith("visual.") or "attnpool" in key for key in found.imported.missing)
+    mask.apply(clip.visual)
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(stages(found.clip.visual, images)["res5"], stages(clip.visual, images)["res5"])
+    original = files.read_tensors(clip_file)[0]
+    for key in ("visual.attnpool.positional_embedding", "token_embedding.weight"):
+        assert torch.equal(found.state[key], original[key])
+    assert found.mask is own and own.violations(found.clip.model) == []
+    assert without_masks(weights, "file", model="RN-mini", pretrained="", body=True)[1] is None
+
+
+def assert_masks_equal(found: Mask, wanted: Mask) -> None:
+    assert list(found.tensors) == list(wanted.tensors)
+    assert all(torch.equal(found.tensors[key], kept) for key, kept in wanted.tensors.items())
+
+
+def test_what_does_not_fit_a_clip(clip_file: Path) -> None:
+    state = dict(random_clip().visual.state_dict())
+    narrow = {**state, "layer1.0.conv1.weight": torch.ones(1, 1, 1, 1)}
+    with pytest.raises(MismatchError, match=r"file: visual.layer1.0.conv1.weight has shape \[1, 1, 1, 1\], .* --model"):
+        clip_from_weights(narrow, "file", model="RN-mini", pretrained=str(clip_file))
+    del state["layer2.0.conv1.weight"]
+    with pytest.raises(MismatchError, match=r"file: lacks 1 entry \(visual.layer2.0.conv1.weight\)"):
+        clip_from_weights(state, "file", model="RN-mini", pretrained=str(clip_file))
+    found = clip_from_weights(state, "file", model="RN-mini", pretrained=str(clip_file), partial=True)
+    original = files.read_tensors(clip_file)[0]["visual.layer2.0.conv1.weight"]
+    assert torch.equal(found.encoder["layer2.0.conv1.weight"], original)
+    with pytest.raises(InputError, match="file: .*layer1.0.conv1.weight holds 1 values that are NaN"):
+        state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].clone()
+        state["layer1.0.conv1.weight"].view(-1)[0] = float("nan")
+        clip_from_weights(state, "file", model="RN-mini", pretrained=str(clip_file), partial=True)
+
+
+def test_mask_for_another_model_is_refused() -> None:
+    entries = {f"{key}_mask": kept for key, kept in make_mask().tensors.items()}
+    with pytest.raises(MismatchError, match="file: masks layer1.0.conv1.weight of shape .* --model"):
+        mask_in(entries, "file", model="RN50", pretrained="openai", body=True)
+
+
+def test_a_clip_without_its_text_is_refused(tmp_path: Path, pruned: PlainClip) -> None:
+    files.write_tensors(tmp_path / "tower.safetensors", pruned.encoder, {})
+    with pytest.raises(InputError, match="tower.safetensors: holds the image encoder only"):
+        masked_clip(draw_mask(pruned.clip), "RN-mini", str(tmp_path / "tower.safetensors"))
+
+
+def test_a_mask_on_other_weights_is_a_transfer(clip_file: Path, pruned: PlainClip) -> None:
+    assert not pruned.transferred
+    assert masked_clip(draw_mask(pruned.clip), "RN-mini", str(clip_file)).transferred
+    assert set(pruned.metadata()) >= {"model", "pretrained", "weights_sha256", "method", "sparsity"}
+
+
+def test_mask_of_our_pruned_weights(pruned: PlainClip) -> None:
+    assert pruned.mask is not None
+    metadata = {"format": "ovstrans.weights/1", "method": "imp", "model": "RN-mini", "recipe": '{"rate": 0.1}'}
+    found = pruned_mask(metadata, pruned.encoder, "file")
+    assert found is not None and (found.method, found.recipe) == ("imp", {"rate": 0.1})
+    assert_masks_equal(found, pruned.mask)
+    assert pruned_mask({"format": "pt"}, CLIP().state_dict(), "file") is None
+
+
+def test_name_that_builds_the_same_text_tower() -> None:
+    assert open_clip_name("RN50", "openai") == "RN50-quickgelu"
+    assert open_clip_name("RN50-quickgelu", "openai") == "RN50-quickgelu"
+    assert open_clip_name("RN50", "weights.pt") == "RN50" and open_clip_name("RN-mini", "bundled") == "RN-mini"
