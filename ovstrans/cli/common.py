@@ -69,21 +69,10 @@ def debugging() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`; InputError where it is not there."""
-    import torch
+    """Return the torch device of --device; see `environment.pick_device`."""
+    from ovstrans import environment
 
-    from ovstrans.errors import InputError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and name.split(":")[0] != "cuda":
-        raise InputError(f"--device {name}: unknown; use auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: {error}") from error
+    return environment.pick_device(name)
 
 
 def use_data_root(root: Path | None) -> None:

@@ -20,22 +20,19 @@ Several reports in one file are {"schema": "ovstrans.reports/1", "reports": [...
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ovstrans.costs.count import count_target
 from ovstrans.costs.params import count_params
 from ovstrans.costs.target import Target
 from ovstrans.costs.training_run import count_run, matching_macs
 from ovstrans.costs.training_step import executed_training, published_training, sparse_training
+from ovstrans.environment import environment
 from ovstrans.errors import InputError
 from ovstrans.files import read_json
 from ovstrans.frameworks.base import Framework
-from ovstrans.version import __version__
 
 SCHEMA = "ovstrans.report/1"
 SCHEMA_SEVERAL = "ovstrans.reports/1"
@@ -102,18 +99,6 @@ def _run(target: Target) -> dict[str, Any] | None:
 def together(reports: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """What a report file holds: a single report as it is, several in a wrapper."""
     return reports[0] if len(reports) == 1 else {"schema": SCHEMA_SEVERAL, "reports": list(reports)}
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions and machine, as far as figures may depend on them."""
-    return {
-        "ovstrans": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def load_reports(path: Path | str) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.datasets.catalog import open_dataset
+from ovstrans.environment import environment
 from ovstrans.errors import InputError, OvstransError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
@@ -30,7 +31,7 @@ from ovstrans.training.initial_weights import initial_image_encoder, plan_layers
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import drop_frozen, make_optimizer, schedule
 from ovstrans.training.precision import pick_precision, to_device
-from ovstrans.training.run_folder import RunFolder, environment
+from ovstrans.training.run_folder import RunFolder
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import load_state, save_state, seed_step, stopping
 from ovstrans.training.teacher_targets import make_teacher_targets, warn_of_captions
@@ -118,7 +119,7 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
 
     if world.main:
         if state is None:
-            folder.begin(settings, environment(world.device, world.size), force=True)
+            folder.begin(settings, environment(world.device, processes=world.size), force=True)
             if mask is not None:
                 save_mask(folder.mask, mask)
         else:

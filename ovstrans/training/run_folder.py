@@ -13,10 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,6 @@ from ovstrans.errors import InputError
 from ovstrans.recipes.load import load_recipe
 from ovstrans.recipes.write import toml_text
 from ovstrans.training.settings import Settings, parse
-from ovstrans.version import __version__
 
 _ENTRIES = ("recipe.toml", "environment.json", "log.jsonl", "alpha.json", "checkpoint.safetensors", "state")
 
@@ -162,26 +159,3 @@ class RunFolder:
     def end(self) -> None:
         """Drop the state of a finished run."""
         shutil.rmtree(self.path / "state", ignore_errors=True)
-
-
-def environment(device: Any, processes: int = 1) -> dict[str, Any]:
-    """Versions and machine, as plain values."""
-    import open_clip
-    import torch
-    import torchvision
-
-    on_gpu = getattr(device, "type", str(device)) == "cuda"
-    return {
-        "schema": "ovstrans.environment/1",
-        "ovstrans": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "open_clip": open_clip.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }

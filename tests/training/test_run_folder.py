@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ovstrans.environment import environment
 from ovstrans.errors import InputError
 from ovstrans.training.resolve import choose_settings
-from ovstrans.training.run_folder import RunFolder, environment
+from ovstrans.training.run_folder import RunFolder
 from ovstrans.training.state import save_state
 
 
 def test_a_run_begins_with_its_recipe_and_its_environment(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     settings = choose_settings(seed=7)
-    folder.begin(settings, environment(torch.device("cpu")), force=False)
+    folder.begin(settings, environment(torch.device("cpu"), processes=1), force=False)
     assert folder.stored() == settings
     found = json.loads((folder.path / "environment.json").read_text())
     assert found["torch"] == torch.__version__ and found["processes"] == 1
