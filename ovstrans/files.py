@@ -1,7 +1,7 @@
-"""Files: atomic writes, JSON, safetensors, with errors a user can act on.
+"""Files: atomic writes, JSON and safetensors, with errors that say what to do.
 
-Every artefact is written to a temporary file beside its destination, flushed and renamed, so a
-reader never sees half a file and a kill leaves the previous one untouched.
+Every file is written under a temporary name beside its destination, flushed to disk and renamed. A reader never sees
+half a file, and a process killed on the way leaves the previous one as it was.
 """
 
 from __future__ import annotations
@@ -14,53 +14,69 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
     import torch
 
 OUTPUT_DIR = Path("ovstrans-out")
-"""Where commands write, and look for what the one before wrote, unless told otherwise."""
+"""Default folder of the commands: each writes into it, and looks there for what an earlier one wrote."""
 
 
-def check_output(path: Path | str, *, force: bool = False, directory: bool = False, option: str = "--out") -> Path:
-    """Refuse early what could not be written late.
+def check_output(path: Path | str, *, force: bool = False, directory: bool = False, option: str = "out") -> Path:
+    """Check, before the work, that its result can be written.
 
-    option: what the user names the path with, for the message. Returns the path. Raises InputError if
-    it exists (unless `force`), if it is a directory where a file is meant or the reverse or a device,
-    or if nothing can be written in its folder, or in the nearest one that exists.
+    Args:
+        path: The file or folder to write.
+        force: Allow a file, or a folder that is not empty, to be replaced.
+        directory: Expect a folder.
+        option: Name of the parameter that gave the path, for messages.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: The path exists (without `force`), is a folder where a file is meant or the reverse, is a device,
+            or nothing can be written in its folder, or in the nearest parent that exists.
     """
     path = Path(path)
+    another = f"give another `{option}`"
     if path.exists() and path.is_dir() != directory:
         kind, other = ("folder", "file") if directory else ("file", "folder")
-        raise InputError(f"{path}: a {other} is in the way of the {kind} to write; give another {option}")
+        raise InputError(f"{path}: a {other} is in the way of the {kind} to write; {another}")
     if path.exists() and not directory and not path.is_file():
-        raise InputError(f"{path}: is no ordinary file, and would be replaced by one; give another {option}")
+        raise InputError(f"{path}: not an ordinary file, and would be replaced by one; {another}")
     occupied = path.exists() and (not directory or any(path.iterdir()))
     if occupied and not force:
-        raise InputError(f"{path}: exists already; give another {option}, or --force to replace it")
+        raise InputError(f"{path}: exists already; {another}, or `force=True` to replace it")
     parent = path if directory and path.exists() else path.parent
     while not parent.exists():
         if parent.parent == parent:
             break
         parent = parent.parent
     if not parent.is_dir():
-        raise InputError(f"{path}: {parent} is not a folder; give another {option}")
-    try:  # permissions alone do not tell: root has all of them, also where nothing can be made
+        raise InputError(f"{path}: {parent} is not a folder; {another}")
+    try:  # permissions alone do not tell: root has all of them, even where no file can be made
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".ovstrans-"):
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{path}: nothing can be written in {parent} ({reason}); give another {option}") from error
+        raise InputError(f"{path}: nothing can be written in {parent} ({reason}); {another}") from error
     return path
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends without an error.
+    """Give a temporary path beside `path`, and rename it onto `path` when the block ends without an error.
 
-    The temporary name keeps the suffix, so writers that go by it work. Raises InputError where the
-    folder cannot be made or written.
+    Args:
+        path: The file to write. Missing parent folders are made.
+
+    Yields:
+        The temporary path. It has the suffix of `path`, so that writers which choose a format by it work.
+
+    Raises:
+        InputError: The folder cannot be made or written.
     """
     path = Path(path)
     try:
@@ -78,6 +94,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except InputError:  # a missing file that the block wanted to read is an OSError too
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -91,7 +109,11 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON with an indent of one, and no NaN or infinity (a missing value is null)."""
+    """Return a value as JSON, indented by one space.
+
+    Raises:
+        ValueError: The value holds NaN or infinity; JSON has neither, a missing value is null.
+    """
     return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -100,35 +122,51 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def not_there(path: Path | str) -> str:
-    """What to say of a file that is not there, be it that a link of its name is."""
+def missing_file_message(path: Path | str) -> str:
+    """Return the error message for a missing file; it says so if the path is a dangling symbolic link."""
     path = Path(path)
     if path.is_symlink():
-        return f"{path}: no such file, only a link to {path.readlink()}; put the file there, or take the link out"
+        return f"{path}: no such file, only a link to {path.readlink()}; put the file there, or remove the link"
     return f"{path}: no such file"
 
 
-def refuse_missing(missing: Sequence[str]) -> None:
-    """InputError with the first of messages about missing files, and how many more there are; none, no error."""
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise InputError(missing[0] + more)
+def refuse_missing(messages: Sequence[str]) -> None:
+    """Raise MissingFileError if there are messages about missing files.
+
+    The error is the first message and the number of others. Without messages nothing happens.
+    """
+    if messages:
+        more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+        raise MissingFileError(messages[0] + more)
 
 
 def existing_file(path: Path | str) -> Path:
-    """The path, if a readable file is there; InputError otherwise."""
+    """Return the path if a readable file is there.
+
+    Raises:
+        MissingFileError: Nothing is there.
+        InputError: It is a folder, or may not be read.
+    """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, a file is needed")
     if not path.exists():
-        raise InputError(not_there(path))
+        raise MissingFileError(missing_file_message(path))
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it")
     return path
 
 
 def read_json(path: Path | str, schema: str | None = None) -> Any:
-    """Read JSON; with `schema`, refuse an object whose "schema" entry is another one."""
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        schema: Expected value of the object's "schema" entry. None reads any JSON.
+
+    Raises:
+        InputError: The file is missing, is not JSON, or has another schema.
+    """
     path = existing_file(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -142,10 +180,16 @@ def read_json(path: Path | str, schema: str | None = None) -> Any:
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, atomically and reproducibly: equal contents give equal bytes.
+    """Write a safetensors file atomically and reproducibly: equal contents give equal bytes.
 
-    Tensors may share memory (each is written whole), be of any layout and on any device; all are
-    written in C order. InputError where `path` is unwritable.
+    Args:
+        path: The file to write.
+        tensors: Tensors by name, of any layout and on any device. They may share memory: each is written whole, in C
+            order.
+        metadata: Plain strings by name.
+
+    Raises:
+        InputError: The file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -166,9 +210,10 @@ def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadat
 
 
 def _sort_metadata(path: Path) -> None:
-    """Rewrite the header of a safetensors file in place: 8 bytes of length, JSON, spaces to fill up.
+    """Sort the metadata of a safetensors file in place.
 
-    The library's writer orders the metadata anew at each call, and sorted they are always the same.
+    The header is 8 bytes of length, JSON, and spaces to fill up. The library's writer puts the metadata into another
+    order at each call; sorted, equal metadata are equal bytes.
     """
     with path.open("rb+") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -184,7 +229,11 @@ def _sort_metadata(path: Path) -> None:
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """The metadata of a safetensors file (also checks that its header and length are sound)."""
+    """Read the metadata of a safetensors file.
+
+    Raises:
+        InputError: The file is missing, or its header and its length do not agree.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = existing_file(path)
@@ -196,7 +245,11 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file, on the CPU."""
+    """Read all tensors of a safetensors file, onto the CPU, and its metadata.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

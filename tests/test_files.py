@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ovstrans import files
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, MissingFileError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -37,7 +37,7 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "inside").write_text("x")
-    with pytest.raises(InputError, match="exists already.*--force"):
+    with pytest.raises(InputError, match="exists already.*`force=True`"):
         files.check_output(tmp_path / "file")
     with pytest.raises(InputError, match="a folder is in the way"):
         files.check_output(tmp_path / "folder")
@@ -50,19 +50,19 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     (tmp_path / "empty").mkdir()
     assert files.check_output(tmp_path / "empty", directory=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "folder"]
-    with pytest.raises(InputError, match="give another --json, or --force"):
-        files.check_output(tmp_path / "file", option="--json")
+    with pytest.raises(InputError, match="give another `json`, or `force=True`"):
+        files.check_output(tmp_path / "file", option="json")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which not even root can make a file")
 @pytest.mark.parametrize("name", ["/proc/x", "/proc/new/deep/a.json"])
 def test_permissions_are_tried_not_asked_for(name):
-    with pytest.raises(InputError, match=r"nothing can be written in /proc \(.+\); give another --out"):
+    with pytest.raises(InputError, match=r"nothing can be written in /proc \(.+\); give another `out`"):
         files.check_output(name)
 
 
 def test_devices_are_no_outputs():
-    with pytest.raises(InputError, match="no ordinary file"):
+    with pytest.raises(InputError, match="not an ordinary file"):
         files.check_output("/dev/null", force=True)
 
 
@@ -82,7 +82,7 @@ def test_reading_names_the_fault(tmp_path):
         files.read_json(tmp_path / "b.json", "mine/1")
     with pytest.raises(InputError, match="c.json"):
         files.read_json(tmp_path / "c.json")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="none.json: no such file"):
         files.read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder"):
         files.read_json(tmp_path)
@@ -94,3 +94,16 @@ def test_tensors_round_trip_with_metadata(tmp_path):
     back, metadata = files.read_tensors(tmp_path / "t.safetensors")
     assert torch.equal(back["a"], tensors["a"])
     assert metadata == {"format": "x"}
+
+
+def test_a_missing_input_is_not_taken_for_an_output_that_cannot_be_written(tmp_path):
+    with pytest.raises(MissingFileError) as caught, files.atomic_path(tmp_path / "out"):
+        files.existing_file(tmp_path / "in")
+    assert str(caught.value) == f"{tmp_path / 'in'}: no such file"
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_missing_files_are_one_error():
+    files.refuse_missing([])
+    with pytest.raises(MissingFileError, match=r"^a: no such file \(and 2 more\)$"):
+        files.refuse_missing([f"{name}: no such file" for name in "abc"])

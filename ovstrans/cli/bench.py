@@ -111,7 +111,7 @@ def bench(
     page = check_plot(plot, force=force)
     pages = OUTPUT_DIR / "bench"
     if pictures is not None:
-        pages = files.check_output(pictures, force=force, directory=True, option="--pictures")
+        pages = files.check_output(pictures, force=force, directory=True, option="pictures")
     evaluation = Evaluation(
         data=tuple(data or ()),
         root=data_root,

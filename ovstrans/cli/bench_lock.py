@@ -82,7 +82,7 @@ def _update(path: Path, names: Sequence[str], asked: Mapping[str, Any], json: st
     from ovstrans.reports.lock import compare, key, load_lock, save_lock
     from ovstrans.reports.request import Request
 
-    files.check_output(path, force=True, option="--update")
+    files.check_output(path, force=True, option="update")
     entries = load_lock(path) if path.exists() or not names else {}
     known = {key(entry.request): entry for entry in entries.values()}
     if names:

@@ -16,7 +16,7 @@ def check_plot(plot: str | None, *, force: bool) -> Path | None:
 
     if plot is None or plot == BARE:
         return None
-    return files.check_output(picture_path(plot), force=force, option="--plot")
+    return files.check_output(picture_path(plot), force=force, option="plot")
 
 
 def save_plots(reports: Sequence[Mapping[str, Any]], folder: Path, page_path: Path | None) -> None:

@@ -35,7 +35,7 @@ class Outputs:
         common.check_json(json, force=force)
         for option, destination in (("--markdown", markdown), ("--csv", csv)):
             if destination is not None and destination != BARE:
-                files.check_output(destination, force=force, option=option)
+                files.check_output(destination, force=force, option=option.removeprefix("--"))
         printed = [name for name, to in (("--markdown", markdown), ("--csv", csv), ("--json", json)) if to == BARE]
         if len(printed) > 1:
             raise InputError(f"{' and '.join(printed)}: one at a time on stdout; give a file for the others")

@@ -89,7 +89,7 @@ def check_json(destination: str | None, *, force: bool = False) -> Path | None:
 
     if destination is None or destination == "-":
         return None
-    return files.check_output(Path(destination), force=force, option="--json")
+    return files.check_output(Path(destination), force=force, option="json")
 
 
 def emit_json(destination: str | None, value: Any, *, force: bool = False) -> None:
@@ -101,7 +101,7 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
     if destination == "-":
         console.show(files.json_text(value))
     else:
-        files.write_json(files.check_output(Path(destination), force=force, option="--json"), value)
+        files.write_json(files.check_output(Path(destination), force=force, option="json"), value)
 
 
 def counted(number: int, noun: str) -> str:

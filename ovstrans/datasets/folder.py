@@ -17,7 +17,7 @@ from ovstrans.datasets.description import ALL, LABEL_VALUES, Description
 from ovstrans.datasets.images import IMAGE_SUFFIXES, find_images, read_image, read_label
 from ovstrans.datasets.sample import IGNORE, Sample, ignore_label
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.files import existing_file, not_there, refuse_missing
+from ovstrans.files import existing_file, missing_file_message, refuse_missing
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
@@ -131,7 +131,7 @@ def _images_of(description: Description, split: str) -> tuple[list[tuple[str, Pa
             f"correct images or image_suffix in {description.path}"
         )
     images = [(_stem(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths]
-    return images, [not_there(path) for path in paths if not path.is_file()]
+    return images, [missing_file_message(path) for path in paths if not path.is_file()]
 
 
 def _labels_of(description: Description, split: str, images: Sequence[tuple[str, Path]]) -> list[Path]:

@@ -283,5 +283,5 @@ def _with_option(settings: Settings, key: str, value: Any) -> Settings:
 def test_an_existing_run_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text("")
-    with pytest.raises(InputError, match="--force"):
+    with pytest.raises(InputError, match="`force=True`"):
         finetune(tiny(), tmp_path / "run")

@@ -28,7 +28,7 @@ def test_an_older_run_is_replaced_only_by_force_and_then_wholly(tmp_path: Path) 
     for path in (folder.log, folder.checkpoint, folder.alpha, folder.state, folder.path / "notes.txt"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("old")
-    with pytest.raises(InputError, match="--force"):
+    with pytest.raises(InputError, match="`force=True`"):
         folder.begin(choose_settings(), {}, force=False)
     folder.begin(choose_settings(), {}, force=True)
     assert {path.name for path in folder.path.iterdir()} == {"recipe.toml", "environment.json", "notes.txt"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from ovstrans.datasets.images import folders_below
 from ovstrans.datasets.published.layouts import DatasetLocation, Index, Pair
 from ovstrans.errors import InputError
-from ovstrans.files import not_there, read_json
+from ovstrans.files import missing_file_message, read_json
 
 
 def by_name(found: DatasetLocation) -> Index:
@@ -104,7 +104,7 @@ def in_ade_tree(found: DatasetLocation) -> Index:
             pair = Pair(stem, f"{folder}/{file}", f"{folder}/{label}" if found.labels else None)
             pairs.append(pair)
             if file in dangling:
-                missing.append(not_there(pair.image_file))
+                missing.append(missing_file_message(pair.image_file))
             if found.labels and label not in there:
                 missing.append(_unlabelled(pair))
     pairs.sort(key=lambda pair: pair.name)
@@ -172,7 +172,7 @@ def _missing(pair: Pair, name: str, images: _Files, labels: _Files | None, liste
     if name not in images.names:
         found.append(f"{pair.image_file}: no such image, though {listed} lists it; add it, or take it out")
     elif not images.has(name):
-        found.append(not_there(pair.image_file))
+        found.append(missing_file_message(pair.image_file))
     if labels is not None and not labels.has(name):
         found.append(_unlabelled(pair))
     return found

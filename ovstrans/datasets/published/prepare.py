@@ -141,10 +141,11 @@ def _save_image(image: Tensor, path: Path) -> None:
 
 def _place(source: Path, target: Path) -> None:
     """The same image in another folder: a link where the disk allows, else a copy."""
+    origin = existing_file(source).resolve()
     with atomic_path(target) as temporary:
         temporary.unlink()
         try:
-            os.link(existing_file(source).resolve(), temporary)
+            os.link(origin, temporary)
         except OSError:
             with suppress(FileNotFoundError):
                 temporary.unlink()
