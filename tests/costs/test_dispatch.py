@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from ovstrans.costs.dispatch import count_dispatched
 from ovstrans.costs.flops import count_flops
 from ovstrans.costs.target import build_on_meta, resolve
+from tests.costs.reference import executed_macs
 
 TOKENS, WIDTH = 12, 8
 PROJECTIONS, PRODUCTS = 4 * TOKENS * WIDTH * WIDTH, 2 * TOKENS * TOKENS * WIDTH
@@ -52,13 +52,12 @@ def others(function: Callable[[Tensor], Any], shape: tuple[int, ...] = (1, 3, 4,
     return {operation: count for (_, operation), count in count_dispatched(Function(function), shape)[1].items()}
 
 
-def test_the_fused_path_is_there_and_never_taken() -> None:
-    """In eval mode without gradients attention runs as one opaque operation on the CPU: the trap is real."""
+def test_attention_in_eval_mode_counts_its_products() -> None:
+    """In eval mode without gradients the CPU runs attention as one operation that torch's counter cannot look into."""
     module = Attends().eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as meter:
-        module(torch.zeros(1, 3, 4, 8))
-    assert meter.get_total_flops() < 2 * (PROJECTIONS + PRODUCTS)
-    assert macs(module) == PROJECTIONS + PRODUCTS
+    with torch.no_grad():
+        assert executed_macs(lambda: module(torch.zeros(1, 3, 4, 8))) == PROJECTIONS + PRODUCTS
+        assert macs(module) == PROJECTIONS + PRODUCTS
 
 
 @pytest.mark.parametrize("how", [{}, {"need_weights": True}, {"masked": True}, {"masked": True, "need_weights": True}])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ovstrans.clip.load import random_clip
 from ovstrans.costs.flops import count_flops
@@ -15,6 +14,7 @@ from ovstrans.costs.training_step import executed_training, published_training, 
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from tests.costs import training_case as case
+from tests.costs.reference import executed_macs
 
 CROP = 64
 MODEL = "RN-mini"
@@ -68,20 +68,17 @@ def test_norms_of_the_recipe(deeplab: Framework) -> None:
 def test_a_teacher_looks_at_every_region() -> None:
     """The image encoder as it is, on real tensors of the size it was trained at."""
     clip = random_clip(MODEL)
-    with FlopCounterMode(display=False) as meter, torch.no_grad():
-        clip.visual.train()  # eval mode has a fused attention that no counter sees into
-        clip.visual(torch.zeros(1, 3, clip.image_size, clip.image_size))
-    assert view_macs(MODEL) == meter.get_total_flops() // 2
+    with torch.no_grad():
+        region = executed_macs(lambda: clip.visual(torch.zeros(1, 3, clip.image_size, clip.image_size)))
+    assert view_macs(MODEL) == region
     found = count_run(case.make("gkc"), recipe(), model=MODEL, assumed=DataAssumptions(segments=2.5, nouns=7))
     assert beside(found)["teacher"] == AuxiliaryCost("teacher", "region", view_macs(MODEL), 500)
 
 
 def test_texts_are_read_once() -> None:
     clip = random_clip(MODEL)
-    with FlopCounterMode(display=False) as meter, torch.no_grad():
-        clip.model.train()
-        clip.model.encode_text(clip.tokenizer(["a cat"]))
-    prompt = meter.get_total_flops() // 2
+    with torch.no_grad():
+        prompt = executed_macs(lambda: clip.model.encode_text(clip.tokenizer(["a cat"])))
     found = beside(count_run(case.make("gkc synonyms"), recipe(), model=MODEL, assumed=DataAssumptions(nouns=7)))
     names = sum(map(len, case.VOCABULARY.classes))
     assert found["vocabulary"] == AuxiliaryCost("vocabulary", "prompt", prompt, names * len(case.VOCABULARY.templates))
@@ -93,16 +90,16 @@ def test_matching_against_the_real_one() -> None:
     """What a matching multiplies, per prediction, query, point and segment."""
     framework: Any = case.make("fcclip")
     batch = case.make_batch(framework.embed_dim)
-    with FlopCounterMode(display=False) as meter, torch.no_grad():
-        framework.losses(batch)
+    with torch.no_grad():
+        everything = executed_macs(lambda: framework.losses(batch))
     framework.criterion.match = lambda masks, scores, targets: [
         (torch.arange(len(each.classes)), torch.arange(len(each.classes))) for each in targets
     ]
-    with FlopCounterMode(display=False) as without, torch.no_grad():
-        framework.losses(batch)
+    with torch.no_grad():
+        without = executed_macs(lambda: framework.losses(batch))
     segments = sum(map(len, batch.segments or ()))
     found = beside(count_run(framework, recipe(), model=MODEL))
-    assert found["matching"].each * segments == (meter.get_total_flops() - without.get_total_flops()) // 2
+    assert found["matching"].each * segments == everything - without
     assert "teacher" not in found
 
 
