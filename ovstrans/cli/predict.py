@@ -86,7 +86,7 @@ def predict(
     inference = Inference(short_side or None, long_side, window, stride, flip)
 
     from ovstrans.frameworks import registry
-    from ovstrans.frameworks.vocabulary import classifier_for
+    from ovstrans.frameworks.registry import classifier_for
 
     checkpoint = load(source)
     segments.check(source, checkpoint)

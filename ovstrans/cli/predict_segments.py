@@ -84,8 +84,12 @@ class SegmentOptions:
         from ovstrans.errors import InputError
         from ovstrans.frameworks import registry
 
-        if self and not hasattr(registry.find(checkpoint.framework), "panoptic_of"):
-            able = [name for name in registry.names() if hasattr(registry.find(name), "panoptic_of")]
+        if self and not hasattr(registry.framework_class(checkpoint.framework), "panoptic_from_scores"):
+            able = [
+                name
+                for name in registry.list_frameworks()
+                if hasattr(registry.framework_class(name), "panoptic_from_scores")
+            ]
             raise InputError(
                 f"{source}: {checkpoint.framework} classifies pixels and finds no segments; {self.option} needs a run "
                 f"of {' or '.join(able)}"

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans import files
 from ovstrans.clip.load import Clip
+from ovstrans.clip.precision import full_precision
 from ovstrans.clip.weights import VISUAL, weights_sha256
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 _CHUNK = 512
+
+MAX_SCALE = 100.0
+"""CLIP's bound on the inverse temperature (Radford et al. 2021, sec. 2.5)."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,48 @@ def class_scores(similarity: Tensor, owner: Tensor, num_classes: int, dim: int =
     index = owner.view([-1 if axis == dim % similarity.dim() else 1 for axis in range(similarity.dim())])
     lowest = similarity.new_full(shape, torch.finfo(similarity.dtype).min)
     return lowest.scatter_reduce(dim, index.expand_as(similarity), similarity, reduce="amax")
+
+
+def cosine_scores(
+    features: Tensor, text: TextClassifier, scale: Tensor | float, *, extra: Tensor | None = None
+) -> Tensor:
+    """Scaled cosine similarity to each class, the best of its synonyms.
+
+    features: [B, E, *], of any length.  extra: [E], of any length, one more class after the others.
+    Returns [B, K, *], or [B, K + 1, *], in float32 whatever autocast says.
+    """
+    rows, owner, classes = text.embeddings.float(), text.owner, text.num_classes
+    with full_precision(features):
+        if extra is not None:
+            rows = torch.cat([rows, F.normalize(extra.float(), dim=0).unsqueeze(0)])
+            owner, classes = torch.cat([owner, owner.new_tensor([classes])]), classes + 1
+        flat = F.normalize(features.float().flatten(2), dim=1)
+        similarity = scale * torch.einsum("bep,re->brp", flat, rows)
+        scores = class_scores(similarity, owner, classes, dim=1)
+    return scores.unflatten(2, features.shape[2:])
+
+
+class TextScores(nn.Module):
+    """Scores against text embeddings, with a learned temperature and a learned non-object vector.
+
+    The temperature is `exp(logit_scale)`, at most 100, and starts where CLIP's does, at 1 / 0.07. The
+    non-object vector competes with the classes in the softmax: a feature that fits no name has
+    somewhere to go.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.non_object = nn.Parameter(torch.randn(dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @property
+    def scale(self) -> Tensor:
+        """The inverse temperature."""
+        return self.logit_scale.exp().clamp(max=MAX_SCALE)
+
+    def forward(self, features: Tensor, text: TextClassifier) -> Tensor:
+        """features [B, E, *] to scores [B, K + 1, *] in float32, the non-object last."""
+        return cosine_scores(features, text, self.scale, extra=self.non_object)
 
 
 def cache_folder() -> Path:

@@ -22,7 +22,7 @@ from ovstrans.costs.vocabulary import recipe_vocabulary
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
-from ovstrans.frameworks.vocabulary import with_prompts
+from ovstrans.frameworks.registry import with_prompts
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.load import load_recipe, override, recipe_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -102,7 +102,7 @@ def resolve(
     if path.suffix == ".safetensors" or (len(path.parts) > 1 and path.suffix != ".toml"):
         raise InputError(f"{name}: no such file or folder")
     recipe = load_recipe(name, settings) if path.suffix == ".toml" or name in recipe_names() else None
-    if name in registry.names() or recipe is not None:
+    if name in registry.list_frameworks() or recipe is not None:
         section = _plain_recipe(name, settings) if recipe is None else recipe.get("model", {})
         if "framework" not in section:
             raise InputError(f"{name}: this recipe names no framework ([model] framework = ...); nothing to count")
@@ -120,11 +120,11 @@ def resolve(
             trunk = Trunk(create_image_encoder(name))
         target = Target(name, "model", trunk, {"trunk": trunk.backbone}, name)
     else:
-        known = [*registry.names(), *recipe_names(), *model_names()]
+        known = [*registry.list_frameworks(), *recipe_names(), *model_names()]
         hint = did_you_mean(name, known)
         raise InputError(
             f"{name}: neither a run, a checkpoint, a framework, a recipe nor a CLIP model; {hint}"
-            f"frameworks are {', '.join(registry.names())}, models {', '.join(model_names()[:4])}, ..."
+            f"frameworks are {', '.join(registry.list_frameworks())}, models {', '.join(model_names()[:4])}, ..."
         )
     target.mask, target.frozen = mask, tuple(frozen)
     return target
@@ -153,7 +153,7 @@ def build_on_meta(
 
 def _plain_recipe(name: str, settings: Sequence[str]) -> Mapping[str, Any]:
     """The [model] section of a framework by itself: its defaults on the default CLIP."""
-    model = {"framework": name, "clip": DEFAULT_MODEL, **registry.defaults(name)}
+    model = {"framework": name, "clip": DEFAULT_MODEL, **registry.default_options(name)}
     return override({"model": model}, settings)["model"]
 
 

@@ -200,7 +200,7 @@ def _matching(framework: Framework, images: int, assumed: DataAssumptions) -> li
 
 
 def _teacher(framework: Framework, model: str, images: int, assumed: DataAssumptions) -> list[AuxiliaryCost]:
-    if not (framework.requires.teacher or framework.requires.synonyms):
+    if not (framework.target_requirements.teacher or framework.target_requirements.synonyms):
         return []
     return [AuxiliaryCost("teacher", "region", view_macs(model), round(assumed.segments * images))]
 
@@ -208,9 +208,9 @@ def _teacher(framework: Framework, model: str, images: int, assumed: DataAssumpt
 def _texts(framework: Framework, model: str, assumed: DataAssumptions) -> list[AuxiliaryCost]:
     each = prompt_macs(model)
     found = [AuxiliaryCost("vocabulary", "prompt", each, count_text_encoder(framework, model).prompts)]
-    if framework.requires.captions:
+    if framework.target_requirements.captions:
         found.append(AuxiliaryCost("nouns", "noun", each, assumed.nouns))
-    if framework.requires.synonyms:
+    if framework.target_requirements.synonyms:
         names = sum(len({*own, *synonyms(own[0])}) for own in framework.text.vocabulary.classes)
         found.append(AuxiliaryCost("synonyms", "prompt", each, PROMPTINGS * names))
     return found

@@ -138,7 +138,7 @@ class _Tally:
     ) -> None:
         self.framework, self.dataset, self.text, self.inference = framework, dataset, text, inference
         self.confusion = Confusion(len(dataset.vocabulary), device=device)
-        segments = panoptic and hasattr(framework, "panoptic_of")
+        segments = panoptic and hasattr(framework, "panoptic_from_scores")
         self.quality = PanopticQuality(dataset.vocabulary, device=device) if segments else None
         self.consistency = VideoConsistency() if len(dataset.videos) else None
         self.video_of = {index: number for number, video in enumerate(dataset.videos) for index in video}
@@ -158,7 +158,7 @@ class _Tally:
         prediction = predict_from(at_truth).classes
         self.confusion.add(prediction, label, ignore=dataset.ignore)
         if self.quality is not None and truth_map is not None:
-            segment_map, segments = self.framework.panoptic_of(at_truth, self.text)
+            segment_map, segments = self.framework.panoptic_from_scores(at_truth, self.text)
             self.quality.add(segment_map, segments, truth_map, sample.segments)
         if self.consistency is not None and index in self.video_of:
             try:

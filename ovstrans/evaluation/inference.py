@@ -20,7 +20,7 @@ from ovstrans.clip.precision import full_precision
 from ovstrans.datasets.augment import evaluation_size, resize_image
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
-from ovstrans.frameworks.queries import Instances
+from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.frameworks.scores import FlippedScores, MapScores, MeanScores, Scores, WindowScores
 
 if TYPE_CHECKING:
@@ -129,10 +129,10 @@ def predict(
             return seen
         with torch.inference_mode():
             if panoptic is not None:
-                segment_map, listed = framework.panoptic_of(found, text, things=panoptic)
+                segment_map, listed = framework.panoptic_from_scores(found, text, things=panoptic)
                 seen = replace(seen, panoptic=(segment_map.cpu(), listed))
             if instances is not None:
-                things: Instances = framework.instances_of(found, text, things=instances)
+                things: Instances = framework.instances_from_scores(found, text, things=instances)
                 on_cpu = Instances(things.scores.cpu(), things.classes.cpu(), things.masks.cpu())
                 seen = replace(seen, instances=on_cpu)
         return seen

@@ -80,7 +80,7 @@ class Framework(nn.Module):
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
-    requires: TargetRequirements = TargetRequirements()
+    target_requirements: TargetRequirements = TargetRequirements()
     """What its losses want in a batch; an instance may ask for more by its options."""
     templates: ClassVar[str | None] = None
     """The prompts its class names fill, by name (see `datasets.templates`); None for the vocabulary's own."""

@@ -18,18 +18,10 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ovstrans.clip.backbone import dense_embedding, set_output_stride, stages
-from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.text import TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
-from ovstrans.frameworks.classifier import (
-    TextScores,
-    cosine_scores,
-    geometric_ensemble,
-    pixel_cross_entropy,
-    seen_classes,
-    training_targets,
-)
-from ovstrans.frameworks.deeplab_decoder import Decoder, raised
+from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
 from ovstrans.vocabulary.class_names import clean
 from ovstrans.vocabulary.templates import DATASET, template_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -42,6 +34,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "clip_path": ("none", "sum", "ensemble"),
     "templates": tuple(template_names()),
 }
+
+
+IGNORED = -100
+"""What `training_targets` writes for pixels that carry no loss (cross entropy's own default)."""
 
 
 class ClipPath(nn.Module):
@@ -222,3 +218,66 @@ class DeepLabV3(Framework):
             alpha=self.options["alpha"],
             beta=self.options["beta"],
         )
+
+
+class Decoder(nn.Module):
+    """ASPP's output brought to stride 4, joined with res2, and refined by two convolutions.
+
+    channels: C of res2.  low_width: what these are reduced to, few, so that they refine rather than
+    decide.  width: D.  dropout, last_dropout: after the first and the second convolution.
+    """
+
+    def __init__(self, channels: int, *, low_width: int, width: int, dropout: float, last_dropout: float) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(*_conv(channels, low_width, 1))
+        self.refine = nn.Sequential(
+            *_conv(width + low_width, width, 3),
+            nn.Dropout(dropout),
+            *_conv(width, width, 3),
+            nn.Dropout(last_dropout),
+        )
+
+    def forward(self, far: Tensor, res2: Tensor) -> Tensor:
+        """far: ASPP's output [B, D, *, *], of any stride.  res2: [B, C, h, w].  Returns [B, D, h, w]."""
+        near = self.reduce(res2)
+        return self.refine(torch.cat([raised(far, near), near], dim=1))
+
+
+def raised(features: Tensor, target: Tensor) -> Tensor:
+    """Features [B, C, *, *] interpolated to the h x w of `target` [B, *, h, w]; unchanged where they have it."""
+    size = target.shape[-2:]
+    return features if features.shape[-2:] == size else F.interpolate(features, size=size, mode="bilinear")
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def training_targets(labels: Tensor, ignore: int, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Targets and columns of a softmax over the base classes.
+
+    labels: int64 [...], class indices or `ignore`.  Returns (targets, columns): columns [K'] are the
+    indices of the base classes, targets [...] count in them; ignored pixels and any pixel of a
+    novel class are `IGNORED`. Leaving novel names out of the softmax matters as much as leaving out
+    their pixels: a column that is never the answer is pushed away from every image.
+    """
+    columns = torch.tensor(sorted(vocabulary.base), dtype=torch.long, device=labels.device)
+    # A label that is neither a class nor `ignore` lands on -1, which cross entropy refuses.
+    table = torch.full((max(len(vocabulary), ignore + 1),), -1, dtype=torch.long, device=labels.device)
+    table[: len(vocabulary)] = IGNORED
+    table[columns] = torch.arange(len(columns), device=labels.device)
+    table[ignore] = IGNORED
+    return table[labels], columns
+
+
+def pixel_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy over the labelled pixels; 0 (with gradients of 0) where there are none.
+
+    scores: [B, C, H, W].  targets: int64 [B, H, W], `IGNORED` where nothing counts.
+    """
+    total = F.cross_entropy(scores.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)

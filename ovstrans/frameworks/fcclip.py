@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ovstrans.clip import backbone as clip_trunk
 from ovstrans.clip.pooling import mask_embeddings, valid_masks
-from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.text import MAX_SCALE, TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
-from ovstrans.frameworks.classifier import MAX_SCALE, TextScores, cosine_scores, geometric_ensemble, seen_classes
-from ovstrans.frameworks.mask2former import HeadOutput, mask_pool
+from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
+from ovstrans.frameworks.mask2former_head import HeadOutput, mask_pool
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.vocabulary.templates import template_names
 
@@ -143,10 +143,10 @@ class FCCLIP(MaskFramework):
         parts = {**super().components(), "classifier": self.class_head}
         return parts if self.clip_head is None else {**parts, "clip_head": self.clip_head}
 
-    def trunk(self, images: Tensor) -> dict[str, Tensor]:
+    def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
         """Features res2 to res5 of images [B, 3, H, W] in [0, 1], without a gradient where the trunk is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
-            return super().trunk(images)
+            return super().backbone_features(images)
 
     def class_scores(self, found: HeadOutput, prediction: int, text: TextClassifier) -> Tensor:
         """Class logits [B, Q, K + 1] of one of the decoder's predictions, the void last."""

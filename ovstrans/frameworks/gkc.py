@@ -22,13 +22,13 @@ from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
-from ovstrans.frameworks.criterion import Match, Targets, class_loss, class_targets
-from ovstrans.frameworks.diversify import diversify
-from ovstrans.frameworks.grounding import grounding_loss
-from ovstrans.frameworks.mask2former import HeadOutput
+from ovstrans.frameworks.gkc_distillation import KINDS, chosen_regions, distillation_terms, mean
+from ovstrans.frameworks.gkc_diversification import diversify
+from ovstrans.frameworks.gkc_grounding import grounding_loss
+from ovstrans.frameworks.gkc_head import ClipPool, QueryClassifier, TrainingOnly
+from ovstrans.frameworks.mask2former_head import HeadOutput
+from ovstrans.frameworks.mask2former_losses import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.mask_framework import MaskFramework
-from ovstrans.frameworks.query_head import ClipPool, QueryClassifier, TrainingOnly
-from ovstrans.frameworks.region_distill import KINDS, chosen_regions, distillation_terms, mean
 from ovstrans.vocabulary.class_names import clean
 from ovstrans.vocabulary.templates import template_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -40,7 +40,7 @@ class GKC(MaskFramework):
     Options, beside `MaskFramework`'s (here region_drop is 0.5):
       grounding_weight    of the caption loss; 0 turns it off. Each process compares the images it has
       grounding_regions   most regions of an image that take part in it
-      distill             "text-guided", "vision-guided", "plain" or "none"; see `region_distill`
+      distill             "text-guided", "vision-guided", "plain" or "none"; see `gkc_distillation`
       distill_weight      of that loss, the mean over pairs and regions together
       distill_pair_weight above 0: pairs are a loss of their own with this weight, distill_weight is the
                           regions' alone
@@ -103,7 +103,7 @@ class GKC(MaskFramework):
             for projection in (self.classifier.project, *self.training_only.projections):
                 nn.init.zeros_(projection.weight)
                 nn.init.zeros_(projection.bias)
-        self.requires = TargetRequirements(
+        self.target_requirements = TargetRequirements(
             segments=True,
             teacher=own["distill"] != "none",
             captions=own["grounding_weight"] > 0,
@@ -125,30 +125,30 @@ class GKC(MaskFramework):
         """Class logits [B, Q, K + 1] of one of the decoder's predictions, the void last."""
         return self.classifier(self.embedding(found, prediction), text)
 
-    def further_losses(
+    def extra_losses(
         self, found: HeadOutput, matches: Sequence[Sequence[Match]], targets: Sequence[Targets], batch: Batch
     ) -> dict[str, Tensor]:
         """{"grounding", "distill", "distill_pairs", "synonyms"}, those whose options are on."""
         losses: dict[str, Tensor] = {}
-        if self.requires.captions:
+        if self.target_requirements.captions:
             losses |= self._grounding(found, matches, batch)
-        if self.requires.teacher:
+        if self.target_requirements.teacher:
             losses |= self._distillation(found, matches, targets, batch)
-        if self.requires.synonyms:
+        if self.target_requirements.synonyms:
             losses |= self._synonyms(found, matches, targets, batch)
         return losses
 
-    def further_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
+    def extra_training_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
         """What each further loss starts from, worked out anew for each, as in training."""
         outputs = []
-        if self.requires.captions:
+        if self.target_requirements.captions:
             outputs.append(self.embedding(found, prediction))
-        if self.requires.teacher and self.options["distill_from"] == "embedding":
+        if self.target_requirements.teacher and self.options["distill_from"] == "embedding":
             outputs.append(self.embedding(found, prediction))
-        elif self.requires.teacher:
+        elif self.target_requirements.teacher:
             student = self.training_only.students[prediction]
             outputs.append(student(self.classifier.query(found.queries[prediction])))
-        if self.requires.synonyms:
+        if self.target_requirements.synonyms:
             outputs.append(self.class_scores(found, prediction, text))
         return outputs
 

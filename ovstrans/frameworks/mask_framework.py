@@ -19,7 +19,9 @@ from ovstrans.clip.text import TextClassifier
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework, TargetRequirements
-from ovstrans.frameworks.criterion import (
+from ovstrans.frameworks.mask2former_head import FEATURES, HeadOutput, MaskHead
+from ovstrans.frameworks.mask2former_inference import Instances, QueryScores, semantic
+from ovstrans.frameworks.mask2former_losses import (
     Criterion,
     Match,
     Targets,
@@ -28,9 +30,6 @@ from ovstrans.frameworks.criterion import (
     segment_count,
     targets_of,
 )
-from ovstrans.frameworks.mask2former import FEATURES, HeadOutput, MaskHead
-from ovstrans.frameworks.queries import Instances, semantic
-from ovstrans.frameworks.scores import QueryScores
 
 TOP = 100
 """Pairs of query and class that instance inference looks at (COCO's evaluator counts as many an image)."""
@@ -39,8 +38,8 @@ TOP = 100
 class MaskFramework(Framework):
     """Base of the frameworks that classify masks.
 
-    A subclass gives `class_scores` and may refine `trunk`, `probabilities`, `further_losses`,
-    `components` and `requires`. Its `defaults` start from `COMMON`:
+    A subclass gives `class_scores` and may refine `backbone_features`, `probabilities`, `extra_losses`,
+    `components` and `target_requirements`. Its `defaults` start from `COMMON`:
 
       queries, width, heads, encoder_layers, encoder_ffn, decoder_layers, decoder_ffn
                          the head; see `MaskHead`
@@ -51,7 +50,7 @@ class MaskFramework(Framework):
       region_drop        chance that a matched query carries no class loss
       points             at which masks are compared
       object_threshold, overlap_threshold
-                         of panoptic inference; see `queries.panoptic`
+                         of panoptic inference; see `mask2former_inference.panoptic`
     """
 
     COMMON: ClassVar[Mapping[str, Any]] = {
@@ -72,7 +71,7 @@ class MaskFramework(Framework):
         "overlap_threshold": 0.8,
     }
     defaults: ClassVar[Mapping[str, Any]] = COMMON
-    requires: TargetRequirements = TargetRequirements(segments=True)
+    target_requirements: TargetRequirements = TargetRequirements(segments=True)
 
     def __init__(
         self,
@@ -109,7 +108,7 @@ class MaskFramework(Framework):
             "transformer_decoder": self.head.transformer,
         }
 
-    def trunk(self, images: Tensor) -> dict[str, Tensor]:
+    def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
         """Features res2 to res5 of images [B, 3, H, W] in [0, 1]."""
         return stages(self.backbone, self.prepare(images))
 
@@ -121,20 +120,20 @@ class MaskFramework(Framework):
         """Class probabilities [B, Q, K + 1] for inference, the void last: softmax of the final class logits."""
         return self.class_scores(found, self.predictions - 1, text).softmax(-1)
 
-    def further_losses(
+    def extra_losses(
         self, found: HeadOutput, matches: Sequence[Sequence[Match]], targets: Sequence[Targets], batch: Batch
     ) -> dict[str, Tensor]:
         """What the framework minimises beyond mask, dice and class. matches: per prediction, per image."""
         return {}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """{"mask", "dice", "class"} and `further_losses`, weighted, each summed over the decoder's predictions.
+        """{"mask", "dice", "class"} and `extra_losses`, weighted, each summed over the decoder's predictions.
 
         Raises InputError where the batch has no segments (an image of it may well have none).
         """
-        return self.losses_from(self.trunk(batch.images), batch)
+        return self.losses_from_features(self.backbone_features(batch.images), batch)
 
-    def losses_from(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def losses_from_features(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """`losses`, given the trunk's features res2 to res5 of the batch's images."""
         if batch.segments is None:
             raise InputError(f"framework {self.name}: training needs segments, the batch has none")
@@ -156,49 +155,49 @@ class MaskFramework(Framework):
             for name, value in (("mask", mask), ("dice", dice), ("class", named)):
                 total[name] = total.get(name, 0.0) + options[f"{name}_weight"] * value
             matches.append(pairs)
-        return total | self.further_losses(found, matches, targets, batch)
+        return total | self.extra_losses(found, matches, targets, batch)
 
     def training_outputs(self, images: Tensor) -> list[Tensor]:
-        """Masks and class scores of every prediction, and what `further_losses` starts from."""
-        found, text = self.head(self.trunk(images)), _rows_of_base(self.text)
+        """Masks and class scores of every prediction, and what `extra_losses` starts from."""
+        found, text = self.head(self.backbone_features(images)), _rows_of_base(self.text)
         outputs = list(found.masks)
         for prediction in range(self.predictions):
             outputs.append(self.class_scores(found, prediction, text))
-            outputs += self.further_outputs(found, prediction, text)
+            outputs += self.extra_training_outputs(found, prediction, text)
         return outputs
 
-    def further_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
-        """What `further_losses` computes of one prediction before it looks at labels."""
+    def extra_training_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
+        """What `extra_losses` computes of one prediction before it looks at labels."""
         return []
 
-    def find(self, images: Tensor, text: TextClassifier | None = None) -> tuple[Tensor, Tensor]:
+    def predict_masks(self, images: Tensor, text: TextClassifier | None = None) -> tuple[Tensor, Tensor]:
         """What the queries found in images [B, 3, H, W] in [0, 1].
 
         Returns class probabilities [B, Q, K + 1], the void last, and mask logits [B, Q, h, w] over the
         padded image, at stride 4.
         """
         text = self.text if text is None else text.to(images.device)
-        features = self.trunk(images)
+        features = self.backbone_features(images)
         found = self.head(features)
         return self.probabilities(found, features, text), found.masks[-1]
 
     def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
         """[B, K, H, W] over the padded image: class times mask probability, summed over queries."""
-        probabilities, masks = self.find(images, text)
+        probabilities, masks = self.predict_masks(images, text)
         size = self.padded_size(images)
         return semantic(probabilities[..., :-1], F.interpolate(masks.float(), size, mode="bilinear"))
 
     def scores(self, images: Tensor, text: TextClassifier | None = None) -> Sequence[QueryScores]:
         """`segment` without K full-size maps: per image its scores, of size (H, W), made when they are looked at."""
         size, padded = (int(images.shape[-2]), int(images.shape[-1])), self.padded_size(images)
-        found = zip(*self.find(images, text), strict=True)
+        found = zip(*self.predict_masks(images, text), strict=True)
         return [QueryScores(probabilities, masks, size, padded) for probabilities, masks in found]
 
     def panoptic(self, images: Tensor, text: TextClassifier | None = None) -> list[tuple[Tensor, list[Segment]]]:
-        """Per image its segment map int32 [H, W] and the segments; see `queries.panoptic`."""
-        return [self.panoptic_of(scores, text) for scores in self.scores(images, text)]
+        """Per image its segment map int32 [H, W] and the segments; see `mask2former_inference.panoptic`."""
+        return [self.panoptic_from_scores(scores, text) for scores in self.scores(images, text)]
 
-    def panoptic_of(
+    def panoptic_from_scores(
         self, scores: QueryScores, text: TextClassifier | None = None, *, things: Collection[int] | None = None
     ) -> tuple[Tensor, list[Segment]]:
         """Segment map int32 [H, W] and segments of an image's `scores`, at their size.
@@ -209,10 +208,10 @@ class MaskFramework(Framework):
         return scores.panoptic(self._things(text, things), **thresholds)
 
     def instances(self, images: Tensor, text: TextClassifier | None = None, *, top: int = TOP) -> list[Instances]:
-        """Per image its things; see `queries.instances`."""
-        return [self.instances_of(scores, text, top=top) for scores in self.scores(images, text)]
+        """Per image its things; see `mask2former_inference.instances`."""
+        return [self.instances_from_scores(scores, text, top=top) for scores in self.scores(images, text)]
 
-    def instances_of(
+    def instances_from_scores(
         self,
         scores: QueryScores,
         text: TextClassifier | None = None,
@@ -220,7 +219,7 @@ class MaskFramework(Framework):
         things: Collection[int] | None = None,
         top: int = TOP,
     ) -> Instances:
-        """The things in an image's `scores`, at their size; `things` as for `panoptic_of`."""
+        """The things in an image's `scores`, at their size; `things` as for `panoptic_from_scores`."""
         return scores.instances(self._things(text, things), top=top)
 
     def _things(self, text: TextClassifier | None, things: Collection[int] | None) -> Collection[int]:

@@ -10,15 +10,14 @@ Shapes: `K` classes, `Q` queries, `h w` the head's map, `H W` image, `n` rows of
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from ovstrans.datasets.sample import Segment
-from ovstrans.frameworks.queries import Instances, instances_from, panoptic_from
-from ovstrans.frameworks.resample import Axis, resize_columns, resize_rows
+from torch.nn import functional as F
 
 BAND_NUMBERS = {"cpu": 2**22, "cuda": 2**25}
 """Numbers that are at hand at once: on a CPU few enough for its caches, on a GPU enough to keep it busy."""
@@ -186,88 +185,6 @@ class ResizedScores(LinearScores):
         return self.scores.rows(first, last)
 
 
-class QueryScores(Scores):
-    """Sums over queries of class probability times mask probability (Mask2Former's semantic inference).
-
-    probabilities: [Q, K + 1], the void last, which gets no score.  masks: logits [Q, h, w] of the padded image.
-    size: of the image itself, at the top left.
-    """
-
-    logits = False
-
-    def __init__(
-        self, probabilities: Tensor, masks: Tensor, size: tuple[int, int], padded: tuple[int, int] | None = None
-    ) -> None:
-        self.probabilities, self.masks = probabilities.float(), masks.float()
-        self.named = self.probabilities[:, :-1].contiguous()
-        self.image, self.size = size, size
-        self.padded = padded or (int(masks.shape[-2]), int(masks.shape[-1]))
-        self.num_classes, self.device = int(probabilities.shape[1]) - 1, masks.device
-        self.masks_first = False
-        self.raised = Axis.resize(int(masks.shape[1]), self.padded[0]).crop(size[0])
-        self.resized = Axis.resize(size[0], size[0])
-
-    def at(self, size: tuple[int, int], *, masks_first: bool = False) -> QueryScores:
-        found = copy.copy(self)
-        found.size, found.masks_first = size, masks_first
-        found.resized = Axis.resize(self.image[0], size[0])
-        return found
-
-    @property
-    def band(self) -> int:
-        wide = max(self.size[1], self.padded[1]) * max(1, -(-self.image[0] // self.size[0]))
-        return max(1, self._numbers // (wide * len(self.masks)))
-
-    def inside(self, first: int, last: int, queries: Tensor | None = None) -> Tensor:
-        """Mask probabilities [Q, n, W] of rows [first, last), of all queries or of those given."""
-        low, high = self.resized.needs(first, last)
-        masks = self.masks if queries is None else self.masks[queries]
-        masks = resize_rows(masks, self.raised, low, high)
-        if self.masks_first:
-            masks = resize_rows(masks, self.resized, first, last, start=low)
-        masks = resize_columns(masks, self.padded[1])[..., : self.image[1]]
-        if self.masks_first:
-            return resize_columns(masks, self.size[1]).sigmoid()
-        # Resizing is linear and so is the sum over queries: resized Q probabilities sum to resized K scores.
-        inside = resize_rows(masks.sigmoid(), self.resized, first, last, start=low)
-        return resize_columns(inside, self.size[1])
-
-    def rows(self, first: int, last: int) -> Tensor:
-        inside = self.inside(first, last).flatten(1).t()
-        return (inside @ self.named).unflatten(0, (last - first, self.size[1]))
-
-    def best(self, first: int, last: int, *, share: bool = False) -> Best:
-        inside = self.inside(first, last).flatten(1)
-        step = max(1, self._numbers // self.num_classes)
-        parts = [
-            best_of(inside[:, start : start + step].t() @ self.named, logits=False, share=share)
-            for start in range(0, inside.shape[1], step)
-        ]
-        return joined(parts, dim=0, shape=(last - first, self.size[1]))
-
-    def panoptic(
-        self, things: Collection[int], *, object_threshold: float, overlap_threshold: float
-    ) -> tuple[Tensor, list[Segment]]:
-        """Segment map int32 [H, W] and segments, by masks that are resized first; see `queries.panoptic`."""
-        return panoptic_from(
-            self.probabilities,
-            self._mask_bands,
-            self.size,
-            things,
-            object_threshold=object_threshold,
-            overlap_threshold=overlap_threshold,
-        )
-
-    def instances(self, things: Collection[int], *, top: int) -> Instances:
-        """The things, by masks that are resized first; see `queries.instances`."""
-        return instances_from(self.named, self._mask_bands, self.size, things, top=top)
-
-    def _mask_bands(self, queries: Tensor) -> Iterable[Tensor]:
-        """Probabilities of the resized masks of some queries [queries, n, W], n rows after n rows."""
-        found = self.at(self.size, masks_first=True)
-        return (found.inside(first, last, queries) for first, last in found.bands())
-
-
 class FlippedScores(Scores):
     """Scores of an image's mirror image, brought back."""
 
@@ -344,3 +261,74 @@ class WindowScores(Scores):
         if top not in self._seen:
             self._seen[top] = self.look(top)
         return self._seen[top]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Linear interpolation along one side: each new place is a weighted sum of a few old ones.
+
+    index: int64 [N, T], the old places.  weight: float32 [N, T].
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    @classmethod
+    def resize(cls, source: int, target: int) -> Axis:
+        """From a length to another. The arithmetic is float32, as torch's own."""
+        if source == target:
+            return cls(torch.arange(source)[:, None], torch.ones(source, 1))
+        place = ((torch.arange(target, dtype=torch.float32) + 0.5) * (source / target) - 0.5).clamp_(min=0)
+        low = place.long().clamp_(max=source - 1)
+        part = (place - low).clamp_(max=1)
+        return cls(torch.stack([low, (low + 1).clamp_(max=source - 1)], 1), torch.stack([1 - part, part], 1))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def identity(self) -> bool:
+        """Whether every new place is the old one of the same number."""
+        return self.index.shape[1] == 1 and torch.equal(self.index[:, 0], torch.arange(len(self)))
+
+    def crop(self, length: int) -> Axis:
+        """The first so many places."""
+        return replace(self, index=self.index[:length], weight=self.weight[:length])
+
+    def then(self, other: Axis) -> Axis:
+        """This, and what `other` makes of its result, in one step."""
+        if other.identity:
+            return self
+        index = self.index[other.index].flatten(1)
+        return Axis(index, (self.weight[other.index] * other.weight[..., None]).flatten(1))
+
+    def needs(self, first: int, last: int) -> tuple[int, int]:
+        """The old places that new ones [first, last) are made of: from, to."""
+        low, high = self.index[first:last].aminmax()
+        return int(low), int(high) + 1
+
+    def matrix(self, first: int, last: int, device: torch.device) -> tuple[int, int, Tensor]:
+        """The old places needed (from, to) and the matrix [last - first, to - from] that makes the new ones of them."""
+        low, high = self.needs(first, last)
+        matrix = torch.zeros(last - first, high - low)
+        matrix.scatter_add_(1, self.index[first:last] - low, self.weight[first:last])
+        return low, high, matrix.to(device)
+
+
+def resize_rows(maps: Tensor, axis: Axis, first: int, last: int, *, start: int = 0) -> Tensor:
+    """Rows [first, last) of maps [C, n, w] along an axis of one step: [C, last - first, w].
+
+    start: which row of the whole map `maps` begins with; `Axis.needs` says which it must hold.
+    """
+    if axis.identity:
+        return maps[:, first - start : last - start]
+    index = (axis.index[first:last] - start).to(maps.device)
+    weight = axis.weight[first:last, 1:].to(maps.device)
+    return torch.lerp(maps.index_select(1, index[:, 0]), maps.index_select(1, index[:, 1]), weight)
+
+
+def resize_columns(maps: Tensor, width: int) -> Tensor:
+    """Maps [C, n, w] at another width, [C, n, width]."""
+    if maps.shape[-1] == width:
+        return maps
+    return F.interpolate(maps[None], size=(maps.shape[1], width), mode="bilinear", align_corners=False)[0]

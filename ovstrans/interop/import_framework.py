@@ -16,7 +16,7 @@ from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
-from ovstrans.frameworks.vocabulary import text_clip, with_prompts
+from ovstrans.frameworks.registry import text_clip, with_prompts
 from ovstrans.interop.export import from_upstream, upstream_names
 from ovstrans.interop.foreign import Foreign
 from ovstrans.interop.matching import Imported, match, rename

@@ -24,12 +24,12 @@ class Distillation(nn.Module):
     """The contract of a distillation loss.
 
     Called with (student, teacher, batch): two image encoders and a batch whose images [B, 3, H, W] are
-    normalised and which has what `requires` names. Returns named losses, already weighted; their sum is
+    normalised and which has what `target_requirements` names. Returns named losses, already weighted; their sum is
     minimised. The teacher is in eval mode and must be run without gradients. A loss may own parameters
     of its own: they are trained and saved along.
     """
 
-    requires: TargetRequirements = TargetRequirements()
+    target_requirements: TargetRequirements = TargetRequirements()
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The losses of one batch."""

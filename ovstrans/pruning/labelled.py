@@ -23,7 +23,7 @@ class LabelledViews:
 
     dataset: the images, labelled.  batch: images a step.  size: pixels of a side of the square views.
     crop: least side of a view, as a part of the image's shorter side.  flip: mirror half of them.
-    requires: of the loss.  region_size: pixels of a side of what the teacher sees of a segment.  targets: fills
+    requirements: of the loss.  region_size: pixels of a side of what the teacher sees of a segment.  targets: fills
     in the rest of what the loss requires.
     """
 
@@ -36,7 +36,7 @@ class LabelledViews:
         seed: int,
         crop: float,
         flip: bool,
-        requires: TargetRequirements,
+        requirements: TargetRequirements,
         region_size: int,
         targets: TeacherTargets,
         device: torch.device,
@@ -45,7 +45,7 @@ class LabelledViews:
         self.count = len(dataset)
         # A view that shows the part `crop` of the shorter side is the image at 1 / crop of the view's size.
         augment = Augment(scale=(1.0, 1.0 / crop), flip=0.5 if flip else 0.0, short_side=size)
-        regions = region_size if requires.teacher or requires.synonyms else 0
+        regions = region_size if requirements.teacher or requirements.synonyms else 0
         self._transform = WithSegments(
             augment.transform(size, dataset.ignore), dataset.ignore, dataset.vocabulary.novel, regions
         )

@@ -139,7 +139,7 @@ def _lesson(
     if name not in SEGMENT_LOSSES:
         loss = make_distillation(name, clip, settings.distill.options)
         return loss, Images(dataset, limit=data.images, workers=data.workers, **views)
-    from ovstrans.frameworks.vocabulary import with_prompts
+    from ovstrans.frameworks.registry import with_prompts
     from ovstrans.pruning.labelled import LabelledViews
     from ovstrans.training.batches import Labelled
     from ovstrans.training.teacher_targets import TeacherTargets, warn_of_captions
@@ -147,13 +147,18 @@ def _lesson(
     labelled = Labelled(dataset, limit=data.images, cache=True)
     vocabulary = with_prompts(labelled.vocabulary, "gkc", settings.distill.options)  # whose head and losses these are
     loss = make_distillation(name, clip, settings.distill.options, embed_vocabulary(clip, vocabulary))
-    warn_of_captions(labelled, loss.requires, "distill.grounding_weight=0")
+    warn_of_captions(labelled, loss.target_requirements, "distill.grounding_weight=0")
     precision = pick_precision(PRECISIONS[settings.run.precision], device)
     targets = TeacherTargets(
-        clip, loss.requires, vocabulary, device=device, precision=precision, seed=settings.run.seed
+        clip, loss.target_requirements, vocabulary, device=device, precision=precision, seed=settings.run.seed
     )
     return loss, LabelledViews(
-        labelled, requires=loss.requires, region_size=clip.image_size, targets=targets, device=device, **views
+        labelled,
+        requirements=loss.target_requirements,
+        region_size=clip.image_size,
+        targets=targets,
+        device=device,
+        **views,
     )
 
 

@@ -2,7 +2,7 @@
 
 The student is the trunk under a Mask2Former head with a projection of its queries; both are trained
 along and thrown away. `text-guided` and `vision-guided` draw each query to what the teacher sees in the
-region it is matched with (see `frameworks.region_distill`). Names of classes enter by the likeness of
+region it is matched with (see `frameworks.gkc_distillation`). Names of classes enter by the likeness of
 their texts alone: queries and regions are matched by how well they agree, not by class, and nothing is
 asked of masks. `semantic` is the baseline that learns from labels too: all of GKC's losses.
 
@@ -25,8 +25,8 @@ from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.frameworks.base import Batch, TargetRequirements, resolve_options
 from ovstrans.frameworks.gkc import GKC
-from ovstrans.frameworks.mask2former import FEATURES, MaskHead
-from ovstrans.frameworks.region_distill import distillation_loss
+from ovstrans.frameworks.gkc_distillation import distillation_loss
+from ovstrans.frameworks.mask2former_head import FEATURES, MaskHead
 from ovstrans.pruning.distill import Distillation
 
 HEAD: Mapping[str, Any] = {
@@ -43,7 +43,7 @@ class RegionDistillation(Distillation):
     the head, see `HEAD`. Raises InputError for an option that is not one or does not fit.
     """
 
-    requires = TargetRequirements(segments=True, teacher=True)
+    target_requirements = TargetRequirements(segments=True, teacher=True)
 
     def __init__(self, kind: str, encoder: nn.Module, text: TextClassifier, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -90,13 +90,13 @@ class SemanticDistillation(Distillation):
         super().__init__()
         self.gkc = GKC(encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options=options)
         self.gkc.backbone = nn.Identity()  # the student takes its place
-        self.requires = self.gkc.requires
+        self.target_requirements = self.gkc.target_requirements
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """GKC's losses: mask, dice, class, and those of its options."""
         height, width = self.gkc.padded_size(batch.images)
         images = F.pad(batch.images, (0, width - batch.images.shape[-1], 0, height - batch.images.shape[-2]))
-        return self.gkc.losses_from(stages(student, images), batch)
+        return self.gkc.losses_from_features(stages(student, images), batch)
 
 
 def match_by_similarity(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ def choose_settings(
             other = f"{default}-regions" if wanted in SEGMENT_LOSSES else default
             raise InputError(f"recipe {name}: is for the distillation loss {own}, not {wanted}; {other} is for that")
         if (wanted or own) == "semantic":  # every option of GKC can be set, and the mask records it
-            table["distill"] = {**registry.defaults("gkc"), **table["distill"]}
+            table["distill"] = {**registry.default_options("gkc"), **table["distill"]}
     table = override(table, changes)
     for key, value in (given or {}).items():
         section, _, entry = key.partition(".")

@@ -34,7 +34,7 @@ def evaluate_targets(
     from ovstrans.errors import InputError
     from ovstrans.evaluation.evaluate import evaluate
     from ovstrans.evaluation.ranks import first_said
-    from ovstrans.frameworks.vocabulary import classifier_for
+    from ovstrans.frameworks.registry import classifier_for
     from ovstrans.reports.pictures import Pages
     from ovstrans.training.distributed import process_group
 

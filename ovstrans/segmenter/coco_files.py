@@ -29,7 +29,7 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
-from ovstrans.frameworks.queries import Instances
+from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter import rle
 from ovstrans.vocabulary.vocabulary import Vocabulary
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ovstrans.datasets.overlay import IGNORED
 from ovstrans.datasets.sample import Segment
-from ovstrans.frameworks.queries import Instances
+from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter.coco_files import told_apart
 from ovstrans.segmenter.label_maps import SHOWN_SHARE, page, percent
 from ovstrans.vocabulary.vocabulary import Vocabulary

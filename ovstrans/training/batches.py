@@ -66,19 +66,19 @@ def stream(
     world: World,
     *,
     start: int = 0,
-    requires: TargetRequirements = TargetRequirements(),
+    requirements: TargetRequirements = TargetRequirements(),
     region_size: int = 0,
 ) -> Iterator[Batch]:
     """This process's batches from step `start` on, without end, with what they carry from the data alone.
 
-    region_size: side of what CLIP sees of a segment, where `requires` names the teacher or synonyms.
+    region_size: side of what CLIP sees of a segment, where `requirements` names the teacher or synonyms.
     """
     augment = settings.augment
     transform: Transform = Augment(augment.scale, augment.flip, augment.jitter, augment.short_side).transform(
         augment.crop, dataset.ignore
     )
-    if requires.segments:
-        size = region_size if requires.teacher or requires.synonyms else 0
+    if requirements.segments:
+        size = region_size if requirements.teacher or requirements.synonyms else 0
         transform = WithSegments(transform, dataset.ignore, dataset.vocabulary.novel, size)
     batches = infinite_batches(
         dataset,
@@ -89,7 +89,7 @@ def stream(
         rank=world.rank,
         world=world.size,
         workers=settings.data.workers,
-        segments=requires.segments,
+        segments=requirements.segments,
     )
     return (_placed(batch, dataset.ignore, world.device) for batch in batches)
 

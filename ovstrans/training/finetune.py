@@ -20,7 +20,7 @@ from ovstrans.environment import environment
 from ovstrans.errors import InputError, OvstransError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
-from ovstrans.frameworks.vocabulary import with_prompts
+from ovstrans.frameworks.registry import with_prompts
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.training import distributed
@@ -101,11 +101,18 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
         recalibrate(framework, islice(stream(dataset, settings, world), recipe.bn_recalibrate), precision)
 
     # What the losses want beyond the data; the targets stays out of the framework and its checkpoint.
-    targets = make_teacher_targets(settings, framework.requires, clip, vocabulary, world, precision)
+    targets = make_teacher_targets(settings, framework.target_requirements, clip, vocabulary, world, precision)
 
     def batches(start: int) -> Iterator[Batch]:
         """The batches from step `start` on."""
-        found = stream(dataset, settings, world, start=start, requires=framework.requires, region_size=clip.image_size)
+        found = stream(
+            dataset,
+            settings,
+            world,
+            start=start,
+            requirements=framework.target_requirements,
+            region_size=clip.image_size,
+        )
         return found if targets is None else targets.attach(found, start)
 
     # The optimizer sees what may change and nothing else.
@@ -125,7 +132,7 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
         else:
             folder.rewind_log(done)
         console.say(_headline(settings, clip, mask, _frozen(framework, frozen), precision.name, done))
-        warn_of_captions(dataset, framework.requires, "model.grounding_weight=0")
+        warn_of_captions(dataset, framework.target_requirements, "model.grounding_weight=0")
     world.barrier()
 
     def snapshot(step: int) -> dict[str, Any]:

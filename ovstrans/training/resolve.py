@@ -146,7 +146,7 @@ def _table(framework: str | None, recipe: str | None, stored: Settings | None) -
     if recipe is None and stored is not None:
         return stored.to_recipe(), "of the run"
     if framework is not None:
-        registry.defaults(framework)  # an unknown framework is the clearer message
+        registry.default_options(framework)  # an unknown framework is the clearer message
     name = recipe if recipe is not None else f"{framework or DEFAULT_FRAMEWORK}-mini"
     table = load_recipe(name)
     if "prune" in table and "model" not in table:
@@ -160,7 +160,7 @@ def _table(framework: str | None, recipe: str | None, stored: Settings | None) -
     if isinstance(named, str):  # every option of the framework can be set, and the run records it
         table["model"] = {
             **table["model"],
-            **{k: v for k, v in registry.defaults(named).items() if k not in table["model"]},
+            **{k: v for k, v in registry.default_options(named).items() if k not in table["model"]},
         }
     if stored is not None:
         table["run"] = stored.to_recipe()["run"]

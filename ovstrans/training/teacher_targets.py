@@ -48,7 +48,7 @@ CHUNK = 64
 class TeacherTargets:
     """Fills batches, on the device, by a copy of a CLIP as it is now: make it before weights change.
 
-    requires: what to fill in.  vocabulary: that the segments' classes are indices of, its names as the
+    requirements: what to fill in.  vocabulary: that the segments' classes are indices of, its names as the
     framework words them.  seed: of the run.  rank: of this process.  Raises InputError where the CLIP
     has no text encoder and one is needed.
     """
@@ -56,7 +56,7 @@ class TeacherTargets:
     def __init__(
         self,
         clip: Clip,
-        requires: TargetRequirements,
+        requirements: TargetRequirements,
         vocabulary: Vocabulary,
         *,
         device: torch.device,
@@ -64,14 +64,22 @@ class TeacherTargets:
         seed: int,
         rank: int = 0,
     ) -> None:
-        self.requires, self.device, self.precision, self.seed, self.rank = requires, device, precision, seed, rank
+        self.requirements, self.device, self.precision, self.seed, self.rank = (
+            requirements,
+            device,
+            precision,
+            seed,
+            rank,
+        )
         self.clip = replace(clip, model=copy.deepcopy(clip.model).eval().requires_grad_(False))
         to_device(self.clip.model, device)
         self._nouns: dict[str, Tensor] = {}
-        if requires.captions and not clip.has_text:
+        if requirements.captions and not clip.has_text:
             raise InputError(f"{clip.pretrained}: holds the image encoder only, but captions need the text encoder")
         computed = _computed(device, precision)
-        self.names = SynonymFilter(self.clip, vocabulary, self.encode_regions, computed) if requires.synonyms else None
+        self.names = (
+            SynonymFilter(self.clip, vocabulary, self.encode_regions, computed) if requirements.synonyms else None
+        )
 
     def attach(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
         """The batches of step `start` (counted from 0) and on, filled in."""
@@ -83,16 +91,16 @@ class TeacherTargets:
                 self.names.save()
 
     def add(self, batch: Batch, step: int) -> Batch:
-        """The batch with what `requires` names.
+        """The batch with what `requirements` names.
 
         batch: on the device; its segments with their regions where teacher or synonyms are wanted.
         """
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "targets", step, self.rank))
-        if self.requires.captions:
+        if self.requirements.captions:
             batch = replace(batch, nouns=tuple(self._words(caption, draws) for caption in batch.captions))
-        if self.requires.synonyms:
+        if self.requirements.synonyms:
             batch = replace(batch, synonyms=tuple(self._synonyms(each, draws) for each in batch.segments or ()))
-        if self.requires.teacher:
+        if self.requirements.teacher:
             regions = [_regions_of(segments) for segments in batch.segments or ()]
             batch = replace(
                 batch, teacher=self.encode_regions(torch.cat(regions)).split([len(each) for each in regions])
@@ -130,27 +138,29 @@ class TeacherTargets:
 
 def make_teacher_targets(
     settings: Settings,
-    requires: TargetRequirements,
+    requirements: TargetRequirements,
     clip: Clip,
     vocabulary: Vocabulary,
     world: World,
     precision: Precision,
 ) -> TeacherTargets | None:
-    """The targets of a run, around CLIP as it was trained; None where `requires` names nothing that one gives."""
-    if not (requires.teacher or requires.captions or requires.synonyms):
+    """The targets of a run, around CLIP as it was trained; None where `requirements` names nothing that one gives."""
+    if not (requirements.teacher or requirements.captions or requirements.synonyms):
         return None
     if settings.run.init == "pruned":  # pruned weights have taken the place of CLIP's own
         clip = load_clip(settings.model.clip, settings.model.pretrained or None)
     rank, seed = world.rank, settings.run.seed
-    return TeacherTargets(clip, requires, vocabulary, device=world.device, precision=precision, seed=seed, rank=rank)
+    return TeacherTargets(
+        clip, requirements, vocabulary, device=world.device, precision=precision, seed=seed, rank=rank
+    )
 
 
-def warn_of_captions(dataset: Labelled, requires: TargetRequirements, without: str) -> None:
+def warn_of_captions(dataset: Labelled, requirements: TargetRequirements, without: str) -> None:
     """Say that a loss on captions has nothing to learn from, where the first image has none.
 
     without: the setting that leaves that loss out.
     """
-    if requires.captions and not dataset[0].caption:
+    if requirements.captions and not dataset[0].caption:
         console.warn(
             f"{dataset.name}:{dataset.split}: its first image has no caption; the loss on captions is 0 for such "
             f"images, --set {without} leaves it out"

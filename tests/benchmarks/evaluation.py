@@ -32,8 +32,8 @@ from ovstrans.evaluation.inference import Inference, predict_from
 from ovstrans.evaluation.metrics import Confusion
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
+from ovstrans.frameworks.mask2former_inference import semantic
 from ovstrans.frameworks.mask_framework import MaskFramework
-from ovstrans.frameworks.queries import semantic
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 PUBLISHED = Inference(800, 1333)
@@ -66,7 +66,7 @@ def plain_classes(
         low = framework.logits(images)
         seconds = time.process_time() - start
         return framework.resize(low, shape, size)[0].argmax(0), seconds
-    probabilities, masks = framework.find(images)
+    probabilities, masks = framework.predict_masks(images)
     seconds = time.process_time() - start
     masks = framework.resize(masks, shape, size if masks_first else None)
     scores = semantic(probabilities[..., :-1], masks)

@@ -346,7 +346,7 @@ def answers(model: Any, ours: GKC, size: tuple[int, int]) -> dict[str, Tensor]:
     given = inputs(ours, size)
     model.criterion.pairs = case.matches(ours.predictions, ours.options["queries"])
     with torch.no_grad():
-        model.backbone.features = ours.trunk(case.images(size))
+        model.backbone.features = ours.backbone_features(case.images(size))
         losses = model(given)
     outputs = model.criterion.outputs
     predictions = [*outputs["aux_outputs"], outputs]

@@ -103,11 +103,11 @@ def test_other_words_for_the_classes_of_the_data() -> None:
 
 
 def test_names_of_the_authors_are_embedded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovstrans.frameworks import vocabulary
+    from ovstrans.frameworks import registry
 
     asked = []
-    plain = vocabulary.classifier_for
-    monkeypatch.setattr(vocabulary, "classifier_for", lambda *given: (asked.append(given[2]), plain(*given))[1])
+    plain = registry.classifier_for
+    monkeypatch.setattr(registry, "classifier_for", lambda *given: (asked.append(given[2]), plain(*given))[1])
     entry("--names", "joined")
     assert asked == ["joined"]
 

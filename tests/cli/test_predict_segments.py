@@ -22,7 +22,7 @@ from ovstrans.datasets import images as images_module
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
-from ovstrans.frameworks.vocabulary import classifier_for
+from ovstrans.frameworks.registry import classifier_for
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.cli.test_bench import checkpoint_of, write_run
 from tests.cli.test_predict import draw, files_in, read, run

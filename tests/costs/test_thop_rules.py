@@ -20,7 +20,7 @@ from ovstrans.costs.meta import run_on_meta
 from ovstrans.costs.target import build_on_meta, resolve
 from ovstrans.costs.thop_rules import PTFLOPS, THOP, count_thop
 from ovstrans.frameworks import registry
-from ovstrans.frameworks.mask2former import HeadOutput
+from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.frameworks.mask_framework import MaskFramework
 
 PAPER, SMALL = (800, 1216), (512, 512)

@@ -49,7 +49,7 @@ def test_frameworks_against_their_real_losses(frameworks: dict[str, Framework], 
     framework = frameworks[name]
     forward, backward = case.real_step(framework, PLANS[plan])
     found = executed_training(framework, case.SIZE, components=framework.components(), frozen=PLANS[plan])
-    exact = not (framework.requires.captions or framework.requires.teacher)
+    exact = not (framework.target_requirements.captions or framework.target_requirements.teacher)
     assert found.forward == (forward if exact else pytest.approx(forward, rel=1e-3))
     assert found.backward == (backward if exact else pytest.approx(backward, rel=1e-3))
 

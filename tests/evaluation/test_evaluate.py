@@ -18,7 +18,8 @@ from ovstrans.evaluation.evaluate import evaluate
 from ovstrans.evaluation.inference import Inference, predict
 from ovstrans.evaluation.metrics import Confusion, metrics
 from ovstrans.evaluation.ranks import fail_together, first_said
-from ovstrans.frameworks.scores import MapScores, QueryScores, Scores
+from ovstrans.frameworks.mask2former_inference import QueryScores
+from ovstrans.frameworks.scores import MapScores, Scores
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 CLASSES = 4
@@ -287,7 +288,7 @@ class Panoptic(nn.Module):
         size = (int(images.shape[-2]), int(images.shape[-1]))
         return [QueryScores(probabilities, 30 - 60 * each.abs(), size) for each in level]
 
-    def panoptic_of(self, scores: QueryScores, text: object = None) -> tuple[Tensor, list[Segment]]:
+    def panoptic_from_scores(self, scores: QueryScores, text: object = None) -> tuple[Tensor, list[Segment]]:
         self.orders.append(scores.masks_first)
         return scores.panoptic(set(), object_threshold=0.5, overlap_threshold=0.5)
 

@@ -17,8 +17,8 @@ from ovstrans.datasets.augment import resize_image
 from ovstrans.errors import InputError
 from ovstrans.evaluation.inference import Inference, Prediction, batch_room, predict, window_starts
 from ovstrans.frameworks.base import Framework
-from ovstrans.frameworks.queries import semantic
-from ovstrans.frameworks.scores import MapScores, QueryScores, Scores
+from ovstrans.frameworks.mask2former_inference import QueryScores, semantic
+from ovstrans.frameworks.scores import MapScores, Scores
 from tests.frameworks import golden_case as case
 
 CLOSE = 1e-4
@@ -135,7 +135,7 @@ def test_fcclip_as_published_with_whole_maps(size: tuple[int, int], order: str) 
     inference = Inference(70, 100, order=order)
     seen = inference.size(*size)
     with torch.no_grad():
-        probabilities, masks = framework.find(resize_image(image, seen)[None] / 255, text)
+        probabilities, masks = framework.predict_masks(resize_image(image, seen)[None] / 255, text)
         whole = Framework.resize(masks, seen, size if order == "masks" else None)
         expected = semantic(probabilities[..., :-1], whole)
         expected = F.interpolate(expected, size, mode="bilinear", align_corners=False)[0]

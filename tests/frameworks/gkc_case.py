@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import create_image_encoder, model_info
 from ovstrans.frameworks.base import Batch
-from ovstrans.frameworks.criterion import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.gkc import GKC
+from ovstrans.frameworks.mask2former_losses import Match, Targets, class_loss, class_targets
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import golden_case as case
 
@@ -116,10 +116,10 @@ def matches(predictions: int, queries: int) -> list[list[Match]]:
 def answers(framework: GKC, size: tuple[int, int]) -> dict[str, Tensor]:
     """mask_logits [P, B, Q, h, w] and class_logits [P, B, Q, K + 1] of every prediction, and the losses that
     do not depend on masks, each summed over predictions."""
-    given, wanted = batch(framework.embed_dim, size, synonyms=framework.requires.synonyms), targets(size)
+    given, wanted = batch(framework.embed_dim, size, synonyms=framework.target_requirements.synonyms), targets(size)
     text = case.text_of(NAMES, framework.embed_dim)
     with torch.no_grad():
-        found = framework.head(framework.trunk(given.images))
+        found = framework.head(framework.backbone_features(given.images))
         scores = [framework.class_scores(found, number, text) for number in range(framework.predictions)]
         pairs = matches(framework.predictions, scores[0].shape[1])
         shape = (scores[0].shape[0], scores[0].shape[1])
@@ -127,7 +127,7 @@ def answers(framework: GKC, size: tuple[int, int]) -> dict[str, Tensor]:
             class_loss(score, class_targets(shape, len(NAMES), wanted, each), framework.options["void_weight"])
             for score, each in zip(scores, pairs, strict=True)
         ]
-        losses = framework.further_losses(found, pairs, wanted, given)
+        losses = framework.extra_losses(found, pairs, wanted, given)
     result = {"mask_logits": torch.stack(found.masks), "class_logits": torch.stack(scores)}
     total = framework.options["class_weight"] * torch.stack(named).sum()
     return {**result, "loss.class": total, **{f"loss.{name}": value for name, value in losses.items()}}

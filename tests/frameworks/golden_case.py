@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ovstrans.clip.load import create_image_encoder, model_info
 from ovstrans.clip.text import TextClassifier
 from ovstrans.frameworks.fcclip import FCCLIP
-from ovstrans.frameworks.mask2former import HeadOutput
+from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden" / "fcclip.safetensors"
@@ -116,7 +116,7 @@ def answers(framework: FCCLIP, picture: Tensor) -> dict[str, Tensor]:
     text = text_of(ASKED, framework.embed_dim)
     images = picture.float() / 255
     with torch.no_grad():
-        features = framework.trunk(images)
+        features = framework.backbone_features(images)
         found: HeadOutput = framework.head(features)
         scores = [framework.class_scores(found, prediction, text) for prediction in range(framework.predictions)]
         return {

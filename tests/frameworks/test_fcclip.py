@@ -16,7 +16,7 @@ from ovstrans.clip.text import TextClassifier
 from ovstrans.costs.params import count_params
 from ovstrans.costs.target import Target, build_on_meta
 from ovstrans.errors import InputError
-from ovstrans.frameworks.mask2former import HeadOutput
+from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.reports.report import cost_report
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import golden_case as case
@@ -190,7 +190,7 @@ def test_a_class_is_as_good_as_its_best_name(clip: Clip) -> None:
     )
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        one, other = framework.find(images, once)[0], framework.find(images, twice)[0]
+        one, other = framework.predict_masks(images, once)[0], framework.predict_masks(images, twice)[0]
     assert one.shape == other.shape == (1, 10, 3)
     assert not torch.allclose(one, other)
     assert (other[..., 1] >= other[..., 0] - 1e-6).all()  # `boat` has the name of `tree` too

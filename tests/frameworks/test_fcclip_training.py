@@ -17,7 +17,7 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch
 from ovstrans.frameworks.fcclip import FCCLIP
-from ovstrans.frameworks.mask2former import HeadOutput
+from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.masks.mask import Mask
 from ovstrans.training.freeze import recalibrate, train_mode
 from ovstrans.training.precision import Precision
@@ -69,8 +69,8 @@ def test_a_frozen_trunk_stays_frozen_in_train_mode(clip: Clip, text: TextClassif
     assert framework.training and framework.class_head.training
     assert framework.clip_head is not None
     assert not any(each.training for each in (*framework.backbone.modules(), *framework.clip_head.modules()))
-    assert not framework.trunk(USUAL.images)["res5"].requires_grad
-    assert framework.head(framework.trunk(USUAL.images)).masks[-1].requires_grad
+    assert not framework.backbone_features(USUAL.images)["res5"].requires_grad
+    assert framework.head(framework.backbone_features(USUAL.images)).masks[-1].requires_grad
 
 
 def test_a_pruned_frozen_trunk_can_have_its_statistics_renewed(clip: Clip, text: TextClassifier) -> None:

@@ -20,8 +20,8 @@ from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks import gkc, registry
 from ovstrans.frameworks.base import Batch, TargetRequirements
-from ovstrans.frameworks.criterion import IGNORED, class_targets
 from ovstrans.frameworks.gkc import GKC
+from ovstrans.frameworks.mask2former_losses import IGNORED, class_targets
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import gkc_case as case
 from tests.frameworks.golden_case import difference
@@ -83,12 +83,12 @@ def test_as_the_released_code(variant: str, size: tuple[int, int]) -> None:
 
 
 def test_what_it_needs_follows_from_its_options(clip: Clip, text: TextClassifier) -> None:
-    assert make(clip, text).requires == TargetRequirements(segments=True, teacher=True, captions=True)
-    assert make(clip, text, synonyms="random").requires.synonyms
+    assert make(clip, text).target_requirements == TargetRequirements(segments=True, teacher=True, captions=True)
+    assert make(clip, text, synonyms="random").target_requirements.synonyms
     bare = make(clip, text, distill="none", grounding_weight=0)
-    assert bare.requires == TargetRequirements(segments=True)
+    assert bare.target_requirements == TargetRequirements(segments=True)
     assert set(bare.train().losses(batch((0, 2), (3,)))) == {"mask", "dice", "class"}
-    assert GKC.requires == TargetRequirements(segments=True)  # the class's own, untouched
+    assert GKC.target_requirements == TargetRequirements(segments=True)  # the class's own, untouched
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_any_trunk_will_do(vocabulary: Vocabulary, encoder: str, path: str) -> N
 def test_clip_path_starts_at_clips_own_answer(clip: Clip, text: TextClassifier) -> None:
     framework = make(clip, text, clip_path="sum").eval()
     with torch.no_grad():
-        found = framework.head(framework.trunk(torch.rand(2, 3, 96, 64)))
+        found = framework.head(framework.backbone_features(torch.rand(2, 3, 96, 64)))
         for prediction in range(3):
             seen = F.normalize(mask_embeddings(clip.visual, found.features["res5"], found.masks[prediction]), dim=-1)
             expected = seen @ text.embeddings.t() / 0.07
@@ -333,7 +333,7 @@ def test_a_checkpoint_brings_it_back_to_the_last_bit(clip: Clip, text: TextClass
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again.logits(images), framework.logits(images))
-    assert isinstance(again, GKC) and again.requires == framework.requires
+    assert isinstance(again, GKC) and again.target_requirements == framework.target_requirements
 
 
 def test_names_are_cleaned_and_bare() -> None:

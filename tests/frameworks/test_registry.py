@@ -40,19 +40,19 @@ def checkpoint_of(clip: Clip, framework: Framework) -> Checkpoint:
 
 
 def test_names_and_defaults() -> None:
-    assert registry.names() == ["deeplabv3", "fcclip", "gkc"]
-    assert registry.defaults("deeplabv3")["output_stride"] == 16
+    assert registry.list_frameworks() == ["deeplabv3", "fcclip", "gkc"]
+    assert registry.default_options("deeplabv3")["output_stride"] == 16
     with pytest.raises(
         InputError, match=r"'deeplabv2': unknown; did you mean 'deeplabv3'\? known are deeplabv3, fcclip"
     ):
-        registry.defaults("deeplabv2")
+        registry.default_options("deeplabv2")
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", registry.list_frameworks())
 def test_every_name_is_a_framework(name: str) -> None:
-    kind = registry.find(name)
+    kind = registry.framework_class(name)
     assert issubclass(kind, Framework) and kind.name == name
-    assert registry.defaults(name) == dict(kind.defaults)
+    assert registry.default_options(name) == dict(kind.defaults)
 
 
 def test_frameworks_are_imported_when_they_are_asked_for() -> None:
@@ -60,10 +60,10 @@ def test_frameworks_are_imported_when_they_are_asked_for() -> None:
     code = """
 import sys
 from ovstrans.frameworks import registry
-registry.names(), registry.defaults("deeplabv3")
+registry.list_frameworks(), registry.default_options("deeplabv3")
 module = "transformers.models.mask2former.modeling_mask2former"
 assert module not in sys.modules, "too early"
-registry.defaults("fcclip")
+registry.default_options("fcclip")
 assert module in sys.modules, "this test tests nothing"
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,12 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from ovstrans.frameworks import scores as module
 from ovstrans.frameworks.base import Framework
-from ovstrans.frameworks.queries import instances, panoptic, semantic
+from ovstrans.frameworks.mask2former_inference import QueryScores, instances, panoptic, semantic
 from ovstrans.frameworks.scores import (
     FlippedScores,
     MapScores,
     MeanScores,
-    QueryScores,
     ResizedScores,
     Scores,
     WindowScores,

@@ -18,7 +18,7 @@ from ovstrans.clip.text import embed_vocabulary
 from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
-from ovstrans.frameworks.vocabulary import with_prompts
+from ovstrans.frameworks.registry import with_prompts
 from ovstrans.interop.export import from_upstream, to_upstream, upstream_names, write
 from ovstrans.interop.foreign import read_foreign
 from ovstrans.interop.import_framework import head_options, import_checkpoint, with_text
@@ -82,7 +82,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def test_every_framework_is_tried_here() -> None:
-    assert sorted(OPTIONS) == registry.names()
+    assert sorted(OPTIONS) == registry.list_frameworks()
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -68,7 +68,7 @@ def test_fcclip_as_published(name: str, clip: str, tag: str, trunk: str) -> None
     recipe = load_recipe(name)
     model, steps = recipe["model"], recipe["training"]["steps"]
     assert (model["clip"], model["pretrained"], model["trunk"]) == (clip, tag, trunk)
-    published = registry.defaults("fcclip")
+    published = registry.default_options("fcclip")
     assert {key: value for key, value in model.items() if published.get(key, value) != value} == (
         {} if trunk == "frozen" else {"trunk": "train"}
     )

@@ -34,7 +34,7 @@ def test_it_is_whole_and_its_options_fit(name: str) -> None:
         encoder = create_image_encoder(settings.model.clip)
         text = TextClassifier(torch.empty(1, encoder.output_dim), torch.zeros(1).long(), Vocabulary("one", (("a",),)))
         framework = GKC(encoder=encoder, mean=(0.5,) * 3, std=(0.2,) * 3, text=text, options=settings.model.options)
-    assert framework.requires.teacher and framework.requires.captions
+    assert framework.target_requirements.teacher and framework.target_requirements.captions
 
 
 def test_open_trans_fine_tuning_as_published() -> None:

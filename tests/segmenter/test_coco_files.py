@@ -15,7 +15,7 @@ from PIL import Image
 from ovstrans.datasets.published.panoptic import read_annotations, read_ids, segments_in
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
-from ovstrans.frameworks.queries import Instances
+from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter.coco_files import (
     annotation,
     image_id,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ovstrans.datasets.sample import Segment
-from ovstrans.frameworks.queries import Instances
+from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter.coco_files import annotation, results
 from ovstrans.segmenter.coco_writer import JOURNAL, SegmentBook
 from ovstrans.vocabulary.vocabulary import Vocabulary

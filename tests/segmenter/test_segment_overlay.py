@@ -8,7 +8,7 @@ import torch
 
 from ovstrans.datasets.overlay import IGNORED
 from ovstrans.datasets.sample import Segment
-from ovstrans.frameworks.queries import Instances
+from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter.segment_overlay import draw_instances, draw_panoptic, shade
 from ovstrans.vocabulary.vocabulary import Vocabulary
 

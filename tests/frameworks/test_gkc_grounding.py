@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans.frameworks.grounding import grounding_loss
+from ovstrans.frameworks.gkc_grounding import grounding_loss
 
 
 def turned(*degrees: float) -> Tensor:

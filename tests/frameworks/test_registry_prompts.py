@@ -13,9 +13,9 @@ from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
-from ovstrans.frameworks.classifier import seen_classes
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
-from ovstrans.frameworks.vocabulary import classifier_for, text_clip, with_prompts
+from ovstrans.frameworks.ensemble import seen_classes
+from ovstrans.frameworks.registry import classifier_for, text_clip, with_prompts
 from ovstrans.vocabulary.catalog import published_vocabulary
 from ovstrans.vocabulary.templates import template_set
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -102,7 +102,7 @@ def test_a_framework_chooses_its_prompts(vocabulary: Vocabulary) -> None:
     assert with_prompts(own, "fcclip", {}) == replace(own, templates=template_set("vild"))
     assert with_prompts(own, "fcclip", {"templates": "bare"}).templates == ("{}",)
     assert with_prompts(own, "fcclip", {"templates": "dataset"}) == own
-    for options in ({}, {"templates": "clip"}, registry.defaults("fcclip")):
+    for options in ({}, {"templates": "clip"}, registry.default_options("fcclip")):
         once = with_prompts(own, "fcclip", options)
         assert with_prompts(once, "fcclip", options) == once
     with pytest.raises(InputError, match="templates 'vidl': unknown; did you mean 'vild'"):
@@ -129,7 +129,7 @@ def test_a_framework_may_choose_its_words(vocabulary: Vocabulary, monkeypatch: p
 )
 def test_published_classes_are_prompted_as_published(framework: str, templates: int, expected: dict) -> None:
     vocabulary = published_vocabulary("coco-panoptic")
-    options = registry.defaults(framework)
+    options = registry.default_options(framework)
     found = with_prompts(vocabulary, framework, options)
     words = dict(zip(found.names, found.classes, strict=True))
     assert {name: words[name] for name in expected} == expected
@@ -137,7 +137,7 @@ def test_published_classes_are_prompted_as_published(framework: str, templates: 
     assert with_prompts(found, framework, options) == found
 
 
-@pytest.mark.parametrize("framework", registry.names())
+@pytest.mark.parametrize("framework", registry.list_frameworks())
 def test_names_may_be_chosen(framework: str) -> None:
     vocabulary = published_vocabulary("coco-panoptic")
     expected = {
@@ -197,7 +197,7 @@ def test_the_carried_tower_computes_as_the_recorded_weights_want(
     ],
 )
 def test_fcclip_finds_seen_classes_by_their_names(name: str, seen: int) -> None:
-    options = registry.defaults("fcclip")
+    options = registry.default_options("fcclip")
     trained = with_prompts(published_vocabulary("coco-panoptic"), "fcclip", options)
     assert sum(seen_classes(with_prompts(published_vocabulary(name), "fcclip", options), trained)) == seen
 

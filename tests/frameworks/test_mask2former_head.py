@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.errors import InputError
-from ovstrans.frameworks.mask2former import FEATURES, MaskHead, mask_pool
+from ovstrans.frameworks.mask2former_head import FEATURES, MaskHead, mask_pool
 
 CHANNELS = (8, 12, 16, 24)
 SMALL: dict[str, Any] = {

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ovstrans.frameworks.criterion import Targets
-from ovstrans.frameworks.diversify import Diversified, diversify
+from ovstrans.frameworks.gkc_diversification import Diversified, diversify
+from ovstrans.frameworks.mask2former_losses import Targets
 
 WORDS = {name: torch.eye(8)[number] for number, name in enumerate(["cat", "kitty", "tom", "lawn", "turf", "plant"])}
 

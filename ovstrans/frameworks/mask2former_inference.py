@@ -5,6 +5,7 @@ Shapes: `B` batch, `Q` queries, `K` classes, `H W` image.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.datasets.sample import Segment
+from ovstrans.frameworks.scores import Axis, Best, Scores, best_of, joined, resize_columns, resize_rows
 
 INSIDE = 0.5
 """A pixel is inside a mask from this probability on."""
@@ -155,3 +157,85 @@ def instances_from(
     score = score * (sure / area.clamp(min=1)).float()[row]
     order = score.argsort(descending=True, stable=True)
     return Instances(score[order], label[order], whole[row[order]])
+
+
+class QueryScores(Scores):
+    """Sums over queries of class probability times mask probability (Mask2Former's semantic inference).
+
+    probabilities: [Q, K + 1], the void last, which gets no score.  masks: logits [Q, h, w] of the padded image.
+    size: of the image itself, at the top left.
+    """
+
+    logits = False
+
+    def __init__(
+        self, probabilities: Tensor, masks: Tensor, size: tuple[int, int], padded: tuple[int, int] | None = None
+    ) -> None:
+        self.probabilities, self.masks = probabilities.float(), masks.float()
+        self.named = self.probabilities[:, :-1].contiguous()
+        self.image, self.size = size, size
+        self.padded = padded or (int(masks.shape[-2]), int(masks.shape[-1]))
+        self.num_classes, self.device = int(probabilities.shape[1]) - 1, masks.device
+        self.masks_first = False
+        self.raised = Axis.resize(int(masks.shape[1]), self.padded[0]).crop(size[0])
+        self.resized = Axis.resize(size[0], size[0])
+
+    def at(self, size: tuple[int, int], *, masks_first: bool = False) -> QueryScores:
+        found = copy.copy(self)
+        found.size, found.masks_first = size, masks_first
+        found.resized = Axis.resize(self.image[0], size[0])
+        return found
+
+    @property
+    def band(self) -> int:
+        wide = max(self.size[1], self.padded[1]) * max(1, -(-self.image[0] // self.size[0]))
+        return max(1, self._numbers // (wide * len(self.masks)))
+
+    def inside(self, first: int, last: int, queries: Tensor | None = None) -> Tensor:
+        """Mask probabilities [Q, n, W] of rows [first, last), of all queries or of those given."""
+        low, high = self.resized.needs(first, last)
+        masks = self.masks if queries is None else self.masks[queries]
+        masks = resize_rows(masks, self.raised, low, high)
+        if self.masks_first:
+            masks = resize_rows(masks, self.resized, first, last, start=low)
+        masks = resize_columns(masks, self.padded[1])[..., : self.image[1]]
+        if self.masks_first:
+            return resize_columns(masks, self.size[1]).sigmoid()
+        # Resizing is linear and so is the sum over queries: resized Q probabilities sum to resized K scores.
+        inside = resize_rows(masks.sigmoid(), self.resized, first, last, start=low)
+        return resize_columns(inside, self.size[1])
+
+    def rows(self, first: int, last: int) -> Tensor:
+        inside = self.inside(first, last).flatten(1).t()
+        return (inside @ self.named).unflatten(0, (last - first, self.size[1]))
+
+    def best(self, first: int, last: int, *, share: bool = False) -> Best:
+        inside = self.inside(first, last).flatten(1)
+        step = max(1, self._numbers // self.num_classes)
+        parts = [
+            best_of(inside[:, start : start + step].t() @ self.named, logits=False, share=share)
+            for start in range(0, inside.shape[1], step)
+        ]
+        return joined(parts, dim=0, shape=(last - first, self.size[1]))
+
+    def panoptic(
+        self, things: Collection[int], *, object_threshold: float, overlap_threshold: float
+    ) -> tuple[Tensor, list[Segment]]:
+        """Segment map int32 [H, W] and segments, by masks that are resized first; see `panoptic`."""
+        return panoptic_from(
+            self.probabilities,
+            self._mask_bands,
+            self.size,
+            things,
+            object_threshold=object_threshold,
+            overlap_threshold=overlap_threshold,
+        )
+
+    def instances(self, things: Collection[int], *, top: int) -> Instances:
+        """The things, by masks that are resized first; see `instances`."""
+        return instances_from(self.named, self._mask_bands, self.size, things, top=top)
+
+    def _mask_bands(self, queries: Tensor) -> Iterable[Tensor]:
+        """Probabilities of the resized masks of some queries [queries, n, W], n rows after n rows."""
+        found = self.at(self.size, masks_first=True)
+        return (found.inside(first, last, queries) for first, last in found.bands())

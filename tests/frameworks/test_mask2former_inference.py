@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.datasets.sample import Segment
-from ovstrans.frameworks.queries import instances, panoptic, semantic
+from ovstrans.frameworks.mask2former_inference import instances, panoptic, semantic
 
 SURE = 20.0
 """A logit whose probability is 1 to eight digits."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ovstrans.datasets.segments import Segments
-from ovstrans.frameworks.criterion import (
+from ovstrans.frameworks.mask2former_losses import (
     IGNORED,
     Criterion,
     Match,

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.backbone import drop_head, kind
 from ovstrans.clip.pooling import mask_embeddings
-from ovstrans.clip.text import TextClassifier
-from ovstrans.frameworks.classifier import cosine_scores
+from ovstrans.clip.text import TextClassifier, cosine_scores
 
 NON_OBJECT_STD = 512**-0.5
 """Of the non-object embedding at the start: one over the root of the width of CLIP RN50's text encoder."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ovstrans.frameworks.criterion import Targets
+from ovstrans.frameworks.mask2former_losses import Targets
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans.frameworks.region_distill import (
+from ovstrans.frameworks.gkc_distillation import (
     KINDS,
     chosen_regions,
     distillation_loss,
