@@ -10,7 +10,7 @@ import pytest
 import setuptools
 
 import ovstrans
-from ovstrans.vocabulary.toml_tables import read_toml
+from ovstrans.files import read_toml
 
 TOP = Path(ovstrans.__file__).parent
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans.datasets.scenes.captions import Ground, Mention, Thing, choose_mentions, phrase
-from ovstrans.datasets.scenes.dataset import COLORS
-from ovstrans.datasets.scenes.shapes import SHAPES, confusable
-from ovstrans.datasets.scenes.textures import PATTERNS, STUFF
+from ovstrans.datasets.scenes.dataset import COLORS, Ground, Mention, Thing, choose_mentions, format_caption
+from ovstrans.datasets.scenes.drawing import PATTERNS, SHAPES, STUFF
 
 Facts = Sequence[Thing | Ground]
 
@@ -52,16 +51,16 @@ def caption_batch(rng: Any, scenes: Sequence[Facts], *, hard: int = 5, bank: int
         mine = []
         for short in (False, True):
             mentions = choose_mentions(rng, facts, short=short)
-            text = phrase(rng, mentions)
+            text = format_caption(rng, mentions)
             said[text] = mentions
             mine.append(text)
             for _ in range(1 if short else hard):
                 wrong = change_one_word(rng, mentions)
-                said.setdefault(phrase(rng, wrong), wrong)
+                said.setdefault(format_caption(rng, wrong), wrong)
         own.append(mine)
     for _ in range(bank):
         mention = [_any_mention(rng)]
-        said.setdefault(phrase(rng, mention), mention)
+        said.setdefault(format_caption(rng, mention), mention)
     texts = list(said)
     column = {text: number for number, text in enumerate(texts)}
     matches = torch.zeros(len(scenes), len(texts), dtype=torch.bool)
@@ -89,6 +88,25 @@ def change_one_word(rng: Any, mentions: Sequence[Mention]) -> list[Mention]:
     else:
         changed[at] = replace(mention, pattern=_other(rng, PATTERNS[1:], mention.pattern))
     return changed
+
+
+@lru_cache(maxsize=1)
+def confusable() -> dict[str, tuple[str, ...]]:
+    """Shapes that look alike, for hard negatives: each with its nearest neighbours."""
+    groups = [
+        ("circle", "ring", "flower", "heart", "drop"),
+        ("square", "frame", "circle", "cross"),
+        ("star", "flower", "cross", "triangle", "bolt"),
+        ("arrow", "hammer", "triangle", "cross", "fish"),
+        ("crescent", "horseshoe", "ring", "bar"),
+        ("hourglass", "bolt", "triangle", "fish", "bar"),
+        ("heart", "drop", "triangle", "fish"),
+    ]
+    near: dict[str, set[str]] = {shape: set() for shape in SHAPES}
+    for group in groups:
+        for shape in group:
+            near[shape] |= set(group) - {shape}
+    return {shape: tuple(sorted(others)) for shape, others in near.items()}
 
 
 def truth_table(scenes: Sequence[Facts], captions: Sequence[Sequence[Mention]]) -> Tensor:

@@ -27,10 +27,8 @@ from torch.nn import functional as F
 from ovstrans import files
 from ovstrans.clip.load import DEFAULT_MODEL, bundled_folder, random_clip
 from ovstrans.clip.text import embed_texts
-from ovstrans.datasets.scenes.captions import Thing
-from ovstrans.datasets.scenes.dataset import COLORS, draw_scene
-from ovstrans.datasets.scenes.shapes import SHAPES
-from ovstrans.datasets.scenes.textures import STUFF
+from ovstrans.datasets.scenes.dataset import COLORS, Thing, draw_scene
+from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 
 SIZE = 96
 EASY_SIZE = 64

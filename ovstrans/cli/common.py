@@ -77,10 +77,10 @@ def pick_device(name: str) -> torch.device:
 
 def use_data_root(root: Path | None) -> None:
     """Look for published datasets below `root` from here on; None leaves it to the environment."""
-    from ovstrans.datasets.published.roots import VARIABLES
+    from ovstrans.datasets.published.registry import ROOT_VARIABLES
 
     if root is not None:
-        os.environ[VARIABLES[0]] = str(root)
+        os.environ[ROOT_VARIABLES[0]] = str(root)
 
 
 def check_json(destination: str | None, *, force: bool = False) -> Path | None:

@@ -13,7 +13,7 @@ from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
-    from ovstrans.datasets.published.layouts import Published
+    from ovstrans.datasets.published.layouts import DatasetInfo
 
 app = typer.Typer(
     name="data",
@@ -41,18 +41,17 @@ def list_data(
     common.start(debug=debug)
     from ovstrans import console
     from ovstrans.datasets.catalog import GENERATED
-    from ovstrans.datasets.published.registry import PUBLISHED
-    from ovstrans.datasets.published.roots import dataset_roots, looked_in
+    from ovstrans.datasets.published.registry import PUBLISHED, format_roots, resolve_roots
 
     common.check_json(json, force=force)
-    roots = dataset_roots(data_root)
+    roots = resolve_roots(data_root)
     chosen = list(PUBLISHED) if name is None else [_published(name)[0].name]
     entries = {key: _entry(PUBLISHED[key], roots) for key in chosen}
     if json != "-":
         rows = [[key, "-", "any", "-", "generated", "-"] for key in GENERATED if name is None]
         rows += [row for key, entry in entries.items() for row in _rows(key, entry)]
         heads = ["name", "classes", "split", "images", "layout", "where"]
-        console.table("datasets", heads, rows, caption=f"looked in {looked_in(roots)}", words=heads)
+        console.table("datasets", heads, rows, caption=f"looked in {format_roots(roots)}", words=heads)
         if name is not None:
             columns = ["layout", "splits", "needs"]
             layouts = [[way["layout"], ", ".join(way["splits"]), way["needs"]] for way in entries[chosen[0]]["layouts"]]
@@ -82,7 +81,7 @@ def check(
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
     from ovstrans.datasets.catalog import open_dataset
-    from ovstrans.datasets.check import faults
+    from ovstrans.datasets.check import find_faults
     from ovstrans.errors import InputError
 
     common.check_json(json, force=force)
@@ -90,13 +89,13 @@ def check(
     checked: dict[str, int] = {}
     for spec in _to_check(name, data_root):
         try:
-            dataset = open_dataset(spec, split="train", root=data_root, complete=False)
+            dataset = open_dataset(spec, split="train", data_root=data_root, allow_missing=True)
         except InputError as error:  # a broken listing is a fault like others
             found.append(str(error))
             continue
         title = f"{dataset.name}:{dataset.split}"
         with console.progress(f"check {title}", len(dataset), unit="images") as progress:
-            flaws = faults(dataset, progress, workers=workers)
+            flaws = find_faults(dataset, progress, workers=workers)
         checked[title] = len(dataset)
         found += flaws
         if not flaws:
@@ -134,7 +133,7 @@ def show(
 
     if out is not None:
         files.check_output(out, force=force)
-    dataset = open_dataset(name, split="val", size=size, root=data_root)
+    dataset = open_dataset(name, split="val", size=size, data_root=data_root)
     total = len(dataset)
     shown = sorted(evenly_spaced(total, count))
     path = out or OUTPUT_DIR / "data" / f"{dataset.name}-{dataset.split}.png"
@@ -162,9 +161,9 @@ def prepare(
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
-    from ovstrans.datasets.published.prepare import preparation, summary
+    from ovstrans.datasets.published.prepare import plan_preparation, summarize
     from ovstrans.datasets.published.prepare import prepare as convert
-    from ovstrans.datasets.published.roots import dataset_roots
+    from ovstrans.datasets.published.registry import resolve_roots
     from ovstrans.errors import InputError
 
     published, splits = _published(name)[0], _splits(name, data_root)
@@ -173,7 +172,7 @@ def prepare(
     for split in splits:
         title = f"{published.name}:{split}"
         try:
-            work = preparation(published, split, dataset_roots(data_root), out)
+            work = plan_preparation(published, split, resolve_roots(data_root), out)
         except InputError as error:  # the other splits can do without this one
             broken.append(str(error))
             continue
@@ -195,18 +194,18 @@ def prepare(
             console.say(f"{title}: {total} images in {work.top} ({total - done} converted now)")
     if flaws:
         what = common.counted(len(flaws), "image")
-        broken.append(f"{what} could not be converted: {summary(flaws)}")
+        broken.append(f"{what} could not be converted: {summarize(flaws)}")
     if broken:
         raise InputError("; ".join(broken))
 
 
-def _published(name: str) -> tuple[Published, str]:
+def _published(name: str) -> tuple[DatasetInfo, str]:
     """The published dataset that `NAME[:SPLIT]` names, and its split or ""; InputError where it is none."""
 
-    from ovstrans.datasets.published.registry import PUBLISHED, named
+    from ovstrans.datasets.published.registry import PUBLISHED, lookup_published
     from ovstrans.errors import InputError, did_you_mean
 
-    known = named(name)
+    known = lookup_published(name)
     if known is None:
         name = name.partition(":")[0]
         hint = did_you_mean(name, PUBLISHED)
@@ -216,46 +215,45 @@ def _published(name: str) -> tuple[Published, str]:
 
 def _splits(name: str, data_root: Path | None) -> Sequence[str]:
     """The split that the name says, or all that are there; InputError where none is."""
-    from ovstrans.datasets.published.registry import find_layout, not_found
-    from ovstrans.datasets.published.roots import dataset_roots
+    from ovstrans.datasets.published.registry import locate_dataset, not_found_error, resolve_roots
     from ovstrans.errors import InputError
 
-    (published, split), roots = _published(name), dataset_roots(data_root)
+    (published, split), roots = _published(name), resolve_roots(data_root)
     if split:
         return (split,)
     there = []
     for split in published.splits:
         with suppress(InputError):  # a broken listing is there, and whoever opens it says what is wrong
-            if find_layout(published, split, roots) is None:
+            if locate_dataset(published, split, roots) is None:
                 continue
         there.append(split)
     if not there:
-        raise not_found(published, published.splits[-1], roots)
+        raise not_found_error(published, published.splits[-1], roots)
     return there
 
 
 def _to_check(name: str, data_root: Path | None) -> list[str]:
     """What to check, each as `open_dataset` takes it: the split that is named, or all that are there."""
-    from ovstrans.datasets.catalog import GENERATED, folder_splits
+    from ovstrans.datasets.catalog import GENERATED, list_folder_splits
 
     kind, _, rest = name.partition(":")
     if kind in GENERATED:
         return [name if rest else f"{name}:train"]
     if kind == "folder":
-        splits = folder_splits(name)
+        splits = list_folder_splits(name)
         return [f"{name}:{split}" for split in splits] if len(splits) > 1 else [name]
     return [f"{_published(name)[0].name}:{split}" for split in _splits(name, data_root)]
 
 
-def _entry(published: Published, roots: Sequence[Path]) -> dict[str, Any]:
+def _entry(published: DatasetInfo, roots: Sequence[Path]) -> dict[str, Any]:
     """What `list` says of a dataset, as plain values."""
-    from ovstrans.datasets.published.registry import find_layout
+    from ovstrans.datasets.published.registry import locate_dataset
     from ovstrans.errors import InputError
 
     splits: dict[str, Any] = {}
     for split in published.splits:
         try:
-            found = find_layout(published, split, roots)
+            found = locate_dataset(published, split, roots)
             splits[split] = None
             if found is not None:
                 splits[split] = {

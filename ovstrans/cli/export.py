@@ -94,7 +94,7 @@ def export(
     from ovstrans.interop.export_input import ImportOptions, open_source
     from ovstrans.masks.file import load_mask
     from ovstrans.training.run_folder import RunFolder
-    from ovstrans.vocabulary.vocabulary import load_vocabulary
+    from ovstrans.vocabulary.files import read_vocabulary
 
     check_suffix(out, kind)
     if scope not in ("body", "file"):
@@ -111,7 +111,7 @@ def export(
         pretrained=pretrained,
         framework=framework,
         mask=load_mask(mask) if mask else None,
-        vocabulary=load_vocabulary(vocabulary) if vocabulary else None,
+        vocabulary=read_vocabulary(vocabulary) if vocabulary else None,
         body=scope == "body",
         partial=partial,
         seed=seed,

@@ -68,7 +68,7 @@ def predict(
     from ovstrans.evaluation.inference import Inference
     from ovstrans.segmenter.folder import PredictionFolder
     from ovstrans.segmenter.inputs import find_pictures
-    from ovstrans.vocabulary.class_names import check_names
+    from ovstrans.vocabulary.prompts import check_names
 
     check_names(names)
     if classes is not None and vocabulary is not None:

@@ -25,7 +25,7 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.masks.mask import Mask
-from ovstrans.vocabulary.synonyms import synonyms
+from ovstrans.vocabulary.synonyms import find_synonyms
 
 WAYS = ("executed", "sparse", "published")
 """How a step is counted; see `step`."""
@@ -211,6 +211,6 @@ def _texts(framework: Framework, model: str, assumed: DataAssumptions) -> list[A
     if framework.target_requirements.captions:
         found.append(AuxiliaryCost("nouns", "noun", each, assumed.nouns))
     if framework.target_requirements.synonyms:
-        names = sum(len({*own, *synonyms(own[0])}) for own in framework.text.vocabulary.classes)
+        names = sum(len({*own, *find_synonyms(own[0])}) for own in framework.text.vocabulary.classes)
         found.append(AuxiliaryCost("synonyms", "prompt", each, PROMPTINGS * names))
     return found

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ovstrans.datasets.catalog import GENERATED, open_dataset
-from ovstrans.datasets.published.registry import named
-from ovstrans.vocabulary.catalog import published_vocabulary
+from ovstrans.datasets.published.registry import lookup_published
+from ovstrans.vocabulary.catalog import load_published_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 DEFAULT = "coco-panoptic"
@@ -17,7 +17,7 @@ DEFAULT = "coco-panoptic"
 def recipe_vocabulary(recipe: Mapping[str, Any] | None) -> Vocabulary:
     """The class names of a recipe's dataset, without looking for its files; `DEFAULT` of a folder or of none."""
     spec = str((recipe or {}).get("data", {}).get("dataset", ""))
-    name, known = spec.partition(":")[0], named(spec)
+    name, known = spec.partition(":")[0], lookup_published(spec)
     if name in GENERATED:
         return open_dataset(name, split="val").vocabulary
-    return published_vocabulary(DEFAULT if known is None else known[0].vocabulary)
+    return load_published_vocabulary(DEFAULT if known is None else known[0].vocabulary)

@@ -143,7 +143,9 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize_image(labels, list(size), interpolation=InterpolationMode.NEAREST_EXACT, antialias=False)
 
 
-def evaluation_size(height: int, width: int, short_side: int | None, max_side: int | None = None) -> tuple[int, int]:
+def compute_evaluation_size(
+    height: int, width: int, short_side: int | None, max_side: int | None = None
+) -> tuple[int, int]:
     """The size an image is evaluated at: short side brought to `short_side`, long one to at most `max_side`.
 
     None for `short_side` keeps the image's own size (still at most `max_side`). Halves are rounded up, as

@@ -10,14 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovstrans.datasets.description import ALL, DESCRIPTION, read_description
+from ovstrans.datasets.description import ALL_SPLIT, DESCRIPTION_FILE, read_description
 from ovstrans.datasets.folder import FolderDataset, ImageFolder
-from ovstrans.datasets.published.aliases import ALIASES
-from ovstrans.datasets.published.registry import PUBLISHED, Published, PublishedDataset, find_layout, named, not_found
-from ovstrans.datasets.published.roots import dataset_roots
+from ovstrans.datasets.published.dataset import PublishedDataset
+from ovstrans.datasets.published.layouts import DatasetInfo
+from ovstrans.datasets.published.registry import (
+    ALIASES,
+    PUBLISHED,
+    locate_dataset,
+    lookup_published,
+    not_found_error,
+    resolve_roots,
+)
 from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError, did_you_mean
-from ovstrans.vocabulary.catalog import open_vocabulary, published_vocabulary, published_vocabulary_names
+from ovstrans.vocabulary.catalog import list_published_vocabularies, load_published_vocabulary, load_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 VOCABULARY_SUFFIXES = (".txt", ".toml")
@@ -35,7 +42,7 @@ DATASETS: Mapping[str, str] = {
     "scenes-attr": "the same images with a class for every colour and shape",
     "scenes-shift": "scenes under other light, blur and noise",
     **{name: published.title for name, published in PUBLISHED.items()},
-    "folder:PATH": f"your own images and label maps, described by PATH/{DESCRIPTION}",
+    "folder:PATH": f"your own images and label maps, described by PATH/{DESCRIPTION_FILE}",
 }
 """Every name that `open_dataset` knows, with a line about it."""
 
@@ -46,8 +53,8 @@ def open_dataset(
     split: str,
     size: int | None = None,
     labels: bool = True,
-    root: Path | None = None,
-    complete: bool = True,
+    data_root: Path | str | None = None,
+    allow_missing: bool = False,
 ) -> Dataset:
     """The dataset that `spec` names.
 
@@ -62,10 +69,10 @@ def open_dataset(
     """
     name, _, rest = spec.partition(":")
     if name == "folder":
-        return _open_folder(spec, rest, split, labels, complete)
-    known = named(spec)
+        return _open_folder(spec, rest, split, labels, allow_missing)
+    known = lookup_published(spec)
     if known is not None:
-        return _open_published(known[0], known[1] or split, labels, root, complete)
+        return _open_published(known[0], known[1] or split, labels, data_root, allow_missing)
     if name not in GENERATED:
         hint = did_you_mean(name, [*DATASETS, *ALIASES])
         if Path(spec).exists():
@@ -79,7 +86,7 @@ def open_dataset(
     return Scenes(rest or split, **options)
 
 
-def named_vocabulary(spec: str) -> Vocabulary:
+def find_vocabulary(spec: str) -> Vocabulary:
     """The class names of a dataset (published ones need not be there), of a vocabulary, or in a file.
 
     Raises InputError where it is none of these, with the nearest.
@@ -87,12 +94,12 @@ def named_vocabulary(spec: str) -> Vocabulary:
     name = spec.partition(":")[0]
     if name in GENERATED or name == "folder":
         return open_dataset(spec, split="val").vocabulary
-    known = named(spec)
+    known = lookup_published(spec)
     if known is not None:
-        return published_vocabulary(known[0].vocabulary)
-    if spec in published_vocabulary_names() or Path(spec).suffix in VOCABULARY_SUFFIXES:
-        return open_vocabulary(spec)
-    choices = list(dict.fromkeys([*DATASETS, *published_vocabulary_names()]))
+        return load_published_vocabulary(known[0].vocabulary)
+    if spec in list_published_vocabularies() or Path(spec).suffix in VOCABULARY_SUFFIXES:
+        return load_vocabulary(spec)
+    choices = list(dict.fromkeys([*DATASETS, *list_published_vocabularies()]))
     hint = did_you_mean(name, [*choices, *ALIASES])
     if Path(spec).is_dir():
         hint = f"did you mean 'folder:{spec}'? "
@@ -102,35 +109,35 @@ def named_vocabulary(spec: str) -> Vocabulary:
     )
 
 
-def folder_splits(spec: str) -> list[str]:
+def list_folder_splits(spec: str) -> list[str]:
     """The splits of `folder:PATH` that are there, or the one that it names; InputError as `open_dataset`."""
     path, split = _split_off(spec, spec.partition(":")[2])
     return [split] if split else read_description(path).splits_there()
 
 
 def _open_published(
-    published: Published, split: str, labels: bool, root: Path | None, complete: bool
+    published: DatasetInfo, split: str, labels: bool, data_root: Path | str | None, allow_missing: bool
 ) -> PublishedDataset:
-    roots = dataset_roots(root)
-    found = find_layout(published, split, roots, labels=labels)
+    roots = resolve_roots(data_root)
+    found = locate_dataset(published, split, roots, labels=labels)
     if found is None:
-        raise not_found(published, split, roots, labels=labels)
-    return PublishedDataset(found, complete=complete)
+        raise not_found_error(published, split, roots, labels=labels)
+    return PublishedDataset(found, allow_missing=allow_missing)
 
 
-def _open_folder(spec: str, rest: str, default: str, labels: bool, complete: bool) -> Dataset:
+def _open_folder(spec: str, rest: str, default: str, labels: bool, allow_missing: bool) -> Dataset:
     path, split = _split_off(spec, rest)
     if path.is_file() and path.suffix != ".toml":
         raise InputError(f"{path}: neither a folder nor a .toml file that describes one (data {spec!r})")
-    described = path.suffix == ".toml" or (path / DESCRIPTION).exists()
+    described = path.suffix == ".toml" or (path / DESCRIPTION_FILE).exists()
     if not described and not labels:
-        if split not in (None, ALL):
-            raise InputError(f"data {spec!r}: splits need a {DESCRIPTION} in {path}")
+        if split not in (None, ALL_SPLIT):
+            raise InputError(f"data {spec!r}: splits need a {DESCRIPTION_FILE} in {path}")
         return ImageFolder(path)
     description = read_description(path)
     if split is None:
-        split = ALL if description.split_names() == [ALL] else default
-    return FolderDataset(description, split, labels=labels, complete=complete)
+        split = ALL_SPLIT if description.split_names() == [ALL_SPLIT] else default
+    return FolderDataset(description, split, labels=labels, allow_missing=allow_missing)
 
 
 def _split_off(spec: str, rest: str) -> tuple[Path, str | None]:

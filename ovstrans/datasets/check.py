@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ovstrans.datasets.folder import FolderDataset
-from ovstrans.datasets.parallel import Counter, in_threads
+from ovstrans.datasets.parallel import Counter, map_in_threads
 from ovstrans.datasets.published.dataset import PublishedDataset
 from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file
 
 
-def faults(dataset: Dataset, counter: Counter, *, workers: int = 0) -> list[str]:
+def find_faults(dataset: Dataset, counter: Counter, *, workers: int = 0) -> list[str]:
     """A message with the path for every fault there is: missing, broken, of another size, with illegal labels.
 
-    dataset: opened with `complete=False`, or generated.  workers: images at once; 0 for one a core.
+    dataset: opened with `allow_missing=True`, or generated.  workers: images at once; 0 for one a core.
     """
     missing = list(dataset.missing) if isinstance(dataset, FolderDataset) else []
     missing = list(dataset.found.missing) if isinstance(dataset, PublishedDataset) else missing
-    looks = in_threads(lambda index: _look_at(dataset, index), range(len(dataset)), counter, workers=workers)
+    looks = map_in_threads(lambda index: _look_at(dataset, index), range(len(dataset)), counter, workers=workers)
     found = [flaw for several, _ in looks for flaw in several]
     sizes = [size for _, size in looks]
     return list(dict.fromkeys([*missing, *found, *_unequal_frames(dataset, sizes)]))

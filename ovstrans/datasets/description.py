@@ -40,16 +40,12 @@ from typing import Any
 from ovstrans.datasets.images import IMAGE_SUFFIXES
 from ovstrans.datasets.sample import IGNORE, IGNORE_WIDE
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.vocabulary import (
-    VOCABULARY_KEYS,
-    Vocabulary,
-    parse_vocabulary,
-    read_toml,
-    refuse_unknown,
-)
+from ovstrans.files import read_toml
+from ovstrans.vocabulary.files import VOCABULARY_KEYS, check_keys, parse_vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
-DESCRIPTION = "dataset.toml"
-ALL = "all"
+DESCRIPTION_FILE = "dataset.toml"
+ALL_SPLIT = "all"
 """The one split of a dataset that has no splits."""
 USUAL = ("train", "val", "test")
 """Splits that are what they are called, whatever they lack."""
@@ -87,7 +83,7 @@ class Description:
         """The splits it names; None where any name that has a folder will do."""
         if self.splits:
             return list(self.splits)
-        return None if any("{split}" in place for place in (self.images, self.labels, self.listing)) else [ALL]
+        return None if any("{split}" in place for place in (self.images, self.labels, self.listing)) else [ALL_SPLIT]
 
     def splits_there(self) -> list[str]:
         """The splits it names; where any name will do, those whose images and labels are there."""
@@ -118,16 +114,16 @@ class Description:
 
 def read_description(path: Path) -> Description:
     """The description at a folder (its `dataset.toml`) or a `.toml` file; InputError where it is wrong."""
-    path = path / DESCRIPTION if path.is_dir() else path
+    path = path / DESCRIPTION_FILE if path.is_dir() else path
     if not path.exists():
         raise InputError(
             f"{path}: missing; write one with classes, images and labels (see README, On your own model and images)"
         )
     table = read_toml(path)
     where = str(path)
-    refuse_unknown(table, _KEYS, where)
+    check_keys(table, _KEYS, where)
     words = {key: table[key] for key in VOCABULARY_KEYS if key in table}
-    own = path.resolve().parent.name if path.name == DESCRIPTION else path.stem
+    own = path.resolve().parent.name if path.name == DESCRIPTION_FILE else path.stem
     vocabulary = parse_vocabulary(words, where=where, name=own)
     suffixes = table.get("image_suffix", list(IMAGE_SUFFIXES))
     suffixes = [suffixes] if isinstance(suffixes, str) else suffixes
@@ -161,7 +157,7 @@ def _split(entry: Any, where: str) -> dict[str, str]:
         return {"folder": entry}
     if not isinstance(entry, Mapping):
         raise InputError(f"{where} is {entry!r}; write a folder name or {{ images = ..., labels = ... }}")
-    refuse_unknown(entry, _PLACES, where)
+    check_keys(entry, _PLACES, where)
     return {key: _text(entry, key, where, "") for key in entry}
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovstrans.datasets.description import ALL, LABEL_VALUES, Description
+from ovstrans.datasets.description import ALL_SPLIT, LABEL_VALUES, Description
 from ovstrans.datasets.images import IMAGE_SUFFIXES, find_images, read_image, read_label
-from ovstrans.datasets.sample import IGNORE, Sample, ignore_label
+from ovstrans.datasets.sample import IGNORE, Sample, get_ignore_label
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.files import existing_file, missing_file_message, refuse_missing
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -35,16 +35,18 @@ class FolderDataset:
     published_size: tuple[int, int] | None = None
     videos: Sequence[range] = ()
 
-    def __init__(self, description: Description, split: str, *, labels: bool = True, complete: bool = True) -> None:
+    def __init__(
+        self, description: Description, split: str, *, labels: bool = True, allow_missing: bool = False
+    ) -> None:
         self.description = description
         self.vocabulary = description.vocabulary
         self.name = description.vocabulary.name
         self.split = split
-        self.ignore = ignore_label(len(self.vocabulary))
+        self.ignore = get_ignore_label(len(self.vocabulary))
         self._images, self.missing = _images_of(description, split)
         self._labels = _labels_of(description, split, self._images) if labels else None
         self.missing += _unlabelled(self._images, self._labels or ())
-        if complete or not self._images:
+        if not allow_missing or not self._images:
             refuse_missing(self.missing)
         self._table = _label_table(description, self.ignore)
 
@@ -89,7 +91,7 @@ class ImageFolder:
     published_size: tuple[int, int] | None = None
     videos: Sequence[range] = ()
 
-    def __init__(self, folder: Path, split: str = ALL) -> None:
+    def __init__(self, folder: Path, split: str = ALL_SPLIT) -> None:
         """Raises InputError where there is no folder, or no image in it."""
         self._folder = folder
         self._paths = find_images(folder)
@@ -119,7 +121,9 @@ def _images_of(description: Description, split: str) -> tuple[list[tuple[str, Pa
         raise InputError(f"{description.path}: no split {split!r}; it has {', '.join(names)}")
     folder = description.root / description.place("images", split)
     if not folder.is_dir():
-        what = f"no folder of images for split {split!r}" if names is None or split != ALL else "no folder of images"
+        what = (
+            f"no folder of images for split {split!r}" if names is None or split != ALL_SPLIT else "no folder of images"
+        )
         raise InputError(f"{folder}: {what}; correct images, root or splits in {description.path}")
     listed = description.place("list", split)
     if listed:

@@ -81,12 +81,12 @@ def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
         raise InputError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
     endings = tuple(suffix.lower() for suffix in suffixes)
     found: list[Path] = []
-    for parent, files, _ in folders_below(folder):
+    for parent, files, _ in walk_folders(folder):
         found += [Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(endings)]
     return sorted(found)
 
 
-def folders_below(folder: Path | str, passed_by: str = ".") -> Iterator[tuple[str, list[str], set[str]]]:
+def walk_folders(folder: Path | str, passed_by: str = ".") -> Iterator[tuple[str, list[str], set[str]]]:
     """A folder and those in it, at any depth: the path of each, its files, and which of them are links to nothing.
 
     passed_by: how the names begin of folders that are left out. Links to folders are not followed. What is not there
@@ -116,7 +116,7 @@ def folders_below(folder: Path | str, passed_by: str = ".") -> Iterator[tuple[st
         return
     yield os.fspath(folder), sorted(files), dangling
     for each in sorted(below):
-        yield from folders_below(each, passed_by)
+        yield from walk_folders(each, passed_by)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ovstrans.datasets.augment import Transform
 from ovstrans.datasets.sample import Dataset, Sample
-from ovstrans.datasets.segments import Segments, segments_of
+from ovstrans.datasets.segments import Segments, make_segments
 from ovstrans.errors import InputError, OvstransError
 
 Item = tuple[int, int]
@@ -29,7 +29,7 @@ Item = tuple[int, int]
 
 
 @dataclass
-class Loaded:
+class SampleBatch:
     """images: float32 [B, 3, H, W], RGB in [0, 1].  labels: int64 [B, H, W], or None.
     names, captions: of the samples.  segments: of the samples, where the transform worked them out."""
 
@@ -41,7 +41,7 @@ class Loaded:
 
 
 @lru_cache(maxsize=4)
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+def draw_epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of 0..n-1 that an epoch goes through, int64 [n], read only."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     order.setflags(write=False)
@@ -52,16 +52,16 @@ def step_items(step: int, *, n: int, batch_size: int, seed: int, rank: int = 0, 
     """The B samples of a rank at a step (counted from 0), as (epoch, index)."""
     first = step * batch_size * world + rank
     positions = range(first, first + batch_size * world, world)
-    return [(p // n, int(epoch_order(n, seed, p // n)[p % n])) for p in positions]
+    return [(p // n, int(draw_epoch_order(n, seed, p // n)[p % n])) for p in positions]
 
 
-def sample_generator(seed: int, item: Item) -> torch.Generator:
+def make_generator(seed: int, item: Item) -> torch.Generator:
     """The generator of one sample's augmentation, a function of (seed, epoch, index)."""
     state = np.random.SeedSequence([seed, *item]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def infinite_batches(
+def stream_batches(
     dataset: Dataset,
     *,
     batch_size: int,
@@ -73,7 +73,7 @@ def infinite_batches(
     workers: int = 0,
     indices: Sequence[int] | None = None,
     segments: bool = False,
-) -> Iterator[Loaded]:
+) -> Iterator[SampleBatch]:
     """Batches from `start_step` on, without end.
 
     batch_size: of this rank.  transform: called with each sample and its own generator; without one all
@@ -92,7 +92,7 @@ def infinite_batches(
     return (collate(samples, segments=segments) for samples in batches)
 
 
-def collate(samples: Sequence[Sample], *, segments: bool = False) -> Loaded:
+def collate(samples: Sequence[Sample], *, segments: bool = False) -> SampleBatch:
     """Samples of one size as a batch; labels are None where any sample has none.
 
     segments: whether the samples come from `WithSegments` and the batch is to have them.
@@ -102,12 +102,12 @@ def collate(samples: Sequence[Sample], *, segments: bool = False) -> Loaded:
         sizes = ", ".join(sorted(f"{shape[-1]}x{shape[-2]}" for shape in shapes))
         raise InputError(f"images of different sizes ({sizes}) do not fit one batch; give a crop size")
     labels = [sample.label for sample in samples if sample.label is not None]
-    return Loaded(
+    return SampleBatch(
         images=torch.stack([sample.image for sample in samples]).float().div_(255),
         labels=torch.stack(labels).long() if len(labels) == len(samples) else None,
         names=tuple(sample.name for sample in samples),
         captions=tuple(sample.caption for sample in samples),
-        segments=tuple(segments_of(sample) for sample in samples) if segments else None,
+        segments=tuple(make_segments(sample) for sample in samples) if segments else None,
     )
 
 
@@ -126,7 +126,7 @@ class _Reader:
         sample = self.dataset[index]
         if self.transform is None:
             return sample
-        return self.transform(sample, sample_generator(self.seed, (epoch, index)))
+        return self.transform(sample, make_generator(self.seed, (epoch, index)))
 
     def __getitem__(self, item: Item) -> Sample | OvstransError:
         try:

@@ -16,7 +16,7 @@ class Counter(Protocol):
     def advance(self, steps: int = 1) -> None: ...
 
 
-def in_threads(
+def map_in_threads(
     work: Callable[[int], Result], indices: Iterable[int], counter: Counter, *, workers: int = 0
 ) -> list[Result]:
     """The results of `work` for each index, in order.

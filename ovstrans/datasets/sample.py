@@ -19,7 +19,7 @@ IGNORE_WIDE = 65535
 """The same for larger vocabularies."""
 
 
-def ignore_label(num_classes: int) -> int:
+def get_ignore_label(num_classes: int) -> int:
     """The ignore label of a dataset with that many classes: 255, or 65535 above 254 classes."""
     return IGNORE if num_classes < IGNORE else IGNORE_WIDE
 

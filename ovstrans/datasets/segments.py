@@ -65,7 +65,7 @@ class WithSegments:
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """The augmented sample, its `segments` those that are still to be seen, `regions` beside them."""
-        sample = with_segment_map(sample, self.ignore)
+        sample = add_segment_map(sample, self.ignore)
         shown = self.then(sample, generator)
         assert sample.segment_map is not None and shown.segment_map is not None
         visible = set(torch.unique(shown.segment_map).tolist())
@@ -76,12 +76,14 @@ class WithSegments:
         ]
         regions = None
         if self.region_size:
-            found = [region_of(sample.image, sample.segment_map == segment.id, self.region_size) for segment in wanted]
+            found = [
+                crop_region(sample.image, sample.segment_map == segment.id, self.region_size) for segment in wanted
+            ]
             regions = torch.stack(found) if found else torch.zeros(0, 3, self.region_size, self.region_size).byte()
         return replace(shown, segments=wanted, regions=regions)
 
 
-def with_segment_map(sample: Sample, ignore: int) -> Sample:
+def add_segment_map(sample: Sample, ignore: int) -> Sample:
     """The sample itself where it has panoptic segments, else with one segment for each class it labels."""
     if sample.segment_map is not None or sample.label is None:
         return sample
@@ -94,7 +96,7 @@ def with_segment_map(sample: Sample, ignore: int) -> Sample:
     return replace(sample, segments=segments, segment_map=torch.where(label == ignore, 0, label + 1))
 
 
-def region_of(image: Tensor, mask: Tensor, size: int) -> Tensor:
+def crop_region(image: Tensor, mask: Tensor, size: int) -> Tensor:
     """What a teacher sees of a segment: uint8 [3, size, size].
 
     image: uint8 [3, H, W], not augmented.  mask: bool [H, W], with a pixel at least.  The segment's
@@ -109,7 +111,7 @@ def region_of(image: Tensor, mask: Tensor, size: int) -> Tensor:
     return F.resize(crop, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def segments_of(sample: Sample) -> Segments:
+def make_segments(sample: Sample) -> Segments:
     """The targets of a sample that `WithSegments` made."""
     assert sample.segment_map is not None
     ids = torch.tensor([segment.id for segment in sample.segments], dtype=torch.int64)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.clip.precision import full_precision
-from ovstrans.datasets.augment import evaluation_size, resize_image
+from ovstrans.datasets.augment import compute_evaluation_size, resize_image
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
@@ -66,7 +66,7 @@ class Inference:
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that an image is resized to."""
-        return evaluation_size(height, width, self.short_side, self.long_side)
+        return compute_evaluation_size(height, width, self.short_side, self.long_side)
 
     def masks_first(self, framework: Any, panoptic: bool) -> bool:
         """Whether masks are resized before their class sum; panoptic: whether the data have panoptic truth."""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovstrans.datasets.sample import Segment, ignore_label
+from ovstrans.datasets.sample import Segment, get_ignore_label
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -39,7 +39,7 @@ class PanopticQuality:
         if not len(vocabulary):
             raise InputError("evaluation needs at least one class; this dataset has no labels")
         self.vocabulary = vocabulary
-        self._ignore = ignore_label(len(vocabulary))
+        self._ignore = get_ignore_label(len(vocabulary))
         self.stats = torch.zeros(4, len(vocabulary), dtype=torch.float64, device=device)
 
     def add(

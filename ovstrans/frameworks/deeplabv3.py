@@ -22,8 +22,7 @@ from ovstrans.clip.text import TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
-from ovstrans.vocabulary.class_names import clean
-from ovstrans.vocabulary.templates import DATASET, template_names
+from ovstrans.vocabulary.prompts import DATASET, template_names, use_clean_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 RATES: Mapping[int, tuple[int, int, int]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
@@ -140,7 +139,7 @@ class DeepLabV3(Framework):
     @classmethod
     def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
         """The vocabulary by its authors' own names, cleaned: OpenTrans prompts DeepLab as it does GKC."""
-        return clean(vocabulary)
+        return use_clean_names(vocabulary)
 
     def _check_options(self) -> None:
         """InputError for a value that no head can have."""

@@ -23,7 +23,7 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
 from ovstrans.frameworks.mask2former_head import HeadOutput, mask_pool
 from ovstrans.frameworks.mask_framework import MaskFramework
-from ovstrans.vocabulary.templates import template_names
+from ovstrans.vocabulary.prompts import template_names
 
 TRUNKS = ("frozen", "train")
 VALID = ("auto", "on", "off")

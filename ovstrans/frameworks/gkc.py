@@ -29,8 +29,7 @@ from ovstrans.frameworks.gkc_head import ClipPool, QueryClassifier, TrainingOnly
 from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.frameworks.mask2former_losses import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.mask_framework import MaskFramework
-from ovstrans.vocabulary.class_names import clean
-from ovstrans.vocabulary.templates import template_names
+from ovstrans.vocabulary.prompts import template_names, use_clean_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
@@ -113,7 +112,7 @@ class GKC(MaskFramework):
     @classmethod
     def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
         """The vocabulary by its authors' own names, COCO's marks taken out: `wall-other-merged` is `wall`."""
-        return clean(vocabulary)
+        return use_clean_names(vocabulary)
 
     def components(self) -> dict[str, nn.Module]:
         """trunk, pixel_decoder, transformer_decoder, classifier, and clip_path where the option is on;

@@ -19,8 +19,7 @@ from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import InputError, MismatchError, did_you_mean
 from ovstrans.frameworks.base import Framework
-from ovstrans.vocabulary.class_names import AUTO, by_names
-from ovstrans.vocabulary.templates import BARE, DATASET, template_set
+from ovstrans.vocabulary.prompts import AUTO, BARE, DATASET, get_templates, use_class_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 _FRAMEWORKS = {
@@ -143,7 +142,7 @@ def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary, names: str = 
     Raises as `with_prompts` and `text_clip` do.
     """
     trained = checkpoint.vocabulary
-    if vocabulary.templates == template_set(BARE):
+    if vocabulary.templates == get_templates(BARE):
         vocabulary = replace(vocabulary, templates=trained.templates)
     asked = with_prompts(vocabulary, checkpoint.framework, checkpoint.options, names)
     if (trained.classes, trained.templates) == (asked.classes, asked.templates):
@@ -163,5 +162,5 @@ def with_prompts(vocabulary: Vocabulary, framework: str, options: Mapping[str, A
     """
     kind = framework_class(framework)
     chosen = options.get("templates", kind.templates)
-    formatted = kind.format_class_names(vocabulary) if names == AUTO else by_names(vocabulary, names)
-    return formatted if chosen in (None, DATASET) else replace(formatted, templates=template_set(chosen))
+    formatted = kind.format_class_names(vocabulary) if names == AUTO else use_class_names(vocabulary, names)
+    return formatted if chosen in (None, DATASET) else replace(formatted, templates=get_templates(chosen))

@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 
 from ovstrans.datasets.augment import Augment
-from ovstrans.datasets.loading import infinite_batches
+from ovstrans.datasets.loading import stream_batches
 from ovstrans.datasets.segments import WithSegments
 from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.training.batches import Labelled
@@ -52,7 +52,7 @@ class LabelledViews:
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps `start` to `stop` - 1, on the device."""
-        found = infinite_batches(
+        found = stream_batches(
             self.dataset,
             batch_size=self.batch,
             seed=self.seed,

@@ -51,7 +51,7 @@ class Evaluation:
         from ovstrans.errors import InputError
         from ovstrans.evaluation.inference import Inference
         from ovstrans.evaluation.metrics import DENOMINATORS
-        from ovstrans.vocabulary.class_names import check_names
+        from ovstrans.vocabulary.prompts import check_names
 
         check_names(self.names)
         if self.denominator not in DENOMINATORS:
@@ -79,12 +79,12 @@ class Evaluation:
 
     def words(self, dataset: Dataset) -> Vocabulary:
         """The class names that a dataset is evaluated with; MismatchError where they are of another number."""
-        from ovstrans.datasets.catalog import named_vocabulary
+        from ovstrans.datasets.catalog import find_vocabulary
         from ovstrans.errors import MismatchError
 
         if self.vocabulary is None:
             return dataset.vocabulary
-        found = named_vocabulary(self.vocabulary)
+        found = find_vocabulary(self.vocabulary)
         if len(found) != len(dataset.vocabulary):
             raise MismatchError(
                 f"--vocabulary {self.vocabulary}: has {len(found)} classes, {dataset.name} has "
@@ -117,7 +117,7 @@ def open_data(found: Sequence[Target], asked: Evaluation) -> list[dict[str, Data
         for spec in data or [str(trained.get("dataset", "scenes")).removesuffix(":train")]:
             try:
                 if (spec, side) not in opened:
-                    opened[spec, side] = open_dataset(spec, split="val", size=side, root=asked.root)
+                    opened[spec, side] = open_dataset(spec, split="val", size=side, data_root=asked.root)
                 asked.words(opened[spec, side])
             except InputError as error:
                 if data or (alone and isinstance(error, MismatchError)):
@@ -184,17 +184,17 @@ def show_classes(reports: Sequence[Mapping[str, Any]]) -> None:
 def _published_there(root: Path | None) -> tuple[str, ...]:
     """The published datasets whose validation part is found, whole; says which is not. InputError for none."""
     from ovstrans import console
-    from ovstrans.datasets.published.registry import PUBLISHED, PublishedDataset, find_layout
-    from ovstrans.datasets.published.roots import dataset_roots, looked_in
+    from ovstrans.datasets.published.dataset import PublishedDataset
+    from ovstrans.datasets.published.registry import PUBLISHED, format_roots, locate_dataset, resolve_roots
     from ovstrans.errors import InputError
 
-    roots = dataset_roots(root)
+    roots = resolve_roots(root)
     there = []
     for name, published in PUBLISHED.items():
         if "val" not in published.splits:
             continue
         try:
-            found = find_layout(published, "val", roots)
+            found = locate_dataset(published, "val", roots)
             if found is None:
                 continue
             PublishedDataset(found)
@@ -204,7 +204,7 @@ def _published_there(root: Path | None) -> tuple[str, ...]:
             there.append(name)
     if not there:
         raise InputError(
-            f"--data {ALL}: no published dataset in {looked_in(roots)}; give --data-root (`ovstrans data list` "
+            f"--data {ALL}: no published dataset in {format_roots(roots)}; give --data-root (`ovstrans data list` "
             "says what was looked for)"
         )
     return tuple(there)

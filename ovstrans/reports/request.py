@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ovstrans.costs.target import Target, resolve
-from ovstrans.datasets.catalog import named_vocabulary
+from ovstrans.datasets.catalog import find_vocabulary
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask
 from ovstrans.spectrum.file import load_plan
@@ -39,7 +39,7 @@ class Request:
             model=self.model,
             mask=None if self.mask is None else load_mask(self.mask),
             frozen=() if self.plan is None else load_plan(self.plan).frozen,
-            vocabulary=None if self.vocabulary is None else named_vocabulary(self.vocabulary),
+            vocabulary=None if self.vocabulary is None else find_vocabulary(self.vocabulary),
             settings=self.settings,
             device=device,
         )

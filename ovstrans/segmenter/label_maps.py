@@ -27,7 +27,7 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.datasets.images import read_label
 from ovstrans.datasets.overlay import PAPER, TEXT, legend, overlay
-from ovstrans.datasets.sample import ignore_label
+from ovstrans.datasets.sample import get_ignore_label
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SCHEMA = "ovstrans.prediction/1"
@@ -90,7 +90,7 @@ def draw_overlay(image: Tensor, classes: Tensor, vocabulary: Vocabulary) -> Imag
     A small image is enlarged and one beyond 2048 pixels reduced: this is for the eye.
     """
     entries = [(index, percent(share)) for index, share in shares(classes) if share >= SHOWN_SHARE]
-    ignore = ignore_label(len(vocabulary))
+    ignore = get_ignore_label(len(vocabulary))
     return page(image, classes, vocabulary, entries, vocabulary, ignore=ignore)
 
 

@@ -69,17 +69,17 @@ def load(path: Path) -> Checkpoint:
 
 def asked_vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
     """What `--classes` or `--vocabulary` say; None where neither is given."""
-    from ovstrans.datasets.catalog import named_vocabulary
+    from ovstrans.datasets.catalog import find_vocabulary
     from ovstrans.segmenter.class_list import classes_vocabulary
 
     if classes is not None:
         return classes_vocabulary(classes)
-    return None if vocabulary is None else named_vocabulary(vocabulary)
+    return None if vocabulary is None else find_vocabulary(vocabulary)
 
 
 def published_size(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
     """Short and long side that papers evaluate at on the data that a checkpoint was trained on."""
-    from ovstrans.datasets.published.registry import named
+    from ovstrans.datasets.published.registry import lookup_published
 
-    known = named(str(checkpoint.recipe.get("data", {}).get("dataset", "")))
+    known = lookup_published(str(checkpoint.recipe.get("data", {}).get("dataset", "")))
     return (None, None) if known is None or known[0].published_size is None else known[0].published_size

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from ovstrans.datasets.augment import Augment, Transform
-from ovstrans.datasets.loading import Loaded, infinite_batches
+from ovstrans.datasets.loading import SampleBatch, stream_batches
 from ovstrans.datasets.sample import Dataset, Sample
 from ovstrans.datasets.segments import WithSegments
 from ovstrans.errors import InputError
@@ -80,7 +80,7 @@ def stream(
     if requirements.segments:
         size = region_size if requirements.teacher or requirements.synonyms else 0
         transform = WithSegments(transform, dataset.ignore, dataset.vocabulary.novel, size)
-    batches = infinite_batches(
+    batches = stream_batches(
         dataset,
         batch_size=world.share(settings.training.batch),
         seed=settings.run.seed,
@@ -94,6 +94,6 @@ def stream(
     return (_placed(batch, dataset.ignore, world.device) for batch in batches)
 
 
-def _placed(loaded: Loaded, ignore: int, device: torch.device) -> Batch:
+def _placed(loaded: SampleBatch, ignore: int, device: torch.device) -> Batch:
     batch = Batch(loaded.images, loaded.labels, ignore, loaded.segments, loaded.captions).to(device)
     return replace(batch, images=images_to_device(batch.images, device))

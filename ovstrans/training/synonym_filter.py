@@ -31,7 +31,7 @@ from ovstrans.clip.load import Clip
 from ovstrans.clip.text import cache_folder, embed_vocabulary
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.synonyms import synonyms
+from ovstrans.vocabulary.synonyms import find_synonyms
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 LIKELY = 0.1
@@ -106,7 +106,7 @@ class SynonymFilter:
 
 def names_of(own: tuple[str, ...]) -> tuple[str, ...]:
     """The names a class may go by: its own, then WordNet's synonyms of the first, each once."""
-    return tuple(dict.fromkeys((*own, *synonyms(own[0]))))
+    return tuple(dict.fromkeys((*own, *find_synonyms(own[0]))))
 
 
 def likely_of(logits: Tensor) -> list[int]:

@@ -34,7 +34,7 @@ from ovstrans.training.precision import Precision, images_to_device, to_device
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import derive_seed
 from ovstrans.training.synonym_filter import SynonymFilter
-from ovstrans.vocabulary.nouns import nouns
+from ovstrans.vocabulary.nouns import extract_nouns
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 NOUN_DROP = 0.25
@@ -119,7 +119,7 @@ class TeacherTargets:
 
     def _words(self, caption: str, draws: torch.Generator) -> Tensor:
         """Embeddings [M, E] of some of a caption's nouns."""
-        chosen = choose_nouns(nouns(caption), draws)
+        chosen = choose_nouns(extract_nouns(caption), draws)
         for word in chosen:
             if word not in self._nouns:
                 self._nouns[word] = embed_texts(self.clip, [word])[0].to(self.device)

@@ -1,18 +1,7 @@
-"""Vocabularies: the classes a dataset labels and a model names.
+"""The vocabulary: the classes that a dataset labels and a model recognises.
 
-A class is a tuple of synonyms, the first of which is its display name; its index is its place in the
-list. A vocabulary written by a user is a text file (one class a line, synonyms separated by commas,
-`#` starts a comment), a text file in OpenSeg's format (`ID:name,synonym`, see `openseg`) or a TOML file:
-
-    name = "street"                         # optional; the file's name otherwise
-    classes = ["sky", "car, automobile", ["person", "pedestrian"]]
-    plain = ["sky", "vehicle-other", "person"]   # optional: what the dataset's authors call the classes,
-                                            # commas and all; a list where they have several names
-    display = ["sky", "car", "person"]      # optional: what reports call the classes, all different
-    novel = ["car"]                         # optional: never labelled in training
-    things = ["car", "person"]              # optional: countable
-    templates = ["a photo of a {}."]        # optional: prompts
-    colors = [[70, 130, 180], ...]          # optional: one RGB colour a class
+A class is a tuple of synonyms. Its index is its position in the vocabulary, and label maps hold this index.
+`vocabulary.files` reads vocabularies from files, `vocabulary.catalog` knows those of published datasets.
 
 Shapes: `K` classes.
 """
@@ -22,35 +11,36 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import lru_cache
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
 
-from ovstrans.errors import InputError, did_you_mean
-from ovstrans.files import existing_file
-from ovstrans.vocabulary.openseg import distinct_names, is_openseg, parse_openseg
-from ovstrans.vocabulary.palette import distinct_colors
-from ovstrans.vocabulary.toml_tables import naming, read_toml, refuse_unknown
+from ovstrans.errors import InputError
 
-VOCABULARY_KEYS = ("name", "classes", "plain", "display", "novel", "things", "templates", "colors")
-"""The keys of a vocabulary table, in a file of its own or in a dataset's."""
+_MIN_CHROMA, _MAX_CHROMA = 0.05, 0.19
+_MIN_LIGHTNESS, _MAX_LIGHTNESS = 0.38, 0.9
+"""OKLab limits of generated colours: neither grey nor neon, neither black nor white."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """The classes of a dataset or a model, in index order.
 
-    name: what reports call it.
-    classes: per class the synonyms that go into prompts. May be empty (unlabelled images).
-    novel: indices of the classes that segmentation training never labels.
-    things: indices of the countable classes; the others are stuff.
-    templates: prompts with `{}` for the synonym.
-    colors: one RGB colour a class, 0..255; None generates distinct ones.
-    plain: per class the names that the dataset's authors gave it; None where `classes` are those.
-    display: one name a class for reports and legends, all different; None takes the first synonyms.
+    Attributes:
+        name: Name of the vocabulary in reports.
+        classes: For each class the synonyms that prompts are made from. Empty for unlabelled images.
+        novel: Indices of the classes that segmentation training never labels.
+        things: Indices of the countable classes; all others are stuff.
+        templates: Prompts, each with `{}` in place of the synonym.
+        colors: One RGB colour per class, 0 to 255. If None, distinct colours are generated.
+        plain: For each class the names that the dataset's authors use. If None, these are `classes`.
+        display: One name per class for reports and legends, all different. If None, the first synonyms.
 
-    Raises InputError where an entry is empty, repeated, out of range or of the wrong length.
+    Raises:
+        InputError: A name is empty, a display name is used twice, an index is out of range, a template lacks `{}`,
+            or a list has another length than `classes`.
     """
 
     name: str
@@ -63,29 +53,36 @@ class Vocabulary:
     display: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        self._check_names(self.classes, "class")
-        self._check_names(self.plain or (), "plain class")
+        self._check_synonyms(self.classes, "class")
+        self._check_synonyms(self.plain or (), "plain class")
         for kind, indices in (("novel", self.novel), ("things", self.things)):
             for index in sorted(indices):
                 if not 0 <= index < len(self.classes):
-                    raise InputError(f"vocabulary {self.name}: {kind} class {index}, of {len(self.classes)} classes")
+                    raise InputError(
+                        f"vocabulary {self.name}: {kind} class {index} is out of range, there are "
+                        f"{len(self.classes)} classes"
+                    )
         if not self.templates:
-            raise InputError(f"vocabulary {self.name}: templates is empty; leave it out for the bare class name")
+            raise InputError(f"vocabulary {self.name}: no templates; leave them out to prompt with the bare class name")
         for template in self.templates:
             if "{}" not in template:
                 raise InputError(f"vocabulary {self.name}: template {template!r} has no {{}} for the class name")
-        for kind, each in (("colors", self.colors), ("plain names", self.plain), ("display names", self.display)):
-            if each is not None and len(each) != len(self.classes):
-                raise InputError(f"vocabulary {self.name}: {len(each)} {kind} for {len(self.classes)} classes; match")
+        for kind, values in (("colors", self.colors), ("plain names", self.plain), ("display names", self.display)):
+            if values is not None and len(values) != len(self.classes):
+                raise InputError(
+                    f"vocabulary {self.name}: {len(values)} {kind} for {len(self.classes)} classes; give one per class"
+                )
         for name, times in Counter(self.display or ()).items():
             if times > 1 or not name.strip():
                 fault = "is used twice; display names must differ" if name.strip() else "is empty"
                 raise InputError(f"vocabulary {self.name}: display name {name!r} {fault}")
 
-    def _check_names(self, classes: Sequence[Sequence[str]], kind: str) -> None:
+    def _check_synonyms(self, classes: Sequence[Sequence[str]], kind: str) -> None:
         for index, synonyms in enumerate(classes):
             if isinstance(synonyms, str):
-                raise InputError(f"vocabulary {self.name}: {kind} {index} is a string; a tuple of synonyms is needed")
+                raise InputError(
+                    f"vocabulary {self.name}: {kind} {index} is the string {synonyms!r}; give a tuple of synonyms"
+                )
             if not synonyms or not all(synonym.strip() for synonym in synonyms):
                 raise InputError(f"vocabulary {self.name}: {kind} {index} has an empty name")
 
@@ -94,7 +91,7 @@ class Vocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The display names, in index order."""
+        """Display names, in index order."""
         return self.display or tuple(synonyms[0] for synonyms in self.classes)
 
     @property
@@ -103,26 +100,26 @@ class Vocabulary:
         return frozenset(range(len(self.classes))) - self.novel
 
     def subset(self, classes: Sequence[int]) -> Vocabulary:
-        """The vocabulary of some classes, by index and in that order."""
-        place = {old: new for new, old in enumerate(classes)}
+        """Return the vocabulary of the given class indices, in the given order."""
+        new_index = {old: new for new, old in enumerate(classes)}
         return replace(
             self,
             classes=tuple(self.classes[index] for index in classes),
-            novel=frozenset(place[index] for index in self.novel if index in place),
-            things=frozenset(place[index] for index in self.things if index in place),
+            novel=frozenset(new_index[index] for index in self.novel if index in new_index),
+            things=frozenset(new_index[index] for index in self.things if index in new_index),
             colors=None if self.colors is None else tuple(self.colors[index] for index in classes),
             plain=None if self.plain is None else tuple(self.plain[index] for index in classes),
             display=None if self.display is None else tuple(self.display[index] for index in classes),
         )
 
     def palette(self) -> np.ndarray:
-        """RGB colours, uint8 [K, 3]; a generated colour depends on the index alone."""
+        """Return the RGB colour of each class, uint8 [K, 3]; a generated colour depends on the class index alone."""
         if self.colors is not None:
             return np.array(self.colors, dtype=np.uint8).reshape(-1, 3)
-        return distinct_colors(len(self.classes))
+        return generate_colors(len(self.classes))
 
     def to_json(self) -> dict[str, Any]:
-        """A plain table that `json` can write; `from_json` reads it back."""
+        """Return a dictionary that `json` can write and `from_json` can read."""
         table: dict[str, Any] = {
             "name": self.name,
             "classes": [list(synonyms) for synonyms in self.classes],
@@ -139,7 +136,11 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Vocabulary:
-        """The vocabulary that `to_json` described; InputError where the table is not one."""
+        """Return the vocabulary that `to_json` described.
+
+        Raises:
+            InputError: `value` does not describe a vocabulary.
+        """
         try:
             colors, plain, display = value.get("colors"), value.get("plain"), value.get("display")
             return cls(
@@ -148,7 +149,7 @@ class Vocabulary:
                 novel=frozenset(int(index) for index in value.get("novel", ())),
                 things=frozenset(int(index) for index in value.get("things", ())),
                 templates=tuple(str(template) for template in value.get("templates", ("{}",))),
-                colors=None if colors is None else tuple(_color(color) for color in colors),
+                colors=None if colors is None else tuple(parse_color(color) for color in colors),
                 plain=None if plain is None else tuple(tuple(str(name) for name in names) for names in plain),
                 display=None if display is None else tuple(str(name) for name in display),
             )
@@ -157,12 +158,18 @@ class Vocabulary:
 
     @classmethod
     def from_names(cls, name: str, names: Iterable[str | Sequence[str]], **fields: Any) -> Vocabulary:
-        """A vocabulary from class names: each a string with comma-separated synonyms, or a list.
+        """Make a vocabulary from class names.
 
-        Two classes may begin with the same synonym where `display` tells them apart. Raises InputError
-        where there is none, one is empty, or two classes share a display name.
+        Args:
+            name: Name of the vocabulary, also used in error messages.
+            names: For each class a string of synonyms separated by commas, or a list of synonyms.
+            fields: Further attributes of `Vocabulary`. Two classes may share their first synonym only if `display`
+                is among them.
+
+        Raises:
+            InputError: There is no class, a name is empty, or two classes have the same display name.
         """
-        classes = tuple(_synonyms(name, entry) for entry in names)
+        classes = tuple(split_synonyms(name, entry) for entry in names)
         if not classes:
             raise InputError(f"{name}: no class; name at least one")
         if fields.get("display") is None:
@@ -172,52 +179,8 @@ class Vocabulary:
         return cls(name=name, classes=classes, **fields)
 
 
-def load_vocabulary(path: Path | str) -> Vocabulary:
-    """A user's vocabulary file, `.toml` or text; see the module's text for the formats.
-
-    In OpenSeg's format classes that begin with the same synonym are displayed by another one as well.
-    """
-    path = existing_file(path)
-    if path.suffix == ".toml":
-        return parse_vocabulary(read_toml(path), where=str(path), name=path.stem)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file; give one class a line") from error
-    entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
-    with naming(path):
-        if not is_openseg(entries):
-            return Vocabulary.from_names(path.stem, entries)
-        classes = parse_openseg(entries)
-        names = distinct_names(classes)
-        same = names == tuple(synonyms[0] for synonyms in classes)
-        return Vocabulary(path.stem, tuple(classes), display=None if same else names)
-
-
-def parse_vocabulary(table: Mapping[str, Any], *, where: str, name: str) -> Vocabulary:
-    """The vocabulary in a TOML table; `where` is named in errors, `name` stands in for a missing one."""
-    refuse_unknown(table, VOCABULARY_KEYS, where)
-    classes = table.get("classes")
-    if not isinstance(classes, list) or not classes:
-        raise InputError(f'{where}: classes is missing or empty; write classes = ["sky", "car, automobile"]')
-    with naming(where):
-        display = tuple(_strings(table["display"], "display")) if "display" in table else None
-        bare = Vocabulary.from_names(str(table.get("name", name)), classes, display=display)
-        index = {display: number for number, display in enumerate(bare.names)}
-        colors = table.get("colors")
-        if colors is not None and not isinstance(colors, list):
-            raise InputError(f"colors: a list of RGB colours is needed, not {colors!r}")
-        return replace(
-            bare,
-            plain=_plain(table["plain"]) if "plain" in table else None,
-            novel=_indices(table.get("novel", []), index, "novel"),
-            things=_indices(table.get("things", []), index, "things"),
-            templates=tuple(_strings(table.get("templates", ["{}"]), "templates")),
-            colors=None if colors is None else tuple(_color(color) for color in colors),
-        )
-
-
-def _synonyms(where: str, entry: Any) -> tuple[str, ...]:
+def split_synonyms(where: str, entry: Any) -> tuple[str, ...]:
+    """Return the synonyms in `entry`, a string separated by commas or a list; errors begin with `where`."""
     parts = entry.split(",") if isinstance(entry, str) else entry
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
         raise InputError(f"{where}: class {entry!r} is neither a name nor a list of synonyms")
@@ -227,27 +190,8 @@ def _synonyms(where: str, entry: Any) -> tuple[str, ...]:
     return synonyms
 
 
-def _plain(entries: Any) -> tuple[tuple[str, ...], ...]:
-    if not isinstance(entries, list):
-        raise InputError(f"plain: a list of names is needed, not {entries!r}")
-    return tuple((entry.strip(),) if isinstance(entry, str) else _synonyms("plain", entry) for entry in entries)
-
-
-def _indices(entries: Any, index: Mapping[str, int], key: str) -> frozenset[int]:
-    for entry in _strings(entries, key):
-        if entry not in index:
-            hint = did_you_mean(entry, index).strip() or "write it as in classes, first synonym"
-            raise InputError(f"{key}: {entry!r} is not among the classes; {hint}")
-    return frozenset(index[entry] for entry in entries)
-
-
-def _strings(value: Any, key: str) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{key}: a list of strings is needed, not {value!r}")
-    return value
-
-
-def _color(value: Any) -> tuple[int, int, int]:
+def parse_color(value: Any) -> tuple[int, int, int]:
+    """Return an RGB colour as a tuple; InputError if `value` is not three integers from 0 to 255."""
     if (
         not isinstance(value, (list, tuple))
         or len(value) != 3
@@ -255,3 +199,73 @@ def _color(value: Any) -> tuple[int, int, int]:
     ):
         raise InputError(f"color {value!r}: three whole numbers from 0 to 255 are needed")
     return (value[0], value[1], value[2])
+
+
+def make_distinct_names(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return one display name per class, all different.
+
+    The name is the first synonym. Classes that share their first synonym get another one in brackets, as in
+    `pot (flowerpot)`. Of those that have no other synonym the first stays `pot`, the second becomes `pot (2)`.
+
+    Args:
+        classes: Synonyms of each class.
+    """
+    shared = Counter(synonyms[0] for synonyms in classes)
+    names: dict[str, None] = {}
+    for synonyms in classes:
+        first = synonyms[0]
+        plurals = (first, f"{first}s", f"{first}es")
+        others = [other for other in synonyms[1:] if other not in plurals] if shared[first] > 1 else []
+        choices = chain((f"{first} ({other})" for other in others), [first], (f"{first} ({n})" for n in count(2)))
+        names[next(name for name in choices if name not in names)] = None
+    return tuple(names)
+
+
+@lru_cache(maxsize=8)
+def generate_colors(number: int) -> np.ndarray:
+    """Return RGB colours that are easy to tell apart, uint8 [number, 3], read-only.
+
+    Each colour is the candidate farthest in OKLab from all before it, and from black, white and grey, which pictures
+    use for pixels without a class. Colour i does not depend on `number`.
+    """
+    levels = np.arange(16, 256, 17, dtype=np.uint8)
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _rgb_to_oklab(candidates)
+    chroma, lightness = np.hypot(lab[:, 1], lab[:, 2]), lab[:, 0]
+    allowed = (chroma > _MIN_CHROMA) & (chroma < _MAX_CHROMA)
+    allowed &= (lightness > _MIN_LIGHTNESS) & (lightness < _MAX_LIGHTNESS)
+    candidates, lab = candidates[allowed], lab[allowed]
+    reserved = _rgb_to_oklab(np.array([[0, 0, 0], [255, 255, 255], [128, 128, 128]], dtype=np.uint8))
+    from_reserved = np.linalg.norm(lab[:, None] - reserved[None], axis=-1).min(axis=1)
+    distance = from_reserved
+    colors = np.zeros((number, 3), dtype=np.uint8)
+    for index in range(number):
+        if index % len(candidates) == 0:  # at the start, and once every candidate is used
+            distance = from_reserved
+        best = int(distance.argmax())
+        colors[index] = candidates[best]
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[best], axis=-1))
+        distance[best] = -1.0
+    colors.setflags(write=False)
+    return colors
+
+
+def _rgb_to_oklab(rgb: np.ndarray) -> np.ndarray:
+    """Convert sRGB, uint8 [N, 3], to OKLab (B. Ottosson, 2020), float64 [N, 3]."""
+    unit = rgb.astype(np.float64) / 255.0
+    linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
+    to_lms = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    return np.cbrt(linear @ to_lms.T) @ to_lab.T

@@ -20,7 +20,7 @@ from ovstrans.evaluation.inference import Inference
 from ovstrans.reports import data as bench_data
 from ovstrans.reports import evaluation as bench_evaluate
 from ovstrans.reports.data import Evaluation
-from ovstrans.vocabulary.catalog import published_vocabulary
+from ovstrans.vocabulary.catalog import load_published_vocabulary
 from tests.cli.test_bench import write_run
 
 
@@ -120,7 +120,7 @@ def test_all_the_published_datasets_that_are_there() -> None:
     assert set(report["datasets"]) == {"camvid:val", "cityscapes:val"}
     roads = report["datasets"]["cityscapes:val"]
     assert roads["images"] == 3
-    assert [each["name"] for each in roads["per_class"]] == list(published_vocabulary("cityscapes").names)
+    assert [each["name"] for each in roads["per_class"]] == list(load_published_vocabulary("cityscapes").names)
     assert sum(each["pixels"] for each in roads["per_class"]) == 3 * 8 * 12
     drawn = {f"{name}-val{kind}.png" for name in ("camvid", "cityscapes") for kind in ("", "-confusion")}
     assert {path.name for path in Path("pages").iterdir()} == drawn
@@ -235,7 +235,7 @@ def test_many_images_are_shown_on_several_pages() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--names", "sloppy"), "names 'sloppy': unknown; known are auto, synonyms"),
+        (("--names", "sloppy"), "--names sloppy: unknown; known are auto, synonyms"),
         (("--denominator", "some"), "--denominator some: unknown; use present or union"),
         (("--stride", "8"), "stride of 8 needs a window"),
         (("--panoptic", "--flip"), "leave out --window and --flip"),

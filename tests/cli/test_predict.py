@@ -17,7 +17,7 @@ from ovstrans.datasets import images as images_module
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.files import write_text
 from ovstrans.masks.file import save_mask
-from ovstrans.vocabulary.catalog import published_vocabulary
+from ovstrans.vocabulary.catalog import load_published_vocabulary
 from tests.cli.test_bench import made, write_run
 
 
@@ -125,7 +125,7 @@ def test_300_classes_are_16_bit() -> None:
 def test_vocabularies_by_name_and_their_colours() -> None:
     draw("photo.png")
     status, summary = run("run", "photo.png", "--vocabulary", "cityscapes", "--out", "seen", "--no-overlay")
-    vocabulary = published_vocabulary("cityscapes")
+    vocabulary = load_published_vocabulary("cityscapes")
     assert status == 0 and summary["classes"] == list(vocabulary.names)
     with Image.open("seen/labels/photo.png") as picture:
         assert picture.getpalette()[: 3 * len(vocabulary)] == vocabulary.palette().flatten().tolist()
@@ -266,7 +266,7 @@ def test_broken_images_are_named_and_the_others_done(capsys: pytest.CaptureFixtu
         (("run", "photo.png", "--vocabulary", "gone.txt"), "gone.txt: no such file"),
         (("run", "photo.png", "--vocabulary", "citscapes"), "did you mean 'cityscapes'"),
         (("run", "photo.png", "--classes", "a", "--vocabulary", "words.txt"), "give one of them"),
-        (("run", "photo.png", "--names", "sloppy"), "names 'sloppy': unknown"),
+        (("run", "photo.png", "--names", "sloppy"), "--names sloppy: unknown"),
         (("run", "photo.png", "--stride", "8"), "stride of 8 needs a window"),
         (("run", "photo.png", "--resume"), "no predictions to go on with"),
         (("run", "photo.png", "--resume", "--force"), "give one of them"),

@@ -10,8 +10,7 @@ from ovstrans.clip.load import DEFAULT_MODEL, create_image_encoder, load_clip, m
 from ovstrans.clip.text import embed_texts
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.datasets.scenes.dataset import draw_scene
-from ovstrans.datasets.scenes.shapes import SHAPES
-from ovstrans.datasets.scenes.textures import STUFF
+from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 from ovstrans.errors import InputError, MismatchError
 
 

@@ -19,7 +19,7 @@ from ovstrans.costs.target import Target, build_on_meta, resolve
 from ovstrans.costs.text_encoder import count_text_encoder, prompt_macs
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask_framework import MaskFramework
-from ovstrans.vocabulary.catalog import published_vocabulary
+from ovstrans.vocabulary.catalog import load_published_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.costs.reference import executed_macs
 from tests.costs.test_thop_rules import mask2former  # noqa: F401  a fixture
@@ -154,7 +154,7 @@ def test_other_counters_mix(counter: str) -> None:
 
 
 def test_rows_are_those_a_framework_prompts() -> None:
-    coco = published_vocabulary("coco-panoptic")
+    coco = load_published_vocabulary("coco-panoptic")
     rows = {
         name: len(cast(Framework, resolve(name, vocabulary=coco).module).text.owner)
         for name in ("fcclip", "gkc", "deeplabv3")

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovstrans.datasets.augment import CLIP_MEAN, Augment, CenterCrop, evaluation_size, resize_image, resize_labels
+from ovstrans.datasets.augment import (
+    CLIP_MEAN,
+    Augment,
+    CenterCrop,
+    compute_evaluation_size,
+    resize_image,
+    resize_labels,
+)
 from ovstrans.datasets.sample import Sample
 from ovstrans.errors import InputError
 
@@ -155,7 +162,7 @@ def test_center_crop_takes_the_middle() -> None:
     ],
 )
 def test_evaluation_size(size: tuple[int, int, int | None, int | None], expected: tuple[int, int]) -> None:
-    assert evaluation_size(*size) == expected
+    assert compute_evaluation_size(*size) == expected
 
 
 def test_resizing_to_the_same_size_changes_nothing() -> None:

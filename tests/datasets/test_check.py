@@ -4,19 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from ovstrans.console import Progress
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.check import faults
-from ovstrans.datasets.published.registry import PUBLISHED, PublishedDataset, find_layout
+from ovstrans.datasets.check import find_faults
+from ovstrans.datasets.published.dataset import PublishedDataset
+from ovstrans.datasets.published.registry import PUBLISHED, locate_dataset
 from ovstrans.errors import InputError
+from ovstrans.progress import ProgressReporter
 from tests.datasets.published.folders import put_gray, put_image
 
 
 def found(root: Path) -> list[str]:
-    layout = find_layout(PUBLISHED["camvid"], "val", [root])
+    layout = locate_dataset(PUBLISHED["camvid"], "val", [root])
     assert layout is not None
-    dataset = PublishedDataset(layout, complete=False)
-    return faults(dataset, Progress("check", len(dataset)), workers=2)
+    dataset = PublishedDataset(layout, allow_missing=True)
+    return find_faults(dataset, ProgressReporter(None, "check", len(dataset)), workers=2)
 
 
 def put_pairs(root: Path, *names: str) -> None:
@@ -67,8 +68,8 @@ def test_every_fault_of_a_described_folder_is_named_too(tmp_path: Path) -> None:
     (tmp_path / "images/b.png").write_bytes(b"")  # two faults in one pair
     put_gray(tmp_path / "labels/b.png", [[7, 1], [1, 1]])
     put_gray(tmp_path / "labels/c.png", [[0, 1, 0], [1, 1, 0]])
-    dataset = open_dataset(f"folder:{tmp_path}", split="all", complete=False)
-    seen = faults(dataset, Progress("check", len(dataset)))
+    dataset = open_dataset(f"folder:{tmp_path}", split="all", allow_missing=True)
+    seen = find_faults(dataset, ProgressReporter(None, "check", len(dataset)))
     assert len(seen) == 5
     for path, words in (
         ("images/x", "no such image"),
@@ -90,12 +91,12 @@ def test_frames_of_unequal_size_are_named(tmp_path: Path) -> None:
             put_image(top / f"data/{video}/origin/{frame}.jpg", [[0] * side] * 2)
             put_gray(top / f"data/{video}/mask/{frame}.png", [[1] * side] * 2)
     (top / "val.txt").write_text("one\ntwo\n")
-    dataset = open_dataset("vspw:val", split="val", root=tmp_path, complete=False)
-    (seen,) = faults(dataset, Progress("check", 6))
+    dataset = open_dataset("vspw:val", split="val", data_root=tmp_path, allow_missing=True)
+    (seen,) = find_faults(dataset, ProgressReporter(None, "check", 6))
     assert str(top / "data/one/origin/2.jpg") in seen and "3x2" in seen and "2x2" in seen
 
 
 def test_generated_data_can_be_checked_too() -> None:
     dataset = open_dataset("scenes:train", split="train", size=32)
     dataset._length = 3  # type: ignore[attr-defined]
-    assert faults(dataset, Progress("check", 3)) == []
+    assert find_faults(dataset, ProgressReporter(None, "check", 3)) == []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovstrans.datasets.augment import Augment
-from ovstrans.datasets.loading import epoch_order, infinite_batches, sample_generator, step_items
+from ovstrans.datasets.loading import draw_epoch_order, make_generator, step_items, stream_batches
 from ovstrans.datasets.sample import Sample
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -40,7 +40,7 @@ class Numbers:
 
 
 def names(count: int, **options: Any) -> list[tuple[str, ...]]:
-    return [batch.names for batch in islice(infinite_batches(Numbers(), **options), count)]
+    return [batch.names for batch in islice(stream_batches(Numbers(), **options), count)]
 
 
 @given(n=st.integers(1, 40), batch=st.integers(1, 7), world=st.integers(1, 4), epochs=st.integers(1, 3))
@@ -64,10 +64,10 @@ def test_a_resumed_sequence_goes_on_where_it_stopped(start: int, rank: int) -> N
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [tuple(draw_epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
     assert all(sorted(order) == list(range(50)) for order in orders)
-    assert orders[0] == tuple(epoch_order(50, 0, 0))
+    assert orders[0] == tuple(draw_epoch_order(50, 0, 0))
 
 
 def test_ranks_share_the_batch_of_one() -> None:
@@ -78,7 +78,7 @@ def test_ranks_share_the_batch_of_one() -> None:
 
 
 def test_batches_are_floats_from_0_to_1_and_long_labels() -> None:
-    batch = next(infinite_batches(Numbers(), batch_size=4, seed=0))
+    batch = next(stream_batches(Numbers(), batch_size=4, seed=0))
     assert batch.images.shape == (4, 3, 16, 20) and batch.images.dtype == torch.float32
     assert batch.labels is not None and batch.labels.shape == (4, 16, 20) and batch.labels.dtype == torch.int64
     for name, image, label in zip(batch.names, batch.images, batch.labels, strict=True):
@@ -87,7 +87,7 @@ def test_batches_are_floats_from_0_to_1_and_long_labels() -> None:
 
 
 def test_unlabelled_samples_make_unlabelled_batches() -> None:
-    assert next(infinite_batches(Numbers(labels=False), batch_size=2)).labels is None
+    assert next(stream_batches(Numbers(labels=False), batch_size=2)).labels is None
 
 
 def test_chosen_indices_alone_are_used() -> None:
@@ -99,13 +99,11 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
     transform = Augment(scale=(0.5, 2.0)).transform(10, 255)
 
     def images(**options: Any) -> list[torch.Tensor]:
-        batches = infinite_batches(Numbers(), batch_size=4, transform=transform, **options)
+        batches = stream_batches(Numbers(), batch_size=4, transform=transform, **options)
         return [batch.images for batch in islice(batches, 6)]
 
     assert all(torch.equal(a, b) for a, b in zip(images(seed=1)[3:], images(seed=1, start_step=3)[:3], strict=True))
-    draws = {
-        float(torch.rand((), generator=sample_generator(s, (e, i)))) for s in (0, 1) for e in (0, 1) for i in (0, 1)
-    }
+    draws = {float(torch.rand((), generator=make_generator(s, (e, i)))) for s in (0, 1) for e in (0, 1) for i in (0, 1)}
     assert len(draws) == 8
 
 
@@ -114,7 +112,7 @@ def test_workers_change_nothing_and_leave_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
 
     def read(workers: int) -> list[torch.Tensor]:
-        batches = infinite_batches(Numbers(), batch_size=3, seed=4, transform=transform, workers=workers, start_step=2)
+        batches = stream_batches(Numbers(), batch_size=3, seed=4, transform=transform, workers=workers, start_step=2)
         return [batch.images for batch in islice(batches, 5)]
 
     assert all(torch.equal(a, b) for a, b in zip(read(0), read(2), strict=True))
@@ -124,15 +122,15 @@ def test_workers_change_nothing_and_leave_the_global_generator_alone() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_arrives_as_one_line(workers: int) -> None:
     with pytest.raises(InputError) as caught:
-        list(islice(infinite_batches(Numbers(broken=3), batch_size=2, workers=workers), 5))
+        list(islice(stream_batches(Numbers(broken=3), batch_size=2, workers=workers), 5))
     assert str(caught.value) == "image 3: broken"
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(InputError, match="20x12, 20x16"):
-        list(islice(infinite_batches(Numbers(broken=-2), batch_size=5), 2))
+        list(islice(stream_batches(Numbers(broken=-2), batch_size=5), 2))
 
 
 def test_an_empty_dataset_is_refused_at_once() -> None:
     with pytest.raises(InputError, match="numbers:train: no image"):
-        infinite_batches(Numbers(0), batch_size=2)
+        stream_batches(Numbers(0), batch_size=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ovstrans.datasets.augment import Augment
 from ovstrans.datasets.loading import collate
 from ovstrans.datasets.sample import Sample, Segment
-from ovstrans.datasets.segments import GREY, WithSegments, region_of, segments_of, with_segment_map
+from ovstrans.datasets.segments import GREY, WithSegments, add_segment_map, crop_region, make_segments
 
 IGNORE = 255
 
@@ -41,7 +41,7 @@ def made(sample: Sample, **given: object) -> Sample:
 
 
 def test_novel_and_ignored_segments_are_left_out() -> None:
-    found = segments_of(made(panoptic(), novel={1}))
+    found = make_segments(made(panoptic(), novel={1}))
     assert found.ids.tolist() == [11, 13] and found.classes.tolist() == [0, 2]
     assert len(found) == 2 and found.regions is None
     assert found.masks.dtype == torch.bool and found.masks.shape == (2, 4, 8)
@@ -49,22 +49,22 @@ def test_novel_and_ignored_segments_are_left_out() -> None:
 
 
 def test_invisible_segments_are_left_out() -> None:
-    found = segments_of(made(panoptic(), then=left_half))
+    found = make_segments(made(panoptic(), then=left_half))
     assert found.ids.tolist() == [11, 12] and found.masks.shape == (2, 4, 4)
     assert found.masks.flatten(1).any(1).all()
 
 
 def test_an_image_may_have_no_segment() -> None:
-    found = segments_of(made(panoptic(), novel={0, 1, 2}, region_size=6))
+    found = make_segments(made(panoptic(), novel={0, 1, 2}, region_size=6))
     assert len(found) == 0 and found.masks.shape == (0, 4, 8) and found.masks.dtype == torch.bool
     assert found.regions is not None and found.regions.shape == (0, 3, 6, 6) and found.regions.dtype == torch.uint8
 
 
 def test_label_map_alone_gives_one_segment_a_class() -> None:
     label = torch.tensor([[0, 0, 3], [IGNORE, 3, 3]], dtype=torch.uint8)
-    sample = with_segment_map(Sample(torch.zeros(3, 2, 3).byte(), label=label), IGNORE)
+    sample = add_segment_map(Sample(torch.zeros(3, 2, 3).byte(), label=label), IGNORE)
     assert [(segment.class_index, segment.area) for segment in sample.segments] == [(0, 2), (3, 3)]
-    found = segments_of(sample)
+    found = make_segments(sample)
     assert found.classes.tolist() == [0, 3]
     assert torch.equal(found.masks[0], label == 0) and torch.equal(found.masks[1], label == 3)
     assert not found.masks.any(0)[1, 0]  # the ignored pixel is of no segment
@@ -72,9 +72,9 @@ def test_label_map_alone_gives_one_segment_a_class() -> None:
 
 def test_panoptic_labels_are_kept_as_they_are() -> None:
     sample = panoptic()
-    assert with_segment_map(sample, IGNORE) is sample
+    assert add_segment_map(sample, IGNORE) is sample
     unlabelled = Sample(torch.zeros(3, 2, 2).byte())
-    assert with_segment_map(unlabelled, IGNORE) is unlabelled
+    assert add_segment_map(unlabelled, IGNORE) is unlabelled
 
 
 def ramp(height: int, width: int) -> Tensor:
@@ -85,24 +85,24 @@ def test_region_is_the_whole_bounding_box() -> None:
     """Its last row and column too: at the box's own size nothing is resized away."""
     mask = torch.zeros(9, 9, dtype=torch.bool)
     mask[2:6, 3:7] = True
-    assert torch.equal(region_of(ramp(9, 9), mask, 4), ramp(9, 9)[:, 2:6, 3:7])
+    assert torch.equal(crop_region(ramp(9, 9), mask, 4), ramp(9, 9)[:, 2:6, 3:7])
     mask[:] = False
     mask[8, 8] = True  # a single pixel, in the last corner
-    assert torch.equal(region_of(ramp(9, 9), mask, 1), ramp(9, 9)[:, 8:, 8:])
+    assert torch.equal(crop_region(ramp(9, 9), mask, 1), ramp(9, 9)[:, 8:, 8:])
 
 
 def test_region_is_grey_outside_the_mask() -> None:
     mask = torch.eye(4, dtype=torch.bool)
-    region = region_of(ramp(4, 4), mask, 4)
+    region = crop_region(ramp(4, 4), mask, 4)
     assert (region[:, ~mask] == GREY).all()
     assert torch.equal(region[:, mask], ramp(4, 4)[:, mask])
 
 
 def test_regions_are_those_of_the_image_before_augmentation() -> None:
     sample = made(panoptic(), then=left_half, region_size=2)
-    found = segments_of(sample)
+    found = make_segments(sample)
     assert found.ids.tolist() == [11, 12] and found.regions is not None
-    assert torch.equal(found.regions[1], region_of(panoptic().image, panoptic().segment_map == 12, 2))
+    assert torch.equal(found.regions[1], crop_region(panoptic().image, panoptic().segment_map == 12, 2))
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
@@ -117,6 +117,6 @@ def test_masks_follow_the_augmentation(flip: float) -> None:
 
 
 def test_moving_takes_everything_along() -> None:
-    found = segments_of(made(panoptic(), region_size=2)).to("meta")
+    found = make_segments(made(panoptic(), region_size=2)).to("meta")
     assert found.regions is not None
     assert all(each.is_meta for each in (found.masks, found.classes, found.ids, found.regions))

@@ -16,8 +16,8 @@ from ovstrans.frameworks import registry
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
 from ovstrans.frameworks.ensemble import seen_classes
 from ovstrans.frameworks.registry import classifier_for, text_clip, with_prompts
-from ovstrans.vocabulary.catalog import published_vocabulary
-from ovstrans.vocabulary.templates import template_set
+from ovstrans.vocabulary.catalog import load_published_vocabulary
+from ovstrans.vocabulary.prompts import get_templates
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
@@ -99,7 +99,7 @@ def test_a_foreign_text_tower_is_refused(clip: Clip, text: TextClassifier) -> No
 def test_a_framework_chooses_its_prompts(vocabulary: Vocabulary) -> None:
     own = replace(vocabulary, templates=("one {} of mine",))
     assert with_prompts(own, "deeplabv3", {}) == own
-    assert with_prompts(own, "fcclip", {}) == replace(own, templates=template_set("vild"))
+    assert with_prompts(own, "fcclip", {}) == replace(own, templates=get_templates("vild"))
     assert with_prompts(own, "fcclip", {"templates": "bare"}).templates == ("{}",)
     assert with_prompts(own, "fcclip", {"templates": "dataset"}) == own
     for options in ({}, {"templates": "clip"}, registry.default_options("fcclip")):
@@ -128,7 +128,7 @@ def test_a_framework_may_choose_its_words(vocabulary: Vocabulary, monkeypatch: p
     ],
 )
 def test_published_classes_are_prompted_as_published(framework: str, templates: int, expected: dict) -> None:
-    vocabulary = published_vocabulary("coco-panoptic")
+    vocabulary = load_published_vocabulary("coco-panoptic")
     options = registry.default_options(framework)
     found = with_prompts(vocabulary, framework, options)
     words = dict(zip(found.names, found.classes, strict=True))
@@ -139,7 +139,7 @@ def test_published_classes_are_prompted_as_published(framework: str, templates: 
 
 @pytest.mark.parametrize("framework", registry.list_frameworks())
 def test_names_may_be_chosen(framework: str) -> None:
-    vocabulary = published_vocabulary("coco-panoptic")
+    vocabulary = load_published_vocabulary("coco-panoptic")
     expected = {
         "synonyms": ("wall", "walls"),
         "plain": ("wall-other-merged",),
@@ -150,14 +150,14 @@ def test_names_may_be_chosen(framework: str) -> None:
         found = with_prompts(vocabulary, framework, {}, names)
         assert (found.classes[131], found.names[131]) == (wall, "wall")
         assert with_prompts(found, framework, {}, names) == found
-    with pytest.raises(InputError, match="names 'synonym': unknown; did you mean 'synonyms'"):
+    with pytest.raises(InputError, match="`names=synonym`: unknown; did you mean 'synonyms'"):
         with_prompts(vocabulary, framework, {}, "synonym")
 
 
 def test_chosen_names_reach_the_text_tower(text: TextClassifier) -> None:
     trained = random_clip("RN-mini", seed=5)
     checkpoint = checkpoint_of(trained, text)
-    vocabulary = published_vocabulary("coco-panoptic").subset([131, 87, 0])
+    vocabulary = load_published_vocabulary("coco-panoptic").subset([131, 87, 0])
     people = len(vocabulary.classes[2])
     owner = {names: [0, 1, 2] for names in ("plain", "clean", "joined", "auto")}
     owner["synonyms"] = [0, 0, 1, *[2] * people]
@@ -198,15 +198,15 @@ def test_the_carried_tower_computes_as_the_recorded_weights_want(
 )
 def test_fcclip_finds_seen_classes_by_their_names(name: str, seen: int) -> None:
     options = registry.default_options("fcclip")
-    trained = with_prompts(published_vocabulary("coco-panoptic"), "fcclip", options)
-    assert sum(seen_classes(with_prompts(published_vocabulary(name), "fcclip", options), trained)) == seen
+    trained = with_prompts(load_published_vocabulary("coco-panoptic"), "fcclip", options)
+    assert sum(seen_classes(with_prompts(load_published_vocabulary(name), "fcclip", options), trained)) == seen
 
 
 def test_seen_is_decided_on_the_prompted_words() -> None:
-    trained = with_prompts(published_vocabulary("coco-panoptic"), "fcclip", {})
+    trained = with_prompts(load_published_vocabulary("coco-panoptic"), "fcclip", {})
 
     def unseen(name: str, names: str = "auto") -> set[str]:
-        vocabulary = with_prompts(published_vocabulary(name), "fcclip", {}, names)
+        vocabulary = with_prompts(load_published_vocabulary(name), "fcclip", {}, names)
         return {
             shown for shown, yes in zip(vocabulary.names, seen_classes(vocabulary, trained), strict=True) if not yes
         }

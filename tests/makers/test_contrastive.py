@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ovstrans.clip.load import random_clip
-from ovstrans.datasets.scenes.captions import Mention, phrase
-from ovstrans.datasets.scenes.dataset import draw_scene
-from ovstrans.datasets.scenes.shapes import SHAPES
-from ovstrans.datasets.scenes.textures import STUFF
+from ovstrans.datasets.scenes.dataset import Mention, draw_scene, format_caption
+from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "checkpoints" / "rn-mini"))
 
@@ -68,7 +66,7 @@ def test_a_hard_negative_differs_in_one_word(seed):
 
 def test_phrases():
     rng = np.random.default_rng(3)
-    texts = {phrase(rng, [Mention(shape="arrow", color="orange"), Mention(stuff="sand")]) for _ in range(30)}
+    texts = {format_caption(rng, [Mention(shape="arrow", color="orange"), Mention(stuff="sand")]) for _ in range(30)}
     assert texts == {"an orange arrow on sand", "a photo of an orange arrow on sand"}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.catalog import SPLITS, published_vocabulary, published_vocabulary_names
-from ovstrans.vocabulary.vocabulary import load_vocabulary
+from ovstrans.vocabulary.catalog import SPLITS, list_published_vocabularies, load_published_vocabulary
+from ovstrans.vocabulary.files import read_vocabulary
 from tests.makers.vocabularies import WIDTH, camvid, main, opened, to_toml, vipseg
 
 LIST = "0:invalid_class_id\n1:wall,walls\n2:window,windows\n3:wall,brick wall,wall\n"
@@ -19,12 +19,12 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("name", sorted({*published_vocabulary_names()} - {*SPLITS}))
+@pytest.mark.parametrize("name", sorted({*list_published_vocabularies()} - {*SPLITS}))
 def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
-    vocabulary = published_vocabulary(name)
+    vocabulary = load_published_vocabulary(name)
     path = tmp_path / "written.toml"
     path.write_text(to_toml(vocabulary, ["From somewhere."]), encoding="utf-8")
-    assert load_vocabulary(path) == vocabulary
+    assert read_vocabulary(path) == vocabulary
     short = [line for line in path.read_text(encoding="utf-8").splitlines() if "], [" in line or '", "' in line]
     assert all(len(line) <= WIDTH for line in short)
 
@@ -53,7 +53,7 @@ def test_camvid_is_as_its_label_maps_are() -> None:
     assert " ".join(camvid().names) == (
         "sky building pole road pavement tree sign symbol fence car pedestrian bicyclist"
     )
-    assert camvid() == published_vocabulary("camvid")
+    assert camvid() == load_published_vocabulary("camvid")
 
 
 def test_missing_input_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

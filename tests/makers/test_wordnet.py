@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.morphology import base_forms
+from ovstrans.vocabulary.nouns import detach_endings
 from ovstrans.vocabulary.wordnet import read_lines
 from tests.makers.wordnet import NOTICE, main, make
 from tests.makers.wordnet_dictionary import read_wordnet
@@ -190,7 +190,7 @@ def test_the_command_ends_in_one_line_where_the_folder_is_wrong(
     ],
 )
 def test_base_forms_follow_the_exceptions_or_else_the_rules(form: str, forms: tuple[str, ...]) -> None:
-    assert base_forms(form, {"geese": ("goose",), "axes": ("ax", "axis")}) == forms
+    assert detach_endings(form, {"geese": ("goose",), "axes": ("ax", "axis")}) == forms
 
 
 def test_the_packaged_lists_are_sorted_and_small() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file, write_text
-from ovstrans.vocabulary.vocabulary import Vocabulary, load_vocabulary
+from ovstrans.vocabulary.files import read_vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SHIPPED = Path(__file__).parents[2] / "ovstrans" / "vocabulary" / "published"
 WIDTH = 120
@@ -104,7 +105,7 @@ VIPSEG_SYNONYMS = {
 def opened(labels: Path, tables: Mapping[str, Any], name: str) -> Vocabulary:
     """The vocabulary of an OpenSeg list and its category table, whose order is the same."""
     stem, key = PUBLISHED[name]
-    vocabulary = replace(load_vocabulary(labels / f"{stem}_with_prompt_eng.txt"), name=name)
+    vocabulary = replace(read_vocabulary(labels / f"{stem}_with_prompt_eng.txt"), name=name)
     if key is None:
         return replace(vocabulary, things=frozenset(range(len(vocabulary))))  # LVIS: instances only
     table = tables[key]

@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ovstrans.datasets.scenes.shapes import SHAPES
-from ovstrans.datasets.scenes.textures import STUFF
+from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file, write_text
-from ovstrans.vocabulary.class_names import clean_name
-from ovstrans.vocabulary.morphology import base_forms
-from ovstrans.vocabulary.wordnet import data_lines
+from ovstrans.vocabulary.nouns import detach_endings
+from ovstrans.vocabulary.prompts import clean_name
+from ovstrans.vocabulary.wordnet import parse_lines
 from tests.makers.wordnet_dictionary import ADJECTIVE, ADVERB, NOUN, VERB, WordNet, read_wordnet
 
 SHIPPED = Path(__file__).parents[2] / "ovstrans" / "vocabulary" / "wordnet"
@@ -54,7 +53,7 @@ def synonym_lines(wordnet: WordNet, names: Iterable[str]) -> list[str]:
     lines = []
     for name in names:
         synonyms = {name: None}
-        for base in base_forms(name.replace(" ", "_"), wordnet.exceptions):
+        for base in detach_endings(name.replace(" ", "_"), wordnet.exceptions):
             for offset in wordnet.nouns.get(base, ()):
                 words = wordnet.synsets[NOUN][offset].words
                 synonyms.update(dict.fromkeys(word.replace("_", " ").lower() for word in words if "," not in word))
@@ -98,7 +97,7 @@ def plural_lines(wordnet: WordNet, nouns: Iterable[str]) -> list[str]:
     lines = []
     for form, bases in sorted(wordnet.exceptions.items()):
         singular = next((base for base in bases if base in known), None)
-        regular = next((base for base in base_forms(form, {}) if base in known), None)  # itself, where it is a noun
+        regular = next((base for base in detach_endings(form, {}) if base in known), None)  # itself, where it is a noun
         if singular is not None and singular != regular:
             lines.append(f"{form} {singular}")
     return lines
@@ -152,7 +151,7 @@ def _marks(wordnet: WordNet, word: str, topic: int) -> str:
 def _is_just_plural(wordnet: WordNet, word: str, marks: Mapping[str, str]) -> bool:
     """Whether a noun is first of all the plural of another: eggs, not stairs; nor shorts, as short describes."""
     uses = _uses(wordnet, word, NOUN)
-    singulars = base_forms(word, wordnet.exceptions)[1:]
+    singulars = detach_endings(word, wordnet.exceptions)[1:]
     return any("A" not in marks.get(base, "A") and _uses(wordnet, base, NOUN) > uses for base in singulars)
 
 
@@ -173,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default=SHIPPED, metavar="FOLDER", help="where to write (default: where they ship)")
     options = parser.parse_args(arguments)
     try:
-        make(options.dict, data_lines(existing_file(options.names).read_text(encoding="utf-8")), options.out)
+        make(options.dict, parse_lines(existing_file(options.names).read_text(encoding="utf-8")), options.out)
     except InputError as error:
         parser.error(str(error))
 

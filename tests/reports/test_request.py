@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ovstrans.datasets.catalog import named_vocabulary
+from ovstrans.datasets.catalog import find_vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from ovstrans.reports.request import Request, parse_size
@@ -35,10 +35,10 @@ def test_settings_that_do_not_fit(name: str, setting: str, message: str) -> None
 
 def test_a_vocabulary_is_a_datasets_or_a_files(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat, kitten\ndog\n")
-    assert len(named_vocabulary(str(tmp_path / "names.txt"))) == 2
-    assert len(named_vocabulary("pas-20")) == 20 == len(named_vocabulary("pascal-20"))
-    assert len(named_vocabulary("coco-panoptic:val")) == 133
-    assert len(named_vocabulary("scenes")) > 0
+    assert len(find_vocabulary(str(tmp_path / "names.txt"))) == 2
+    assert len(find_vocabulary("pas-20")) == 20 == len(find_vocabulary("pascal-20"))
+    assert len(find_vocabulary("coco-panoptic:val")) == 133
+    assert len(find_vocabulary("scenes")) > 0
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_vocabulary_is_a_datasets_or_a_files(tmp_path: Path) -> None:
 )
 def test_vocabularies_that_there_are_not(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        named_vocabulary(spec)
+        find_vocabulary(spec)
 
 
 def test_the_vocabulary_decides_how_many_rows_are_compared() -> None:

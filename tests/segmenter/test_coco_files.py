@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovstrans.datasets.published.panoptic import read_annotations, read_ids, segments_in
+from ovstrans.datasets.published.panoptic import extract_segments, read_annotations, read_segment_ids
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
@@ -73,7 +73,7 @@ def test_ids_are_kept_to_the_last_of_24_bits(tmp_path_factory: pytest.TempPathFa
     write_segment_map(path, torch.tensor([ids]))
     with Image.open(path) as picture:
         pixels = np.asarray(picture).astype(np.int64)
-    assert (pixels @ [1, 256, 256**2]).tolist() == [ids] == read_ids(path).tolist()
+    assert (pixels @ [1, 256, 256**2]).tolist() == [ids] == read_segment_ids(path).tolist()
 
 
 @given(st.integers(0, 2**16), st.integers(1, 9), st.integers(1, 9), st.integers(0, 6))
@@ -90,7 +90,7 @@ def test_cocos_reader_gives_the_same_segments(
     entry = annotation("a", torch.from_numpy(ids), segments)
     write_panoptic(folder / "panoptic.json", [entry], STREET, STREET.things)
     rows = read_annotations(folder / "panoptic.json", {0: 0, 1: 1})["a"]
-    read, label = segments_in(read_ids(folder / "a.png"), rows, STREET.things, 255, folder / "a.png")
+    read, label = extract_segments(read_segment_ids(folder / "a.png"), rows, STREET.things, 255, folder / "a.png")
     seen = [segment for segment in segments if (ids == segment.id).any()]
     assert read == [Segment(each.id, each.class_index, each.isthing, int((ids == each.id).sum())) for each in seen]
     assert np.array_equal(label, np.array([255, *kinds])[ids])

@@ -12,13 +12,14 @@ from ovstrans.errors import InputError
 from ovstrans.vocabulary.catalog import (
     FOLDER,
     SPLITS,
-    open_vocabulary,
-    published_vocabulary,
-    published_vocabulary_names,
+    list_published_vocabularies,
+    load_published_vocabulary,
+    load_vocabulary,
 )
-from ovstrans.vocabulary.vocabulary import Vocabulary, load_vocabulary
+from ovstrans.vocabulary.files import read_vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
-NAMES = published_vocabulary_names()
+NAMES = list_published_vocabularies()
 
 COUNTS = {
     # classes, synonyms in FC-CLIP's lists, of which repeats within a class (which are dropped here)
@@ -38,7 +39,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_synonym_is_there_once(name: str) -> None:
-    vocabulary = published_vocabulary(name)
+    vocabulary = load_published_vocabulary(name)
     classes, listed, repeats = COUNTS[name]
     assert len(vocabulary) == classes
     assert sum(map(len, vocabulary.classes)) == listed - repeats
@@ -49,21 +50,21 @@ def test_every_synonym_is_there_once(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "classes"), [("camvid", 11), ("vspw", 124), ("vipseg", 124)])
 def test_sets_that_fc_clip_lacks(name: str, classes: int) -> None:
-    vocabulary = published_vocabulary(name)
+    vocabulary = load_published_vocabulary(name)
     assert len(vocabulary) == classes and vocabulary.plain is not None
     assert not any("_" in name for synonyms in vocabulary.classes for name in synonyms)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_vocabulary_is_whole(name: str) -> None:
-    vocabulary = published_vocabulary(name)
+    vocabulary = load_published_vocabulary(name)
     assert vocabulary.name == name
     assert len(set(vocabulary.names)) == len(vocabulary) == len(vocabulary.classes)
     assert vocabulary.templates == ("{}",)
     assert (vocabulary.plain is None) == (name == "lvis-1203")
     assert vocabulary.palette().shape == (len(vocabulary), 3)
     assert Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
-    assert published_vocabulary(name) is vocabulary
+    assert load_published_vocabulary(name) is vocabulary
 
 
 @pytest.mark.parametrize(
@@ -101,17 +102,17 @@ def test_every_vocabulary_is_whole(name: str) -> None:
     ],
 )
 def test_names_are_at_their_places(name: str, index: int, first: str, plain: str) -> None:
-    vocabulary = published_vocabulary(name)
+    vocabulary = load_published_vocabulary(name)
     assert vocabulary.plain is not None
     assert (vocabulary.classes[index][0], vocabulary.plain[index]) == (first, (plain,))
 
 
 def test_lvis_begins_where_its_list_does() -> None:
-    assert published_vocabulary("lvis-1203").classes[0] == ("aerosol can", "spray can")
+    assert load_published_vocabulary("lvis-1203").classes[0] == ("aerosol can", "spray can")
 
 
 def test_names_that_classes_share_are_told_apart() -> None:
-    vocabulary = published_vocabulary("ade20k-847")
+    vocabulary = load_published_vocabulary("ade20k-847")
     shown = {vocabulary.classes[i][0]: [] for i in range(len(vocabulary))}
     for synonyms, name in zip(vocabulary.classes, vocabulary.names, strict=True):
         shown[synonyms[0]].append(name)
@@ -122,7 +123,7 @@ def test_names_that_classes_share_are_told_apart() -> None:
 
 
 def test_pascal_with_and_without_background() -> None:
-    whole, foreground = published_vocabulary("pascal-21"), published_vocabulary("pascal-20")
+    whole, foreground = load_published_vocabulary("pascal-21"), load_published_vocabulary("pascal-20")
     assert foreground.classes == whole.classes[1:]
     assert len(whole.classes[0]) == 72  # 74 with repeats
     assert 0 not in whole.things and len(whole.things) == len(foreground.things) == 20
@@ -131,9 +132,9 @@ def test_pascal_with_and_without_background() -> None:
 
 def test_things_of_the_panoptic_sets() -> None:
     counts = {"coco-panoptic": 80, "coco-stuff": 80, "ade20k-150": 100, "cityscapes": 8, "vipseg": 58}
-    assert {name: len(published_vocabulary(name).things) for name in counts} == counts
-    assert sorted(published_vocabulary("coco-stuff").things) == list(range(80))
-    assert [published_vocabulary("cityscapes").names[i] for i in range(11, 19)] == [
+    assert {name: len(load_published_vocabulary(name).things) for name in counts} == counts
+    assert sorted(load_published_vocabulary("coco-stuff").things) == list(range(80))
+    assert [load_published_vocabulary("cityscapes").names[i] for i in range(11, 19)] == [
         *("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
     ]
 
@@ -148,20 +149,20 @@ def test_splits() -> None:
         "toilet keyboard scissors bridge cardboard playingfield river wall-stone",
     }
     for name, expected in novel.items():
-        vocabulary = published_vocabulary(name)
+        vocabulary = load_published_vocabulary(name)
         assert vocabulary.plain is not None
         names = [vocabulary.plain[index][0].replace(" ", "_") for index in sorted(vocabulary.novel)]
         assert names == expected.split(), name
-    assert {name for name in NAMES if published_vocabulary(name).novel} == {*SPLITS, "vipseg"}
-    assert published_vocabulary("vspw").classes == published_vocabulary("vipseg").classes
+    assert {name for name in NAMES if load_published_vocabulary(name).novel} == {*SPLITS, "vipseg"}
+    assert load_published_vocabulary("vspw").classes == load_published_vocabulary("vipseg").classes
 
 
 def test_the_largest_loads_fast() -> None:
-    load_vocabulary(FOLDER / "cityscapes.toml")
+    read_vocabulary(FOLDER / "cityscapes.toml")
     times = []
     for _ in range(5):
         start = time.process_time()  # what other processes take is not ours
-        load_vocabulary(FOLDER / "ade20k-847.toml")
+        read_vocabulary(FOLDER / "ade20k-847.toml")
         times.append(time.process_time() - start)
     assert min(times) < 0.05
 
@@ -174,15 +175,15 @@ def test_every_file_says_where_it_is_from() -> None:
 
 def test_an_unknown_name_gets_a_hint() -> None:
     with pytest.raises(InputError, match=r"vocabulary 'ade20k-874': unknown; did you mean 'ade20k-847'\? known are "):
-        published_vocabulary("ade20k-874")
+        load_published_vocabulary("ade20k-874")
 
 
 def test_a_name_or_a_file(tmp_path: Path) -> None:
-    assert open_vocabulary("vspw") is published_vocabulary("vspw")
+    assert load_vocabulary("vspw") is load_published_vocabulary("vspw")
     mine = tmp_path / "mine.toml"
     mine.write_text((FOLDER / "ade20k-847.toml").read_text(encoding="utf-8"), encoding="utf-8")
-    assert open_vocabulary(mine) == open_vocabulary(str(mine)) == published_vocabulary("ade20k-847")
+    assert load_vocabulary(mine) == load_vocabulary(str(mine)) == load_published_vocabulary("ade20k-847")
     with pytest.raises(InputError, match="did you mean 'coco-stuff'"):
-        open_vocabulary("coco-stuf")
+        load_vocabulary("coco-stuf")
     with pytest.raises(InputError, match="no such file"):
-        open_vocabulary(tmp_path / "none.txt")
+        load_vocabulary(tmp_path / "none.txt")

@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.catalog import published_vocabulary, published_vocabulary_names
-from ovstrans.vocabulary.class_names import NAMES, by_names, name_choices
+from ovstrans.vocabulary.catalog import list_published_vocabularies, load_published_vocabulary
+from ovstrans.vocabulary.prompts import CLASS_NAMES, name_choices, use_class_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 WORD = st.text(st.characters(categories=("L", "Pd", "Zs"), include_characters="_,"), min_size=1).filter(str.strip)
 
 
 def one(name: str, index: int, names: str) -> tuple[str, ...]:
-    return by_names(published_vocabulary(name), names).classes[index]
+    return use_class_names(load_published_vocabulary(name), names).classes[index]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_clean_is_what_gkc_writes(name: str, index: int, expected: str) -> None:
 
 def test_sets_that_gkc_does_not_clean_keep_their_hyphens() -> None:
     for name in ("ade20k-847", "context-459"):
-        vocabulary = published_vocabulary(name)
-        assert by_names(vocabulary, "clean").classes == vocabulary.plain
+        vocabulary = load_published_vocabulary(name)
+        assert use_class_names(vocabulary, "clean").classes == vocabulary.plain
         assert any("-" in names[0] for names in vocabulary.plain or ())
 
 
@@ -56,32 +56,32 @@ def test_plain_synonyms_and_joined() -> None:
     assert one("lvis-1203", 0, "plain") == ("aerosol can", "spray can")  # has no other names
 
 
-@pytest.mark.parametrize("name", published_vocabulary_names())
-@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("name", list_published_vocabularies())
+@pytest.mark.parametrize("names", CLASS_NAMES)
 def test_reports_call_classes_the_same_and_twice_is_once(name: str, names: str) -> None:
-    vocabulary = published_vocabulary(name)
-    once = by_names(vocabulary, names)
+    vocabulary = load_published_vocabulary(name)
+    once = use_class_names(vocabulary, names)
     assert once.names == vocabulary.names
     assert (once.novel, once.things, once.plain) == (vocabulary.novel, vocabulary.things, vocabulary.plain)
-    assert by_names(once, names) == once
+    assert use_class_names(once, names) == once
 
 
-@given(st.lists(st.lists(WORD, min_size=1, max_size=3), min_size=1, max_size=6), st.sampled_from(list(NAMES)))
+@given(st.lists(st.lists(WORD, min_size=1, max_size=3), min_size=1, max_size=6), st.sampled_from(list(CLASS_NAMES)))
 def test_any_vocabulary_can_be_worded(classes: list[list[str]], names: str) -> None:
     vocabulary = Vocabulary("any", tuple(map(tuple, classes)))
-    once = by_names(vocabulary, names)
-    assert len(once) == len(vocabulary) and by_names(once, names) == once
+    once = use_class_names(vocabulary, names)
+    assert len(once) == len(vocabulary) and use_class_names(once, names) == once
     assert once == vocabulary or len(set(once.names)) == len(classes)
 
 
 def test_a_users_vocabulary_is_cleaned_as_coco_is() -> None:
     mine = Vocabulary.from_names("mine", ["wall-other-merged, stone-wall", "cat"])
-    found = by_names(mine, "clean")
+    found = use_class_names(mine, "clean")
     assert found.classes == (("wall", "stone wall"), ("cat",))
     assert found.names == ("wall-other-merged", "cat")
 
 
 def test_an_unknown_way_gets_a_hint() -> None:
     assert name_choices() == ["auto", "synonyms", "plain", "clean", "joined"]
-    with pytest.raises(InputError, match="names 'cleaned': unknown; did you mean 'clean'"):
-        by_names(published_vocabulary("vspw"), "cleaned")
+    with pytest.raises(InputError, match="`names=cleaned`: unknown; did you mean 'clean'"):
+        use_class_names(load_published_vocabulary("vspw"), "cleaned")

@@ -9,12 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovstrans.datasets.scenes.captions import Ground, Mention, Thing, choose_mentions, phrase
-from ovstrans.datasets.scenes.dataset import COLORS
-from ovstrans.datasets.scenes.shapes import SHAPES
-from ovstrans.datasets.scenes.textures import PATTERNS, STUFF
-from ovstrans.vocabulary.function_words import OPENERS
-from ovstrans.vocabulary.nouns import look_up, nouns
+from ovstrans.datasets.scenes.dataset import COLORS, Ground, Mention, Thing, choose_mentions, format_caption
+from ovstrans.datasets.scenes.drawing import PATTERNS, SHAPES, STUFF
+from ovstrans.vocabulary.nouns import OPENERS, extract_nouns, lookup_noun
 
 CAPTIONS = {
     "A man riding a wave on top of a surfboard.": "man wave surfboard",
@@ -108,11 +105,11 @@ UNSEEN = {
 
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_nouns_of_a_caption(caption: str) -> None:
-    assert nouns(caption) == tuple(CAPTIONS[caption].split())
+    assert extract_nouns(caption) == tuple(CAPTIONS[caption].split())
 
 
 def test_few_nouns_of_unseen_captions_are_missed_or_made_up() -> None:
-    found = [(set(nouns(caption)), set(words.split())) for caption, words in UNSEEN.items()]
+    found = [(set(extract_nouns(caption)), set(words.split())) for caption, words in UNSEEN.items()]
     right = sum(len(one & other) for one, other in found)
     assert right / sum(len(one) for one, _ in found) > 0.93
     assert right / sum(len(other) for _, other in found) > 0.96
@@ -129,7 +126,7 @@ def named(mentions: list[Mention]) -> tuple[str, ...]:
 def test_every_thing_of_scenes_is_found_and_no_colour_or_pattern(start: str) -> None:
     for shape, color, pattern in itertools.product(SHAPES, ("", *COLORS), ("", *PATTERNS)):
         thing = Mention(shape=shape, color=color, pattern=pattern)
-        assert nouns(f"{start}{thing.words()} on grass") == (shape, "grass"), thing
+        assert extract_nouns(f"{start}{thing.words()} on grass") == (shape, "grass"), thing
 
 
 def test_captions_of_scenes_give_what_they_name() -> None:
@@ -140,22 +137,22 @@ def test_captions_of_scenes_give_what_they_name() -> None:
             shape, color, pattern = (str(rng.choice(words)) for words in (SHAPES, list(COLORS), PATTERNS))
             facts.append(Thing(shape, color, pattern))
         mentions = choose_mentions(rng, facts)
-        assert nouns(phrase(rng, mentions)) == named(mentions)
+        assert extract_nouns(format_caption(rng, mentions)) == named(mentions)
 
 
 @pytest.mark.parametrize("caption", ["", "  .,", "small and red", "standing near it", "一只猫", "he can", "2 or 3"])
 def test_a_caption_without_nouns_gives_none(caption: str) -> None:
-    assert nouns(caption) == ()
+    assert extract_nouns(caption) == ()
 
 
 @given(st.text() | st.lists(st.sampled_from([*OPENERS, "dog", "Rides", "wave", "red", "gulls", ","])).map(" ".join))
 def test_nouns_are_distinct_known_lower_case_and_no_function_words(caption: str) -> None:
-    found = nouns(caption)
+    found = extract_nouns(caption)
     assert len(set(found)) == len(found)
     for noun in found:
         assert noun == noun.lower()
         assert noun not in OPENERS
-        assert look_up(noun) is not None
+        assert lookup_noun(noun) is not None
 
 
 PLURALS = {
@@ -179,6 +176,6 @@ PLURALS = {
 
 @pytest.mark.parametrize("plural", PLURALS)
 def test_plurals_become_singular_where_there_is_one(plural: str) -> None:
-    word = look_up(plural)
+    word = lookup_noun(plural)
     assert word is not None
     assert word.singular == PLURALS[plural]

@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovstrans.vocabulary.openseg import distinct_names, is_openseg, parse_openseg
-from ovstrans.vocabulary.vocabulary import load_vocabulary
+from ovstrans.vocabulary.files import is_openseg, parse_openseg, read_vocabulary
+from ovstrans.vocabulary.vocabulary import make_distinct_names
 
 NAME = st.text("abc ()2", min_size=1).map(str.strip).filter(bool)
 
@@ -16,7 +16,7 @@ NAME = st.text("abc ()2", min_size=1).map(str.strip).filter(bool)
 def test_a_file_of_openseg_is_a_vocabulary(tmp_path: Path) -> None:
     path = tmp_path / "mine_with_prompt_eng.txt"
     path.write_text("0:invalid_class_id\n1:wall,walls\n2:tree, trees\n4:tile,tiles,tile\n3:invalid_class_id\n10:pot")
-    vocabulary = load_vocabulary(path)
+    vocabulary = read_vocabulary(path)
     assert vocabulary.classes == (("wall", "walls"), ("tree", "trees"), ("tile", "tiles"), ("pot",))
     assert (vocabulary.name, vocabulary.display) == ("mine_with_prompt_eng", None)
 
@@ -28,7 +28,7 @@ def test_line_0_is_a_class_and_ids_are_what_orders() -> None:
 def test_classes_that_share_a_name_are_displayed_apart(tmp_path: Path) -> None:
     path = tmp_path / "v.txt"
     path.write_text("1:pot,pots,flowerpot\n2:cat\n3:pot\n4:pot\n")
-    vocabulary = load_vocabulary(path)
+    vocabulary = read_vocabulary(path)
     assert vocabulary.classes == (("pot", "pots", "flowerpot"), ("cat",), ("pot",), ("pot",))
     assert vocabulary.names == ("pot (flowerpot)", "cat", "pot", "pot (2)")
 
@@ -40,7 +40,7 @@ def test_other_text_is_not_taken_for_it() -> None:
 
 @given(st.lists(st.lists(NAME, min_size=1, max_size=3), max_size=8))
 def test_distinct_names_are_distinct_and_change_nothing_that_is(classes: list[list[str]]) -> None:
-    names = distinct_names(classes)
+    names = make_distinct_names(classes)
     assert len(set(names)) == len(names) == len(classes)
     assert all(name.startswith(synonyms[0]) for name, synonyms in zip(names, classes, strict=True))
     first = tuple(synonyms[0] for synonyms in classes)

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovstrans.datasets.scenes.shapes import SHAPES
-from ovstrans.datasets.scenes.textures import STUFF
+from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.class_names import clean_name
-from ovstrans.vocabulary.synonyms import synonyms
+from ovstrans.vocabulary.prompts import clean_name
+from ovstrans.vocabulary.synonyms import find_synonyms
 from ovstrans.vocabulary.wordnet import read_lines
 
 
@@ -43,28 +42,28 @@ def test_names_are_cleaned_as_gkc_does(name: str, cleaned: str) -> None:
     ],
 )
 def test_synonyms_of_all_senses_follow_the_name(name: str, expected: tuple[str, ...]) -> None:
-    assert synonyms(name)[: len(expected)] == expected
+    assert find_synonyms(name)[: len(expected)] == expected
 
 
 @pytest.mark.parametrize("name", ["wall brick", "no such class", "zebra crossing sign"])
 def test_a_name_that_wordnet_lacks_has_itself_alone(name: str) -> None:
-    assert synonyms(name) == (name,)
+    assert find_synonyms(name) == (name,)
 
 
 def test_the_name_is_cleaned_before_it_is_looked_up() -> None:
-    assert synonyms("Wall-other-merged") == synonyms("wall")
-    assert len(synonyms("wall")) > 1
+    assert find_synonyms("Wall-other-merged") == find_synonyms("wall")
+    assert len(find_synonyms("wall")) > 1
 
 
 @given(st.text(min_size=1).filter(lambda name: clean_name(name).strip()))
 def test_the_cleaned_name_comes_first(name: str) -> None:
-    assert synonyms(name)[0] == clean_name(name).strip().lower()
+    assert find_synonyms(name)[0] == clean_name(name).strip().lower()
 
 
 @pytest.mark.parametrize("name", ["", "  ", "-", "-other-merged"])
 def test_a_blank_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="blank"):
-        synonyms(name)
+        find_synonyms(name)
 
 
 def test_every_entry_is_a_listed_name_with_distinct_synonyms() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.templates import DATASET, TEMPLATES, template_names, template_set
+from ovstrans.vocabulary.prompts import DATASET, TEMPLATES, get_templates, template_names
 
 
 def test_every_template_has_one_place_for_the_name() -> None:
@@ -13,7 +13,7 @@ def test_every_template_has_one_place_for_the_name() -> None:
 
 def test_vilds_templates_are_fourteen_different_sentences() -> None:
     """Two of each size and three phrasings besides; as published, a full stop ends ten of them."""
-    vild = template_set("vild")
+    vild = get_templates("vild")
     assert len(set(vild)) == 14
     for size in ("small", "medium", "large"):
         assert sum(f"a {size} {{}}" in template for template in vild) == 3
@@ -25,6 +25,6 @@ def test_unknown_names_get_a_hint() -> None:
     with pytest.raises(
         InputError, match=r"templates 'vidl': unknown; did you mean 'vild'\? known are vild, clip, bare"
     ):
-        template_set("vidl")
+        get_templates("vidl")
     with pytest.raises(InputError, match="unknown"):
-        template_set(DATASET)  # no set of its own
+        get_templates(DATASET)  # no set of its own

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.palette import distinct_colors
-from ovstrans.vocabulary.vocabulary import Vocabulary, load_vocabulary
+from ovstrans.vocabulary.files import read_vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary, generate_colors
 
 
 def test_plain_and_display_names() -> None:
@@ -60,10 +60,10 @@ def test_names_base_and_json_round_trip() -> None:
         ({"classes": (("a",),), "novel": frozenset({1})}, "novel class 1"),
         ({"classes": (("a",),), "things": frozenset({-1})}, "things class -1"),
         ({"classes": (("a",),), "templates": ("a photo",)}, "no {}"),
-        ({"classes": (("a",),), "templates": ()}, "templates is empty"),
+        ({"classes": (("a",),), "templates": ()}, "no templates"),
         ({"classes": (("a",),), "colors": ()}, "0 colors for 1"),
         ({"classes": (("a",),), "plain": ()}, "0 plain names for 1"),
-        ({"classes": (("a",),), "plain": ("a",)}, "plain class 0 is a string"),
+        ({"classes": (("a",),), "plain": ("a",)}, "plain class 0 is the string"),
         ({"classes": (("a",),), "plain": ((" ",),)}, "plain class 0 has an empty name"),
         ({"classes": (("a",),), "display": ("a", "b")}, "2 display names for 1"),
         ({"classes": (("a",), ("b",)), "display": ("c", "c")}, "display name 'c' is used twice"),
@@ -87,8 +87,8 @@ def test_json_that_is_no_vocabulary_is_refused(value: dict) -> None:
 def test_text_file(tmp_path: Path) -> None:
     path = tmp_path / "street.txt"
     path.write_text("# classes\nsky\n\n car ,  automobile # moving\ntraffic light\n", encoding="utf-8-sig")
-    assert load_vocabulary(path).classes == (("sky",), ("car", "automobile"), ("traffic light",))
-    assert load_vocabulary(path).name == "street"
+    assert read_vocabulary(path).classes == (("sky",), ("car", "automobile"), ("traffic light",))
+    assert read_vocabulary(path).name == "street"
 
 
 def test_toml_file(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_toml_file(tmp_path: Path) -> None:
         'plain = ["sky-other", "car, auto", ["person", "human"]]\n',
         encoding="utf-8",
     )
-    vocabulary = load_vocabulary(path)
+    vocabulary = read_vocabulary(path)
     assert vocabulary.classes == (("sky",), ("car", "automobile"), ("person", "man, woman"))
     assert (vocabulary.novel, vocabulary.things) == ({1}, {1, 2})
     assert vocabulary.templates == ("a {}",)
@@ -127,7 +127,7 @@ def test_toml_file(tmp_path: Path) -> None:
         ("v.txt", "# nothing\n", "no class"),
         ("v.txt", "a\na\n", "named twice"),
         ("v.txt", b"\xff\xfe\x00", "UTF-8"),
-        ("v.txt", "1:cat\n1:dog\n", "line '1:dog': ID 1 comes twice"),
+        ("v.txt", "1:cat\n1:dog\n", "line '1:dog': ID 1 occurs twice"),
         ("v.txt", "1:cat\ndog\n", "line 'dog': no ID"),
         ("v.txt", "1:cat,,kitty\n", "line '1:cat,,kitty': an empty name"),
         ("v.txt", "0:invalid_class_id\n", "no class"),
@@ -137,7 +137,7 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, name: str, content: 
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
-        load_vocabulary(path)
+        read_vocabulary(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -145,13 +145,13 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, name: str, content: 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        load_vocabulary(tmp_path / "v.txt")
+        read_vocabulary(tmp_path / "v.txt")
 
 
 def test_generated_colours_are_distinct_and_do_not_depend_on_the_number() -> None:
-    many = distinct_colors(847)
+    many = generate_colors(847)
     assert len(np.unique(many, axis=0)) == 847
-    assert np.array_equal(many[:19], distinct_colors(19))
+    assert np.array_equal(many[:19], generate_colors(19))
 
 
 @pytest.mark.parametrize(("count", "least"), [(20, 20.0), (150, 6.0), (847, 3.5)])
@@ -160,7 +160,7 @@ def test_generated_colours_are_apart_to_the_eye(count: int, least: float) -> Non
 
     Colours by golden-ratio hue in bands of saturation and value come to 18, 0.8 and 0.3.
     """
-    lab = _cielab(distinct_colors(count))
+    lab = _cielab(generate_colors(count))
     apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(count)
     assert apart.min() >= least
 

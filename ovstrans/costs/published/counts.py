@@ -15,7 +15,7 @@ from ovstrans.costs.published.released_deeplab import ReleasedHead
 from ovstrans.costs.target import Target, resolve
 from ovstrans.costs.thop_rules import PTFLOPS, RuledCount, count_thop
 from ovstrans.costs.training_step import TrainingFlops, executed_training
-from ovstrans.vocabulary.catalog import published_vocabulary
+from ovstrans.vocabulary.catalog import load_published_vocabulary
 
 RECIPES: Mapping[str, str] = {HAN: "gkc-rn50-coco", FCCLIP: "fcclip-rn50-coco"}
 """The models of the rows, by recipe; DeepLab's is `released_deeplab`."""
@@ -98,7 +98,7 @@ class Counts:
 
 
 def _recipe(row: str) -> Target:
-    return resolve(RECIPES[row], vocabulary=published_vocabulary(VOCABULARY))
+    return resolve(RECIPES[row], vocabulary=load_published_vocabulary(VOCABULARY))
 
 
 def numel(*modules: nn.Module) -> int:

@@ -9,19 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ovstrans.datasets.published import ids
-from ovstrans.datasets.published.encodings import Encoding, encoding, indices
-from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, Layout, Published, split_words
-from ovstrans.datasets.published.pairing import by_annotation, by_name
+from ovstrans.datasets.published.encodings import Encoding, make_encoding, make_index_encoding
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout, split_words
+from ovstrans.datasets.published.pairing import pair_by_annotation, pair_by_name
 from ovstrans.datasets.published.panoptic import Panoptic
+
+# fmt: off
+COCO_PANOPTIC = (
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 27, 28, 31, 32, 33, 34,
+    35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63,
+    64, 65, 67, 70, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 82, 84, 85, 86, 87, 88, 89, 90, 92, 93, 95, 100, 107,
+    109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144, 145, 147, 148, 149, 151, 154, 155, 156, 159, 161,
+    166, 168, 171, 175, 176, 177, 178, 180, 181, 184, 185, 186, 187, 188, 189, 190, 191, 192, 193, 194, 195, 196,
+    197, 198, 199, 200,
+)
+"""Category ids of the 80 things and 53 kinds of stuff."""
+COCO_UNUSED = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
+"""Ids from 1 to 182 that COCO-Stuff never uses."""
+COCO_STUFF = tuple(number for number in range(1, 183) if number not in COCO_UNUSED)
+"""Category ids of the 80 things and 91 kinds of stuff."""
+COCO_STUFF_NOVEL = (21, 25, 33, 34, 41, 57, 87, 100, 106, 124, 145, 148, 149, 169, 172)
+"""The 15 of them that zero-shot segmentation holds back (Xian et al., CVPR 2019; DeOP's split)."""
+# fmt: on
 
 _TOPS = ("coco", "COCO")
 _FOLDERS = split_words("train2017", "val2017")
 _CAPTIONS = "annotations/captions_{split}.json"
-_CATEGORIES = {number: index for index, number in enumerate(ids.COCO_PANOPTIC)}
+_CATEGORIES = {number: index for index, number in enumerate(COCO_PANOPTIC)}
 _PANOPTIC = Panoptic("panoptic_{split}", "annotations/panoptic_{split}.json", _CATEGORIES)
-_STUFF_NOVEL = frozenset(ids.COCO_STUFF.index(number) for number in ids.COCO_STUFF_NOVEL)
-_STUFF_BASE = tuple(index for index in range(len(ids.COCO_STUFF)) if index not in _STUFF_NOVEL)
+_STUFF_NOVEL = frozenset(COCO_STUFF.index(number) for number in COCO_STUFF_NOVEL)
+_STUFF_BASE = tuple(index for index in range(len(COCO_STUFF)) if index not in _STUFF_NOVEL)
 _SOURCE = "https://cocodataset.org"
 
 
@@ -32,13 +49,13 @@ def _stuff_prepared(held_back: Collection[int]) -> Encoding:
 
 def _stuff_original(held_back: Collection[int]) -> Encoding:
     """Category ids less one."""
-    numbers = {number - 1: index for index, number in enumerate(ids.COCO_STUFF)}
+    numbers = {number - 1: index for index, number in enumerate(COCO_STUFF)}
     return _without(held_back, numbers, "0 to 181 but for 11 that no category has, 255 ignored")
 
 
 def _without(held_back: Collection[int], classes: Mapping[int, int], legal: str) -> Encoding:
     seen = {number: index for number, index in classes.items() if index not in held_back}
-    return encoding(seen, 171, legal=legal, ignored=(255, *(number for number in classes if number not in seen)))
+    return make_encoding(seen, 171, legal=legal, ignored=(255, *(number for number in classes if number not in seen)))
 
 
 def _stuff_layouts(words: Mapping[str, str], held_back: Collection[int]) -> tuple[Layout, ...]:
@@ -49,7 +66,7 @@ def _stuff_layouts(words: Mapping[str, str], held_back: Collection[int]) -> tupl
             images="{split}",
             labels="stuffthingmaps_detectron2/{split}",
             encoding=_stuff_prepared(held_back),
-            pairing=by_name,
+            pairing=pair_by_name,
             words=words,
             captions=_CAPTIONS,
         ),
@@ -59,7 +76,7 @@ def _stuff_layouts(words: Mapping[str, str], held_back: Collection[int]) -> tupl
             images="{split}",
             labels="stuffthingmaps/{split}",
             encoding=_stuff_original(held_back),
-            pairing=by_name,
+            pairing=pair_by_name,
             words=words,
             captions=_CAPTIONS,
         ),
@@ -69,14 +86,14 @@ def _stuff_layouts(words: Mapping[str, str], held_back: Collection[int]) -> tupl
             images="images/{split}",
             labels="annotations/{split}",
             encoding=_stuff_original(held_back),
-            pairing=by_name,
+            pairing=pair_by_name,
             words=words,
         ),
     )
 
 
 COCO = (
-    Published(
+    DatasetInfo(
         name="coco-panoptic",
         title="COCO panoptic, 133 classes",
         vocabulary="coco-panoptic",
@@ -87,8 +104,8 @@ COCO = (
                 tops=_TOPS,
                 images="{split}",
                 labels="panoptic_semseg_{split}",
-                encoding=indices(133),
-                pairing=by_name,
+                encoding=make_index_encoding(133),
+                pairing=pair_by_name,
                 words=_FOLDERS,
                 panoptic=_PANOPTIC,
                 captions=_CAPTIONS,
@@ -99,7 +116,7 @@ COCO = (
                 images="{split}",
                 labels="",
                 encoding=None,
-                pairing=by_annotation,
+                pairing=pair_by_annotation,
                 words=_FOLDERS,
                 panoptic=_PANOPTIC,
                 captions=_CAPTIONS,
@@ -110,14 +127,14 @@ COCO = (
                 images="input_images",
                 labels="",
                 encoding=None,
-                pairing=by_annotation,
+                pairing=pair_by_annotation,
                 words={"val": "val2017"},
                 panoptic=Panoptic("panoptic_examples", "panoptic_examples.json", _CATEGORIES),
             ),
         ),
         source=_SOURCE,
     ),
-    Published(
+    DatasetInfo(
         name="coco-stuff",
         title="COCO-Stuff-164k, 171 classes",
         vocabulary="coco-stuff",
@@ -125,7 +142,7 @@ COCO = (
         layouts=_stuff_layouts(_FOLDERS, ()),
         source="https://github.com/nightrome/cocostuff",
     ),
-    Published(
+    DatasetInfo(
         name="coco-stuff-156-15",
         title="COCO-Stuff-164k, 156 base and 15 novel classes",
         vocabulary="coco-stuff-156-15",
@@ -136,8 +153,10 @@ COCO = (
                 tops=_TOPS,
                 images="{split}",
                 labels="stuffthingmaps_detectron2/{split}_base",
-                encoding=encoding(dict(enumerate(_STUFF_BASE)), 171, legal="0 to 155, 255 ignored", ignored=(255,)),
-                pairing=by_name,
+                encoding=make_encoding(
+                    dict(enumerate(_STUFF_BASE)), 171, legal="0 to 155, 255 ignored", ignored=(255,)
+                ),
+                pairing=pair_by_name,
                 words={"train": "train2017"},
                 partial=True,
                 captions=_CAPTIONS,

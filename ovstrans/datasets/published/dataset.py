@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from ovstrans.datasets.images import read_image
 from ovstrans.datasets.published.layouts import DatasetLocation, Pair
-from ovstrans.datasets.published.panoptic import read_ids, segments_in
-from ovstrans.datasets.sample import Sample, Segment, ignore_label
+from ovstrans.datasets.published.panoptic import extract_segments, read_segment_ids
+from ovstrans.datasets.sample import Sample, Segment, get_ignore_label
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.files import read_json, refuse_missing
 
@@ -31,15 +31,15 @@ class PublishedDataset:
     Raises InputError for a missing image or label map, a broken listing or annotation file.
     """
 
-    def __init__(self, found: DatasetLocation, *, complete: bool = True) -> None:
-        from ovstrans.vocabulary.catalog import published_vocabulary
+    def __init__(self, found: DatasetLocation, *, allow_missing: bool = False) -> None:
+        from ovstrans.vocabulary.catalog import load_published_vocabulary
 
-        if complete:
+        if not allow_missing:
             refuse_missing(found.missing)
         self.found = found
         self.name, self.split = found.published.name, found.split
-        self.vocabulary = published_vocabulary(found.published.vocabulary)
-        self.ignore = ignore_label(found.published.classes)
+        self.vocabulary = load_published_vocabulary(found.published.vocabulary)
+        self.ignore = get_ignore_label(found.published.classes)
         self.published_size = found.published.published_size
         self.videos: Sequence[range] = _videos(found.pairs)
         self._captions = _captions(found)
@@ -59,7 +59,7 @@ class PublishedDataset:
         found: list[tuple[Path, Callable[[Path], Any]]] = [(pair.image, read_image)]
         if pair.label is not None and encoding is not None:
             found.append((pair.label, encoding.read))
-        return found if pair.panoptic is None else [*found, (pair.panoptic, read_ids)]
+        return found if pair.panoptic is None else [*found, (pair.panoptic, read_segment_ids)]
 
     def __getitem__(self, index: int) -> Sample:
         """Read one image with all that is known of it.
@@ -74,7 +74,7 @@ class PublishedDataset:
             label, sample.segments, ids = self._labels(pair, sample.image)
             sample.label = torch.from_numpy(label)
             sample.segment_map = None if ids is None else torch.from_numpy(ids.astype(np.int32))
-        return reduced(sample, self.found.layout.short_side)
+        return reduce_sample(sample, self.found.layout.short_side)
 
     def _labels(self, pair: Pair, image: Tensor) -> tuple[np.ndarray, list[Segment], np.ndarray | None]:
         """Label map, segments and segment map, the latter None without panoptic ground truth."""
@@ -89,9 +89,9 @@ class PublishedDataset:
             if layout.instances:
                 ids, segments = numbers, _instances(numbers, label, things, self.ignore)
         if pair.panoptic is not None:
-            ids = read_ids(pair.panoptic)
+            ids = read_segment_ids(pair.panoptic)
             _check_size(ids, pair.panoptic, image, pair.image)
-            segments, painted = segments_in(ids, self._rows(pair), things, self.ignore, pair.panoptic)
+            segments, painted = extract_segments(ids, self._rows(pair), things, self.ignore, pair.panoptic)
             label = painted if label is None else label
         assert label is not None
         return label, segments, ids
@@ -106,7 +106,7 @@ class PublishedDataset:
         return self._annotations[key]
 
 
-def reduced(sample: Sample, short_side: int) -> Sample:
+def reduce_sample(sample: Sample, short_side: int) -> Sample:
     """The sample with its short side reduced to `short_side`, where it is longer; 0 leaves all as they are.
 
     As ADE20K-847 is prepared for evaluation (OpenCV's INTER_LINEAR, which does not smooth, and INTER_NEAREST,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ovstrans.datasets.images import read_colors, read_label
-from ovstrans.datasets.sample import IGNORE, ignore_label
+from ovstrans.datasets.sample import IGNORE, get_ignore_label
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file
 
@@ -57,7 +57,7 @@ class Encoding:
         return classes.astype(np.uint8 if self.ignore == IGNORE else np.int64)
 
 
-def encoding(
+def make_encoding(
     classes: Mapping[int, int],
     count: int,
     *,
@@ -71,7 +71,7 @@ def encoding(
     count: number of classes.  ignored: numbers that count nowhere.  others: what all the rest are, "illegal"
     or "ignored".
     """
-    ignore = ignore_label(count)
+    ignore = get_ignore_label(count)
     ignored = tuple(ignored)
     rest = ignore if others == "ignored" else ILLEGAL
     table = np.full(max([*classes, *ignored]) + 2, rest, dtype=np.int64)
@@ -80,29 +80,31 @@ def encoding(
     return Encoding(table, ignore, legal, numbers)
 
 
-def indices(count: int, *, ignored: Iterable[int] | None = None) -> Encoding:
+def make_index_encoding(count: int, *, ignored: Iterable[int] | None = None) -> Encoding:
     """Numbers are class indices, as detectron2 wants them; `ignored` defaults to the ignore label."""
-    ignored = (ignore_label(count),) if ignored is None else tuple(ignored)
+    ignored = (get_ignore_label(count),) if ignored is None else tuple(ignored)
     legal = f"0 to {count - 1}, {_listed(ignored)} ignored"
-    return encoding({index: index for index in range(count)}, count, legal=legal, ignored=ignored)
+    return make_encoding({index: index for index in range(count)}, count, legal=legal, ignored=ignored)
 
 
-def numbered_from_one(
+def make_one_based_encoding(
     count: int, *, ignored: Iterable[int] = (0,), numbers: Callable[[Path], np.ndarray] = read_label
 ) -> Encoding:
     """Number n is class n - 1, and 0 unlabelled, as in ADE20K, VSPW and others."""
     ignored = tuple(ignored)
     legal = f"1 to {count}, {_listed(ignored)} ignored"
-    return encoding({index + 1: index for index in range(count)}, count, legal=legal, ignored=ignored, numbers=numbers)
+    return make_encoding(
+        {index + 1: index for index in range(count)}, count, legal=legal, ignored=ignored, numbers=numbers
+    )
 
 
-def ade_objects(path: Path) -> np.ndarray:
+def read_ade_objects(path: Path) -> np.ndarray:
     """The object of each pixel of an ADE20K `_seg.png`, [H, W]: 256 times the tens of red, plus green."""
     colors = read_colors(path).astype(np.int64)
     return colors[..., 0] // 10 * 256 + colors[..., 1]
 
 
-def matlab_map(path: Path) -> np.ndarray:
+def read_matlab_map(path: Path) -> np.ndarray:
     """The `LabelMap` of a PASCAL-Context .mat file, [H, W]; InputError where the file has none."""
     from scipy.io import loadmat
 

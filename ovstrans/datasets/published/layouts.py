@@ -52,7 +52,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Index:
+class SplitIndex:
     """The pairs of a split, and a message for each file that should be there and is not."""
 
     pairs: list[Pair]
@@ -84,7 +84,7 @@ class Layout:
     images: str
     labels: str
     encoding: Encoding | None
-    pairing: Callable[[DatasetLocation], Index]
+    pairing: Callable[[DatasetLocation], SplitIndex]
     words: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "val": "val"})
     image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     label_suffixes: tuple[str, ...] = (".png",)
@@ -126,7 +126,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Published:
+class DatasetInfo:
     """A published dataset.
 
     name: as commands call it.  title: as people do.  vocabulary: name of its classes.  classes: how many.
@@ -156,7 +156,7 @@ class DatasetLocation:
     root: the top it was found in.  labels: whether label files are looked for.
     """
 
-    published: Published
+    published: DatasetInfo
     split: str
     layout: Layout
     root: Path
@@ -167,7 +167,7 @@ class DatasetLocation:
         return self.root / self.layout.filled(place, self.split)
 
     @cached_property
-    def index(self) -> Index:
+    def index(self) -> SplitIndex:
         """Its pairs and what is missing; InputError for a broken listing or annotation file."""
         return self.layout.pairing(self)
 
@@ -209,7 +209,7 @@ def split_words(train: str, val: str) -> Mapping[str, str]:
     return {"train": train, "val": val}
 
 
-def candidates(published: Published, split: str, roots: Sequence[Path]) -> Iterator[tuple[Layout, Path]]:
+def list_candidates(published: DatasetInfo, split: str, roots: Sequence[Path]) -> Iterator[tuple[Layout, Path]]:
     """The layouts that have the split, with each folder it might be in, the preferred first."""
     for root in roots:
         for layout in published.layouts:
@@ -218,7 +218,7 @@ def candidates(published: Published, split: str, roots: Sequence[Path]) -> Itera
                     yield layout, top
 
 
-def absent(layout: Layout, top: Path, split: str, labels: bool = True) -> list[Path]:
+def list_absent(layout: Layout, top: Path, split: str, labels: bool = True) -> list[Path]:
     """What a layout needs in a folder and does not find there."""
     needs = layout.needs(split, labels)
     return [top / paths[0] for paths in needs if not any((top / path).exists() for path in paths)]

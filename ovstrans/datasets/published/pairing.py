@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovstrans.datasets.images import folders_below
-from ovstrans.datasets.published.layouts import DatasetLocation, Index, Pair
+from ovstrans.datasets.images import walk_folders
+from ovstrans.datasets.published.layouts import DatasetLocation, Pair, SplitIndex
 from ovstrans.errors import InputError
 from ovstrans.files import missing_file_message, read_json
 
 
-def by_name(found: DatasetLocation) -> Index:
+def pair_by_name(found: DatasetLocation) -> SplitIndex:
     """Image and label file share their path below their folders, but for the suffix."""
     layout = found.layout
     images = _Files(found.path(layout.images), layout.image_suffixes)
@@ -42,7 +42,7 @@ def by_name(found: DatasetLocation) -> Index:
     return _some(found, pairs, missing)
 
 
-def by_video(found: DatasetLocation) -> Index:
+def pair_by_video(found: DatasetLocation) -> SplitIndex:
     """Frames and their label files in a folder each a video; the listing names videos."""
     layout = found.layout
     pairs: list[Pair] = []
@@ -64,12 +64,12 @@ def by_video(found: DatasetLocation) -> Index:
     return _some(found, pairs, missing)
 
 
-def by_annotation(found: DatasetLocation) -> Index:
+def pair_by_annotation(found: DatasetLocation) -> SplitIndex:
     """The images that the panoptic JSON annotates; without labels, all there are in the split's folder."""
     layout, panoptic = found.layout, found.layout.panoptic
     assert panoptic is not None
     if not found.labels and layout.splits_images():
-        return by_name(found)
+        return pair_by_name(found)
     images = _Files(found.path(layout.images), layout.image_suffixes)
     labels = _Files(found.path(panoptic.folder), (panoptic.suffix,)) if found.labels else None
     json = str(found.path(panoptic.json))
@@ -83,7 +83,7 @@ def by_annotation(found: DatasetLocation) -> Index:
     return _some(found, pairs, missing)
 
 
-def in_ade_tree(found: DatasetLocation) -> Index:
+def pair_in_ade_tree(found: DatasetLocation) -> SplitIndex:
     """ADE20K's full release: `X.jpg` beside `X_seg.png`, by scene; the name's second field says the split.
 
     Folders named like an image hold masks of its instances, hundreds of thousands in all, and are passed by.
@@ -91,7 +91,7 @@ def in_ade_tree(found: DatasetLocation) -> Index:
     layout = found.layout
     pairs, missing = [], []
     word = layout.words[found.split]
-    for folder, files, dangling in folders_below(found.path(layout.images), "ADE_"):
+    for folder, files, dangling in walk_folders(found.path(layout.images), "ADE_"):
         there = set(files) - dangling
         for file in files:
             fields = file.split("_")
@@ -146,7 +146,7 @@ class _Files:
         """The path of each, by the same without suffix."""
         nothing: set[str] = set()
         endings = tuple(suffixes)
-        for parent, files, dangling in folders_below(folder):
+        for parent, files, dangling in walk_folders(folder):
             prefix = Path(parent).relative_to(folder).as_posix() + "/"
             prefix = "" if prefix == "./" else prefix
             nothing |= {prefix + file for file in dangling}
@@ -182,11 +182,11 @@ def _unlabelled(pair: Pair) -> str:
     return f"{pair.image_file}: has no label map {pair.label_file}; add it, or take the image out"
 
 
-def _some(found: DatasetLocation, pairs: list[Pair], missing: list[str]) -> Index:
+def _some(found: DatasetLocation, pairs: list[Pair], missing: list[str]) -> SplitIndex:
     if not pairs and not missing:
         what = "no image" if not found.layout.partial else "no image with a label map"
         missing = [f"{found.path(found.layout.images)}: {what} of split {found.split!r} in it; unpack it again"]
-    return Index(pairs, missing)
+    return SplitIndex(pairs, missing)
 
 
 def _suffix(name: str, suffixes: Sequence[str]) -> str:

@@ -79,13 +79,13 @@ def _without_suffix(file: str) -> str:
     return file.rpartition(".")[0] or file
 
 
-def read_ids(path: Path) -> np.ndarray:
+def read_segment_ids(path: Path) -> np.ndarray:
     """The segment id of each pixel, int32 [H, W]; InputError where the file is broken or has no colours."""
     colors = read_colors(path).astype(np.int32)
     return colors[..., 0] + (colors[..., 1] << 8) + (colors[..., 2] << 16)
 
 
-def segments_in(
+def extract_segments(
     ids: np.ndarray, rows: np.ndarray, things: Collection[int], ignore: int, path: Path
 ) -> tuple[list[Segment], np.ndarray]:
     """The segments that are to be seen, and the label map painted from all of them, crowds included.

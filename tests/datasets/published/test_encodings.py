@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovstrans.datasets.published import ids
-from ovstrans.datasets.published.encodings import encoding, indices, numbered_from_one
+from ovstrans.datasets.published.ade import ADE_847
+from ovstrans.datasets.published.coco import COCO_PANOPTIC, COCO_STUFF, COCO_STUFF_NOVEL
+from ovstrans.datasets.published.encodings import make_encoding, make_index_encoding, make_one_based_encoding
+from ovstrans.datasets.published.pascal import CONTEXT_59
+from ovstrans.datasets.published.roads import CITYSCAPES
 from ovstrans.errors import InputError
 
 PATH = Path("label.png")
@@ -28,7 +31,7 @@ def test_every_number_has_its_class_or_none(
     ignored = [number for number in range(0, 901, 7) if number not in classes]
     classes = {number: index % count for number, index in classes.items()}
     others = "ignored" if lenient else "illegal"
-    meaning = encoding(classes, count, legal="some", ignored=ignored, others=others)
+    meaning = make_encoding(classes, count, legal="some", ignored=ignored, others=others)
     ignore = 255 if count < 255 else 65535
     want = [[classes.get(n, ignore if lenient or n in ignored else -1) for n in row] for row in rows]
     numbers = np.array(rows)
@@ -42,24 +45,19 @@ def test_every_number_has_its_class_or_none(
 
 def test_a_palette_of_256_numbers_and_their_ignore_label() -> None:
     every = np.arange(256, dtype=np.uint8)[None]
-    assert indices(255).classes(every[:, :255], PATH)[0].tolist() == list(range(255))  # 255 classes are wide
-    assert numbered_from_one(150).classes(every[:, :151], PATH)[0].tolist() == [255, *range(150)]
+    assert make_index_encoding(255).classes(every[:, :255], PATH)[0].tolist() == list(
+        range(255)
+    )  # 255 classes are wide
+    assert make_one_based_encoding(150).classes(every[:, :151], PATH)[0].tolist() == [255, *range(150)]
     with pytest.raises(InputError, match=r"label value 254 is none there may be \(0 to 253, 255 ignored\)"):
-        indices(254).classes(every, PATH)
+        make_index_encoding(254).classes(every, PATH)
 
 
 def test_the_tables_of_numbers() -> None:
-    for name, size in (
-        ("COCO_PANOPTIC", 133),
-        ("COCO_STUFF", 171),
-        ("COCO_STUFF_NOVEL", 15),
-        ("CITYSCAPES", 19),
-        ("CONTEXT_59", 59),
-        ("ADE_847", 847),
-    ):
-        numbers = getattr(ids, name)
+    sizes = ((COCO_PANOPTIC, 133), (COCO_STUFF, 171), (COCO_STUFF_NOVEL, 15), (CITYSCAPES, 19), (CONTEXT_59, 59))
+    for numbers, size in (*sizes, (ADE_847, 847)):
         assert len(numbers) == len(set(numbers)) == size
-        assert name == "ADE_847" or sorted(numbers) == list(numbers)
-    assert sum(number <= 90 for number in ids.COCO_PANOPTIC) == sum(number <= 90 for number in ids.COCO_STUFF) == 80
-    assert set(ids.COCO_STUFF_NOVEL) < set(ids.COCO_STUFF)
-    assert min(ids.ADE_847) > 0 and max(ids.ADE_847) < 26 * 256  # tens of red, and green
+    assert all(sorted(numbers) == list(numbers) for numbers, _ in sizes)
+    assert sum(number <= 90 for number in COCO_PANOPTIC) == sum(number <= 90 for number in COCO_STUFF) == 80
+    assert set(COCO_STUFF_NOVEL) < set(COCO_STUFF)
+    assert min(ADE_847) > 0 and max(ADE_847) < 26 * 256  # tens of red, and green

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovstrans.console import Progress
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.check import faults
+from ovstrans.datasets.check import find_faults
 from ovstrans.datasets.images import find_images
-from ovstrans.datasets.published.registry import PUBLISHED, PublishedDataset, find_layout
+from ovstrans.datasets.published.dataset import PublishedDataset
+from ovstrans.datasets.published.registry import PUBLISHED, locate_dataset
 from ovstrans.errors import InputError, MismatchError
+from ovstrans.progress import ProgressReporter
 
 from .folders import annotation, put_ade, put_gray, put_ids, put_image, put_json, put_lines, put_mat
 
@@ -32,7 +33,7 @@ def ade(tmp_path: Path) -> Path:
 def fault(spec: str, root: Path) -> str:
     """The one line that opening and reading everything ends in."""
     with pytest.raises(InputError) as caught:
-        dataset = open_dataset(spec, split="none", root=root)
+        dataset = open_dataset(spec, split="none", data_root=root)
         for index in range(len(dataset)):
             dataset[index]
     assert "\n" not in str(caught.value)
@@ -69,9 +70,9 @@ def test_missing_label_maps_are_counted_and_the_first_is_named(ade: Path) -> Non
     message = fault("ade20k-150:val", ade)
     assert "images/validation/ADE_val_1.jpg: has no label map" in message
     assert "annotations/validation/ADE_val_1.png" in message and "(and 1 more)" in message
-    found = find_layout(PUBLISHED["ade20k-150"], "val", [ade])
+    found = locate_dataset(PUBLISHED["ade20k-150"], "val", [ade])
     assert found is not None and len(found.missing) == 2
-    dataset = PublishedDataset(found, complete=False)
+    dataset = PublishedDataset(found, allow_missing=True)
     assert len(dataset) == 3 and dataset[0].label is not None
     with pytest.raises(InputError, match=r"ADE_val_1\.png: no such file"):
         dataset[1]
@@ -93,11 +94,11 @@ def test_an_unfinished_preparation_does_not_pass_for_the_dataset(tmp_path: Path)
         put_gray(top / f"SegmentationClass/{name}.png", [[1, 1, 1], [1, 1, 1]])
         put_image(tmp_path / f"pascal_voc_d2/images/validation/{name}.jpg", ROWS)
         put_gray(tmp_path / f"pascal_voc_d2/annotations_pascal20/validation/{name}.png", [[0, 0, 0], [0, 0, 0]])
-        dataset = open_dataset("pas-20:val", split="val", root=tmp_path) if number else None
+        dataset = open_dataset("pas-20:val", split="val", data_root=tmp_path) if number else None
     assert isinstance(dataset, PublishedDataset) and dataset.found.layout.name == "prepared"
     for folder in ("images", "annotations_pascal20"):
         next((tmp_path / "pascal_voc_d2" / folder / "validation").glob("b.*")).unlink()
-    dataset = open_dataset("pas-20:val", split="val", root=tmp_path)
+    dataset = open_dataset("pas-20:val", split="val", data_root=tmp_path)
     assert isinstance(dataset, PublishedDataset) and (len(dataset), dataset.found.layout.name) == (2, "original")
 
 
@@ -120,9 +121,9 @@ def test_links_to_nothing_are_missing_files(ade: Path) -> None:
         path.unlink()
         path.symlink_to("gone/it")
     assert f"{image}: no such file, only a link to gone/it" in fault("ade20k-150:val", ade)
-    dataset = open_dataset("ade20k-150:val", split="none", root=ade, complete=False)
+    dataset = open_dataset("ade20k-150:val", split="none", data_root=ade, allow_missing=True)
     assert isinstance(dataset, PublishedDataset)
-    named = faults(dataset, Progress("check", 3), workers=1)
+    named = find_faults(dataset, ProgressReporter(None, "check", 3), workers=1)
     assert len(named) == 2 and str(image) in named[0] and f"has no label map {label}" in named[1]
 
 
@@ -188,7 +189,7 @@ def test_an_illegal_label_value(ade: Path) -> None:
 
 def test_sizes_that_differ(ade: Path) -> None:
     put_gray(ade / "ADEChallengeData2016/annotations/validation/ADE_val_2.png", [[1, 2]])
-    dataset = open_dataset("ade20k-150:val", split="val", root=ade)
+    dataset = open_dataset("ade20k-150:val", split="val", data_root=ade)
     with pytest.raises(MismatchError, match=r"ADE_val_2\.png: the label map is 2x1, its image .*ADE_val_2\.jpg is 3x2"):
         dataset[2]
 
@@ -267,7 +268,7 @@ def test_the_detail_list_and_the_tree_of_ade_keep_splits_apart(tmp_path: Path) -
     for name in ("a", "b"):
         put_image(tmp_path / f"VOC2010/JPEGImages/{name}.jpg", [[1]])
         put_mat(tmp_path / f"VOC2010/trainval/{name}.mat", [[1]])
-    assert open_dataset("context-459:val", split="val", root=tmp_path)[0].name == "a"
+    assert open_dataset("context-459:val", split="val", data_root=tmp_path)[0].name == "a"
     put_json(tmp_path / "VOC2010/trainval_merged.json", {"images": [{}]})
     assert "trainval_merged.json: not a list of images of the detail API" in fault("context-459:val", tmp_path)
 
@@ -278,5 +279,5 @@ def test_the_detail_list_and_the_tree_of_ade_keep_splits_apart(tmp_path: Path) -
         put_ade(tree / f"{name}_parts_1.png", [[1]])
         put_image(tree / name / "ADE_val_9.jpg", [[1]])  # in a folder of masks
     for split, names in (("train", ["ADE_frame_2", "ADE_train_1"]), ("val", ["ADE_val_1"])):
-        found = find_layout(PUBLISHED["ade20k-847"], split, [tmp_path])
+        found = locate_dataset(PUBLISHED["ade20k-847"], split, [tmp_path])
         assert found is not None and [pair.name for pair in found.pairs] == names

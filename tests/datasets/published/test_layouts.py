@@ -10,7 +10,7 @@ import pytest
 
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.published.registry import PUBLISHED
-from ovstrans.vocabulary.catalog import published_vocabulary
+from ovstrans.vocabulary.catalog import load_published_vocabulary
 
 from .folders import put_ade, put_gray, put_image, put_lines, put_mat, put_palette
 
@@ -304,7 +304,7 @@ def test_labels_of_a_layout(case: str, tmp_path: Path) -> None:
     put(tmp_path / label, numbers)
     for name, lines in others.items():
         put_lines(tmp_path / name, *lines)
-    dataset = open_dataset(spec, split="none", root=tmp_path)
+    dataset = open_dataset(spec, split="none", data_root=tmp_path)
     assert (f"{dataset.name}:{dataset.split}", len(dataset)) == (spec, 1)
     assert dataset.found.layout.name == layout  # type: ignore[attr-defined]
     assert dataset.paths(0) == (tmp_path / image, tmp_path / label)  # type: ignore[attr-defined]
@@ -318,7 +318,7 @@ def test_labels_of_a_layout(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_the_table_says(name: str) -> None:
     published = PUBLISHED[name]
-    assert len(published_vocabulary(published.vocabulary)) == published.classes
+    assert len(load_published_vocabulary(published.vocabulary)) == published.classes
     assert set(published.splits) == {"train", "val"}
     assert published.published_size == {"cityscapes": (1024, 2560), "camvid": None}.get(name, (800, 1333))
     for layout in published.layouts:
@@ -338,7 +338,7 @@ def test_an_ade_image_shares_its_size_with_its_labels_at_512(tmp_path: Path) -> 
     objects = generator.choice([2978, 312, 2420, 0], (600, 700))
     Image.fromarray(image).save(folder / "ADE_val_1.jpg", "PNG")  # lossless, whatever it is called
     put_ade(folder / "ADE_val_1_seg.png", objects.tolist())
-    sample = open_dataset("ade20k-847:val", split="val", root=tmp_path)[0]
+    sample = open_dataset("ade20k-847:val", split="val", data_root=tmp_path)[0]
     rows, columns = 512, 597  # 700 / 600 * 512 = 597.33
     assert sample.image.shape == (3, rows, columns) and sample.label is not None
     classes = np.select([objects == 2978, objects == 312, objects == 2420], [0, 1, 2], 65535)
@@ -369,7 +369,7 @@ def test_images_are_turned_by_their_orientation_as_the_preparation_does(
         put_gray(tmp_path / "ADEChallengeData2016/annotations/validation/ADE_val_1.png", [[1], [2], [3]])
     else:
         put_ade(folder / "ADE_val_1_seg.png", rows)
-    sample = open_dataset(f"{name}:val", split="val", root=tmp_path)[0]
+    sample = open_dataset(f"{name}:val", split="val", data_root=tmp_path)[0]
     assert tuple(sample.image.shape) == ((3, 3, 1) if turned else (3, 1, 3))
 
 

@@ -21,7 +21,7 @@ COCO_CLASSES = [[255, 0, 0, 11], [132, 132, 11, 255]]
 
 
 def opened(spec: str, root: Path) -> PublishedDataset:
-    dataset = open_dataset(spec, split="none", root=root)
+    dataset = open_dataset(spec, split="none", data_root=root)
     assert isinstance(dataset, PublishedDataset)
     return dataset
 
@@ -166,7 +166,7 @@ def test_vipseg_720p_in_cocos_format(tmp_path: Path) -> None:
     sample = dataset[1]
     assert sample.label is not None and sample.label.tolist() == [[255, 60, 60, 0], [123, 123, 0, 255]]
     assert segments(sample)[300] == (0, False, 2, False)
-    assert len(open_dataset("vipseg:val", split="val", root=tmp_path, labels=False)) == 2
+    assert len(open_dataset("vipseg:val", split="val", data_root=tmp_path, labels=False)) == 2
 
 
 def test_worker_processes_can_take_a_dataset_along(coco: Path) -> None:

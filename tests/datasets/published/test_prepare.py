@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovstrans.console import Progress
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.published.prepare import Preparation, preparation, prepare
+from ovstrans.datasets.published.prepare import Preparation, plan_preparation, prepare
 from ovstrans.datasets.published.registry import PUBLISHED
 from ovstrans.errors import InputError
+from ovstrans.progress import ProgressReporter
 from tests.datasets.published.folders import put_ade, put_gray, put_image, put_lines
 from tests.datasets.published.test_layouts import CASES
 
@@ -39,13 +39,13 @@ def put_case(case: str, root: Path) -> tuple[str, list[list[int]]]:
 
 def work_of(spec: str, root: Path, out: Path | None = None) -> Preparation:
     name, _, split = spec.partition(":")
-    work = preparation(PUBLISHED[name], split, [root], out)
+    work = plan_preparation(PUBLISHED[name], split, [root], out)
     assert isinstance(work, Preparation)
     return work
 
 
 def run(work: Preparation, **options: bool) -> list[str]:
-    return prepare(work, Progress("prepare", len(work.source)), workers=2, **options)
+    return prepare(work, ProgressReporter(None, "prepare", len(work.source)), workers=2, **options)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -53,9 +53,9 @@ def run(work: Preparation, **options: bool) -> list[str]:
 def test_what_is_prepared_reads_as_the_original_did(case: str, elsewhere: bool, tmp_path: Path) -> None:
     spec, classes = put_case(case, tmp_path / "data")
     root = tmp_path / "other" if elsewhere else tmp_path / "data"
-    before = open_dataset(spec, split="", root=tmp_path / "data")[0]
+    before = open_dataset(spec, split="", data_root=tmp_path / "data")[0]
     assert run(work_of(spec, tmp_path / "data", tmp_path / "other" if elsewhere else None)) == []
-    dataset = open_dataset(spec, split="", root=root)
+    dataset = open_dataset(spec, split="", data_root=root)
     assert dataset.found.layout.name == "prepared"  # type: ignore[attr-defined]
     after = dataset[0]
     assert after.label is not None and after.label.tolist() == classes
@@ -78,9 +78,9 @@ def test_a_large_ade_image_is_written_at_the_size_it_is_evaluated_at(tmp_path: P
     rows = [[2978 if column < 400 else 2420 for column in range(1100)] for _ in range(600)]
     put_image(scene / "ADE_val_00000001.jpg", rows)
     put_ade(scene / "ADE_val_00000001_seg.png", rows)
-    before = open_dataset("ade20k-847:val", split="", root=tmp_path)[0]
+    before = open_dataset("ade20k-847:val", split="", data_root=tmp_path)[0]
     run(work_of("ade20k-847:val", tmp_path))
-    after = open_dataset("ade20k-847:val", split="", root=tmp_path)[0]
+    after = open_dataset("ade20k-847:val", split="", data_root=tmp_path)[0]
     assert after.image.shape == before.image.shape == (3, 512, 939)
     assert after.label is not None and before.label is not None and after.label.equal(before.label)
     assert (after.image.int() - before.image.int()).abs().max() <= 8  # JPEG once more
@@ -116,15 +116,15 @@ def test_a_broken_file_is_named_and_the_others_are_converted(tmp_path: Path) -> 
 def test_a_split_with_classes_held_back_shares_the_files_of_another_dataset(tmp_path: Path) -> None:
     put_case("split-train", tmp_path)
     with pytest.raises(InputError, match="its label maps are those of coco-stuff; prepare that"):
-        preparation(PUBLISHED["coco-stuff-156-15"], "train", [tmp_path])
+        plan_preparation(PUBLISHED["coco-stuff-156-15"], "train", [tmp_path])
 
 
 def test_what_needs_no_preparation_says_so(tmp_path: Path) -> None:
     for name in ("a", "b"):
         put_image(tmp_path / f"camvid/val/{name}.png", [[0, 1]])
         put_gray(tmp_path / f"camvid/valannot/{name}.png", [[0, 1]])
-    assert "read as it is" in str(preparation(PUBLISHED["camvid"], "val", [tmp_path]))
+    assert "read as it is" in str(plan_preparation(PUBLISHED["camvid"], "val", [tmp_path]))
     spec, _ = put_case("stuff-prepared", tmp_path)
-    assert "prepared already" in str(preparation(PUBLISHED[spec.partition(":")[0]], "val", [tmp_path]))
+    assert "prepared already" in str(plan_preparation(PUBLISHED[spec.partition(":")[0]], "val", [tmp_path]))
     with pytest.raises(InputError, match="not found"):
-        preparation(PUBLISHED["pas-20"], "val", [tmp_path])
+        plan_preparation(PUBLISHED["pas-20"], "val", [tmp_path])

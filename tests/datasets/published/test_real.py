@@ -27,7 +27,7 @@ def below(folder: str) -> Path:
 
 def test_coco_panoptic() -> None:
     root = below("coco-panoptic-sample")
-    dataset = open_dataset("coco-panoptic:val", split="val", root=root)
+    dataset = open_dataset("coco-panoptic:val", split="val", data_root=root)
     assert isinstance(dataset, PublishedDataset) and len(dataset) == 2
     content = json.loads((root / "coco-panoptic-sample/panoptic_examples.json").read_text())
     categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -53,7 +53,7 @@ def test_coco_panoptic() -> None:
 @pytest.mark.parametrize(("split", "size"), [("train", 367), ("val", 101)])
 def test_camvid(split: str, size: int) -> None:
     root = below("camvid")
-    dataset = open_dataset(f"camvid:{split}", split=split, root=root)
+    dataset = open_dataset(f"camvid:{split}", split=split, data_root=root)
     assert isinstance(dataset, PublishedDataset) and len(dataset) == size
     for index in (0, size // 2, size - 1):
         (image, label), sample = dataset.paths(index), dataset[index]

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.published.aliases import ALIASES
-from ovstrans.datasets.published.registry import PUBLISHED, PublishedDataset, named
-from ovstrans.datasets.published.roots import dataset_roots
+from ovstrans.datasets.published.dataset import PublishedDataset
+from ovstrans.datasets.published.registry import ALIASES, PUBLISHED, lookup_published, resolve_roots
 from ovstrans.errors import InputError
 
 from .folders import put_gray, put_image
@@ -30,14 +29,14 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_order_of_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dataset_roots() == [Path("datasets")]
+    assert resolve_roots() == [Path("datasets")]
     monkeypatch.setenv("DETECTRON2_DATASETS", "/d2")
-    assert dataset_roots() == [Path("/d2")]
+    assert resolve_roots() == [Path("/d2")]
     monkeypatch.setenv("OVSTRANS_DATASETS", "")
-    assert dataset_roots() == [Path("/d2")]
+    assert resolve_roots() == [Path("/d2")]
     monkeypatch.setenv("OVSTRANS_DATASETS", f"/a{os.pathsep}~/b")
-    assert dataset_roots() == [Path("/a"), Path.home() / "b"]
-    assert dataset_roots(Path("/named")) == [Path("/named")]
+    assert resolve_roots() == [Path("/a"), Path.home() / "b"]
+    assert resolve_roots(Path("/named")) == [Path("/named")]
 
 
 def test_each_place_leads_to_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -45,7 +44,7 @@ def test_each_place_leads_to_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path
         put_camvid(tmp_path / place, number)
 
     def value(root: Path | None = None) -> int:
-        label = open_dataset("camvid", split="val", root=root)[0].label
+        label = open_dataset("camvid", split="val", data_root=root)[0].label
         assert label is not None
         return int(label[0, 0])
 
@@ -76,9 +75,12 @@ def test_each_place_leads_to_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path
 )
 def test_registered_names(alias: str, name: str, split: str, tmp_path: Path) -> None:
     assert ALIASES[alias] == (name, split)
-    assert named(alias) == (PUBLISHED[name], split) and named(f"{name}:train") == (PUBLISHED[name], "train")
+    assert lookup_published(alias) == (PUBLISHED[name], split) and lookup_published(f"{name}:train") == (
+        PUBLISHED[name],
+        "train",
+    )
     with pytest.raises(InputError, match=f"data {name}:{split}: not found"):
-        open_dataset(alias, split="train", root=tmp_path)
+        open_dataset(alias, split="train", data_root=tmp_path)
 
 
 def test_aliases_lead_to_datasets_that_exist() -> None:
@@ -88,16 +90,16 @@ def test_aliases_lead_to_datasets_that_exist() -> None:
 
 def test_a_misspelt_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'ade20k-150'"):
-        open_dataset("ade20k-15", split="val", root=tmp_path)
+        open_dataset("ade20k-15", split="val", data_root=tmp_path)
 
 
 def test_images_alone(tmp_path: Path) -> None:
     put_image(tmp_path / "camvid/val/a.png", [[1]])
-    dataset = open_dataset("camvid", split="val", root=tmp_path, labels=False)
+    dataset = open_dataset("camvid", split="val", data_root=tmp_path, labels=False)
     assert isinstance(dataset, PublishedDataset) and dataset[0].label is None
     assert dataset.paths(0) == (tmp_path / "camvid/val/a.png", None)
     with pytest.raises(InputError, match="camvid lacks valannot"):
-        open_dataset("camvid", split="val", root=tmp_path)
+        open_dataset("camvid", split="val", data_root=tmp_path)
     put_image(tmp_path / "coco/train2017/1.jpg", [[1]])
     for name in ("coco-panoptic", "coco-stuff", "coco-stuff-156-15"):
-        assert len(open_dataset(name, split="train", root=tmp_path, labels=False)) == 1
+        assert len(open_dataset(name, split="train", data_root=tmp_path, labels=False)) == 1

@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovstrans.datasets.scenes.captions import Ground, Thing
-from ovstrans.datasets.scenes.dataset import COLORS, NOVEL_SHAPES, NOVEL_STUFF, SPLITS, Scenes, draw_scene, vocabulary
-from ovstrans.datasets.scenes.shapes import SHAPES, coverage
-from ovstrans.datasets.scenes.textures import STUFF
+from ovstrans.datasets.scenes.dataset import (
+    COLORS,
+    NOVEL_SHAPES,
+    NOVEL_STUFF,
+    SPLITS,
+    Ground,
+    Scenes,
+    Thing,
+    draw_scene,
+    make_vocabulary,
+)
+from ovstrans.datasets.scenes.drawing import SHAPES, STUFF, draw_coverage
 from ovstrans.errors import InputError
 
 
@@ -53,7 +61,7 @@ def test_maps_and_segments_agree(index):
 
 
 def test_novel_classes_are_never_in_the_training_split():
-    words = vocabulary()
+    words = make_vocabulary()
     assert {words.names[number] for number in words.novel} == NOVEL_SHAPES | NOVEL_STUFF
     found = {split: set() for split in ("train", "val")}
     for split, seen in found.items():
@@ -95,7 +103,7 @@ def test_shapes_are_told_apart_under_rotation():
     drawn = {}
     for shape in SHAPES:
         for turn in range(24):
-            cover, _, _ = coverage(shape, 20, turn * np.pi / 12, (21.0, 21.0))
+            cover, _, _ = draw_coverage(shape, 20, turn * np.pi / 12, (21.0, 21.0))
             drawn[shape, turn] = cover[:43, :43]
     for first in SHAPES:
         for second in SHAPES:
