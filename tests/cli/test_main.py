@@ -1,16 +1,12 @@
 """The program: exit statuses, one-line errors, and a fast --help."""
 
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 from ovstrans.cli import main
-from ovstrans.cli.app import app
 from ovstrans.errors import CheckFailed, InputError
 
 COMMANDS = ("prune", "analyze", "finetune", "bench", "inspect", "demo", "recipes")
@@ -127,30 +123,3 @@ def test_processes_under_torchrun_keep_ddps_advice_to_themselves():
 def test_version(capsys):
     assert main.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ovstrans 0.")
-
-
-def leaves(command, name=""):
-    """Every command that does something, by its name."""
-    if not hasattr(command, "list_commands"):
-        return {name: command}
-    found = {word: command.get_command(None, word) for word in command.list_commands(None)}
-    return {
-        path: leaf for word, inner in found.items() for path, leaf in leaves(inner, f"{name} {word}".strip()).items()
-    }
-
-
-def test_the_readme_lists_the_commands_of_the_common_options():
-    """`--option ...`: `command`, `command`, ... in the section on commands; and --debug is everywhere."""
-    commands = leaves(get_command(app))
-    having = {
-        option: {name for name, command in commands.items() if any(option in found.opts for found in command.params)}
-        for option in ("--json", "--device", "--seed", "--debug")
-    }
-    assert having.pop("--debug") == set(commands)
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Commands")[1].split("\n## ")[0]
-    listed = {
-        option: set(re.findall(r"`([^`]+)`", names))
-        for option, names in re.findall(r"`(--\w+)[^`]*`:\s((?:`[^`]+`,?\s)*`[^`]+`)\.", section)
-    }
-    assert listed == having
