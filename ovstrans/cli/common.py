@@ -45,12 +45,13 @@ _flags: dict[str, tuple[str, str]] = {}
 def start(*, quiet: bool = False, debug: bool = False) -> None:
     """Apply the common switches; the first line of every command."""
     global _debug, _flags
-    from click import get_current_context
+    from importlib import import_module
 
     from ovstrans import console
     from ovstrans.cli.flags import flag_names
 
-    context = get_current_context(silent=True)
+    base = typer.Context.__mro__[1].__module__  # of click, or of the copy of click that newer versions of typer carry
+    context = import_module(f"{base.rpartition('.')[0]}.globals").get_current_context(silent=True)
     _debug, _flags = debug, flag_names(context.command) if context is not None else {}
     console.set_quiet(quiet)
     console.show_logs(in_flags)

@@ -101,7 +101,7 @@ def predict(
         console.say(unknown)
     text = classifier_for(checkpoint, words, names).to(place)
     framework = registry.restore(checkpoint).to(place)
-    settings = {"inference": inference.as_json(), "names": names}
+    settings = {"inference": inference.to_json(), "names": names}
     folder.begin(
         words,
         checkpoint=source,
@@ -118,7 +118,7 @@ def predict(
         "out": str(out),
         "vocabulary": words.name,
         "classes": list(words.names),
-        "inference": inference.as_json(),
+        "inference": inference.to_json(),
         **folder.of_all_images(),
         "seconds": round(time.perf_counter() - start, 3),
         "images": entries,
@@ -147,7 +147,7 @@ def _predict_all(
     from ovstrans import console
     from ovstrans.datasets.images import read_image
     from ovstrans.errors import InputError
-    from ovstrans.evaluation.inference import predict as look
+    from ovstrans.evaluation.inference import predict_image as look
 
     entries: list[dict[str, Any]] = []
     failed: list[tuple[Path, Exception]] = []

@@ -1,0 +1,1 @@
+"""Evaluation of a framework on labelled data: inference, mIoU, panoptic quality, video consistency."""

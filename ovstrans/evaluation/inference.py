@@ -1,15 +1,15 @@
-"""From an image to the class of each of its pixels, as papers evaluate: resized, scored, compared at full size.
+"""Inference at evaluation size: from an image to the class of each pixel.
 
-Memory does not grow with the number of classes times pixels: scores are made and compared a band of
-rows at a time, see `frameworks.scores`.
+As papers evaluate, an image is resized, scored, and compared at its full size. Scores are made and compared a band of
+rows at a time (see `frameworks.scores`), so memory does not grow with classes times pixels.
 
 Shapes: `B` batch, `H W` image, `h w` evaluation size, `K` classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.frameworks.scores import FlippedScores, MapScores, MeanScores, Scores, WindowScores
+from ovstrans.modules import eval_mode
 
 if TYPE_CHECKING:
     from ovstrans.clip.text import TextClassifier
@@ -29,21 +30,26 @@ if TYPE_CHECKING:
 ORDERS = ("published", "masks", "scores")
 
 BATCH_PIXELS = 2**20
-"""Pixels of a batch, if it has more than one image: about one of the published 800 x 1333."""
+"""Upper bound on the pixels of a batch of more than one image; about one image of the published 800 x 1333."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image is looked at.
+    """How images are scored: their size, sliding windows, flip, precision.
 
-    short_side, long_side: what it is resized to, in pixels: its short side to the one, its long side to at most
-    the other; None for its own.  window: side of square windows that it is scored in; None for whole images.
-    stride: from window to window, 2/3 of it unless given; windows at the border are moved inside.
-    flip: the mean with the scores of its mirror image.  amp: autocast of the forward pass to this type.
-    order: of frameworks that sum over masks: "masks" resizes those and then sums, "scores" resizes the sums;
-    "published" is what each framework does on the data at hand. With windows always the sums.
+    Attributes:
+        short_side: Resize images to this short side in pixels; None for their own.
+        long_side: Upper bound on the long side of the resized image; None for none.
+        window: Side of square sliding windows in pixels; None scores whole images.
+        stride: Distance between windows in pixels; None for 2/3 of the window. Windows that would leave the image are
+            moved inside.
+        flip: Average the scores with those of the mirrored image.
+        amp: Autocast the forward pass to this type; None for float32.
+        order: For frameworks that sum over masks: "masks" upsamples the masks and then sums, "scores" upsamples the
+            sums, "published" does what the framework's authors do on the data at hand. With windows always the sums.
 
-    Raises InputError for sizes that are none.
+    Raises:
+        InputError: If a size or the order is out of range.
     """
 
     short_side: int | None = None
@@ -58,36 +64,49 @@ class Inference:
         for name in ("short_side", "long_side", "window", "stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"inference: {name.replace('_', ' ')} is {value}; at least 1 pixel is needed")
+                raise InputError(f"`{name}={value}`: at least 1 pixel is needed")
         if self.stride is not None and (self.window is None or self.stride > self.window):
-            raise InputError(f"inference: a stride of {self.stride} needs a window at least as large")
+            raise InputError(f"`stride={self.stride}`: needs a `window` at least as large")
         if self.order not in ORDERS:
-            raise InputError(f"inference: order {self.order!r}: unknown; use {', '.join(ORDERS)}")
+            raise InputError(f"inference order {self.order!r}: unknown; use {', '.join(ORDERS)}")
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image is resized to."""
+        """Return the height and width that an image is resized to."""
         return compute_evaluation_size(height, width, self.short_side, self.long_side)
 
-    def masks_first(self, framework: Any, panoptic: bool) -> bool:
-        """Whether masks are resized before their class sum; panoptic: whether the data have panoptic truth."""
+    def upsamples_masks(self, framework: Any, panoptic: bool) -> bool:
+        """Return whether masks are upsampled before they are summed over queries.
+
+        Args:
+            framework: Its `panoptic_masks_first` says what "published" means.
+            panoptic: Whether the data have panoptic ground truth.
+        """
         if self.order == "published":
             return panoptic and bool(getattr(framework, "panoptic_masks_first", False))
         return self.order == "masks"
 
-    def as_json(self) -> dict[str, Any]:
-        """For reports: the fields, the type by its name."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values for reports, `amp` by its name."""
         amp = None if self.amp is None else str(self.amp).removeprefix("torch.")
         return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "amp": amp}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Inference:
+        """Return the settings that `to_json` described."""
+        amp = value.get("amp")
+        return cls(**{**value, "amp": None if amp is None else getattr(torch, amp)})
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is seen in an image, on the CPU.
+    """What a framework predicts for an image; tensors are on the CPU.
 
-    classes: int64 [H, W].  confidence: float32 [H, W], the winner's share in 0..1, or None: of frameworks that
-    sum over masks its part of all classes' scores, of the others its probability in a softmax over classes.
-    panoptic: segment map int32 [H, W] (0: none) and its segments.  instances: the things, the surest first; both None
-    unless asked for.
+    Attributes:
+        classes: int64 [H, W], the best class of each pixel.
+        confidence: float32 [H, W] in 0..1, or None. For frameworks that sum over masks the best class's share of the
+            sum of all class scores, for others its probability in a softmax over the classes.
+        panoptic: Segment map int32 [H, W] (0: no segment) and its segments; None unless asked for.
+        instances: The things, highest score first; None unless asked for.
     """
 
     classes: Tensor
@@ -96,7 +115,7 @@ class Prediction:
     instances: Instances | None = None
 
 
-def predict(
+def predict_image(
     framework: Any,
     image: Tensor,
     text: TextClassifier | None = None,
@@ -108,49 +127,75 @@ def predict(
     panoptic: Collection[int] | None = None,
     instances: Collection[int] | None = None,
 ) -> Prediction:
-    """The class of every pixel of an image uint8 [3, H, W], at its own size or at `size` (height, width).
+    """Predict the class of every pixel of one image.
 
-    framework: on `device` already; used in eval mode and left in the mode it was in.  text: the classifier
-    of the classes to tell apart; None for those it was trained with.
-    panoptic, instances: the classes that are things, where those are asked for of a `MaskFramework`.
+    Args:
+        framework: A `Framework` or anything with its `scores`, on `device` already. It runs in eval mode and is left
+            in the mode it was in.
+        image: uint8 [3, H, W].
+        text: Classifier of the classes to tell apart; None for those the framework was trained with.
+        device: Where to compute.
+        inference: How the image is scored.
+        size: Height and width of the prediction; None for the image's own.
+        confidence: Also give each pixel's confidence.
+        panoptic: Indices of the classes that are things; not None also gives panoptic segments (of a
+            `MaskFramework`).
+        instances: Indices of the classes that are things; not None also gives instances (of a `MaskFramework`).
 
-    Raises InputError where the scores are not numbers, or segments are asked for of windows or with a mirror image.
+    Raises:
+        InputError: If the scores are NaN, or segments are asked for with windows or flip.
     """
-    segments = panoptic is not None or instances is not None
-    if segments and (inference.window or inference.flip):
-        raise InputError("segments are of whole images as they are; look without windows and flip")
+    wants_segments = panoptic is not None or instances is not None
+    if wants_segments:
+        refuse_windows(inference, "segments")
     height, width = (int(side) for side in image.shape[-2:])
-    with evaluating(framework):
+    with in_eval_mode(framework):
         resized = resize_image(image, inference.size(height, width))
         scores = score_images(framework, resized[None], text, device, inference)[0]
-        found = scores.at(size or (height, width), masks_first=inference.masks_first(framework, panoptic=False))
-        seen = predict_from(found, confidence=confidence)
-        if not segments:
-            return seen
+        scores = scores.at(size or (height, width), masks_first=inference.upsamples_masks(framework, panoptic=False))
+        prediction = classify_pixels(scores, confidence=confidence)
+        if not wants_segments:
+            return prediction
         with torch.inference_mode():
             if panoptic is not None:
-                segment_map, listed = framework.panoptic_from_scores(found, text, things=panoptic)
-                seen = replace(seen, panoptic=(segment_map.cpu(), listed))
+                segment_map, segments = framework.panoptic_from_scores(scores, text, things=panoptic)
+                prediction = replace(prediction, panoptic=(segment_map.cpu(), segments))
             if instances is not None:
-                things: Instances = framework.instances_from_scores(found, text, things=instances)
-                on_cpu = Instances(things.scores.cpu(), things.classes.cpu(), things.masks.cpu())
-                seen = replace(seen, instances=on_cpu)
-        return seen
+                found: Instances = framework.instances_from_scores(scores, text, things=instances)
+                on_cpu = Instances(found.scores.cpu(), found.classes.cpu(), found.masks.cpu())
+                prediction = replace(prediction, instances=on_cpu)
+        return prediction
 
 
-def predict_from(scores: Scores, *, confidence: bool = False) -> Prediction:
-    """The best class of every pixel, at the size of the scores; of equal ones the lower.
+def refuse_windows(inference: Inference, wanted: str) -> None:
+    """Raise InputError for windows or flip, which panoptic and instance inference do not have.
 
-    Raises InputError where the scores are not numbers.
+    Args:
+        inference: How images are scored.
+        wanted: What was asked for, to begin the message with.
     """
-    broken = torch.zeros((), dtype=torch.bool, device=scores.device)
+    if inference.window or inference.flip:
+        raise InputError(f"{wanted}: not possible with windows or a mirrored image; leave out `window` and `flip`")
+
+
+def classify_pixels(scores: Scores, *, confidence: bool = False) -> Prediction:
+    """Choose the best class of every pixel, the lower index of equal ones.
+
+    Args:
+        scores: Scores of an image, at the size that is wanted.
+        confidence: Also give each pixel's confidence.
+
+    Raises:
+        InputError: If the scores are NaN.
+    """
+    has_nan = torch.zeros((), dtype=torch.bool, device=scores.device)
     parts = []
     with torch.inference_mode(), full_precision(torch.empty(0, device=scores.device)):
         for first, last in scores.bands():
             best = scores.best(first, last, share=confidence)
-            broken |= best.values.isnan().any()
+            has_nan |= best.values.isnan().any()
             parts.append(best)
-    if bool(broken):
+    if bool(has_nan):
         raise InputError("the model's scores are not numbers (NaN); its weights are damaged, or its precision too low")
     classes = torch.cat([part.classes for part in parts]).cpu()
     share = torch.cat([part.share for part in parts if part.share is not None]).cpu() if confidence else None
@@ -164,73 +209,75 @@ def score_images(
     device: torch.device | str,
     inference: Inference,
 ) -> list[Scores]:
-    """Per image its scores, of images uint8 [B, 3, h, w] at evaluation size already."""
+    """Score a batch of images.
 
-    def look(pixels: Tensor) -> list[Scores]:
-        """Whole images or windows, uint8 [B, 3, *, *]."""
+    Args:
+        framework: As for `predict_image`.
+        images: uint8 [B, 3, h, w], at evaluation size already.
+        text: As for `predict_image`.
+        device: Where to compute.
+        inference: Windows, flip and precision; its sizes are not used.
+
+    Returns:
+        The scores of each image, of size (h, w).
+    """
+
+    def forward(pixels: Tensor) -> list[Scores]:
+        """Score whole images or windows, uint8 [B, 3, *, *]."""
         with torch.inference_mode(), _autocast(device, inference.amp):
             return list(_scores(framework, pixels.to(device).float().div_(255), text))
 
-    def whole(pixels: Tensor) -> list[Scores]:
+    def score(pixels: Tensor) -> list[Scores]:
         if inference.window is None:
-            return look(pixels)
-        return [_windowed(image, inference, look) for image in pixels]
+            return forward(pixels)
+        return [_score_windows(image, inference, forward) for image in pixels]
 
-    found = whole(images)
+    scores = score(images)
     if not inference.flip:
-        return found
-    mirrored = [FlippedScores(scores) for scores in whole(images.flip(-1))]
-    return [MeanScores(pair) for pair in zip(found, mirrored, strict=True)]
+        return scores
+    mirrored = [FlippedScores(each) for each in score(images.flip(-1))]
+    return [MeanScores(pair) for pair in zip(scores, mirrored, strict=True)]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side of `length`: every `stride`, the last one moved to end with the side."""
+    """Return where windows begin along a side: every `stride` pixels, the last moved back to end with the side."""
     if window >= length:
         return [0]
     return [*range(0, length - window, stride), length - window]
 
 
-def batch_room(size: tuple[int, int], most: int) -> int:
-    """How many images of a size are looked at together, at most `most`."""
+def images_per_batch(size: tuple[int, int], most: int) -> int:
+    """Return how many images of a size (height, width) are scored at once, at most `most`."""
     return max(1, min(most, BATCH_PIXELS // (size[0] * size[1])))
 
 
-@contextmanager
-def evaluating(framework: Any) -> Iterator[None]:
-    """Eval mode inside, the mode it was in afterwards."""
-    modules = list(framework.modules()) if isinstance(framework, torch.nn.Module) else []
-    modes = [module.training for module in modules]
-    if modules:
-        modules[0].eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, modes, strict=True):
-            module.training = training
+def in_eval_mode(framework: Any) -> AbstractContextManager[None]:
+    """Return a context in which a framework that is a module is in eval mode."""
+    return eval_mode(framework) if isinstance(framework, torch.nn.Module) else nullcontext()
 
 
 def _scores(framework: Any, images: Tensor, text: TextClassifier | None) -> Sequence[Scores]:
-    """Of anything that has `scores`, as a `Framework` has, or at least `segment`."""
+    """Return the scores of anything with `scores`, as a `Framework` has, or else with `segment`."""
     if hasattr(framework, "scores"):
         return framework.scores(images, text)  # type: ignore[no-any-return]
     size = (int(images.shape[-2]), int(images.shape[-1]))
     return [MapScores(maps, size) for maps in framework.segment(images, text)]
 
 
-def _windowed(image: Tensor, inference: Inference, look: Callable[[Tensor], list[Scores]]) -> WindowScores:
-    """Scores of an image uint8 [3, h, w] from windows of it."""
+def _score_windows(image: Tensor, inference: Inference, forward: Callable[[Tensor], list[Scores]]) -> WindowScores:
+    """Return the scores of an image uint8 [3, h, w] made of those of its windows."""
     assert inference.window is not None
     size = (int(image.shape[-2]), int(image.shape[-1]))
     window = (min(inference.window, size[0]), min(inference.window, size[1]))
     stride = inference.stride or max(1, inference.window * 2 // 3)
     lefts = window_starts(size[1], window[1], stride)
-    together = batch_room(window, len(lefts))
+    together = images_per_batch(window, len(lefts))
 
-    def row(top: int) -> list[Scores]:
+    def score_row(top: int) -> list[Scores]:
         parts = torch.stack([image[:, top : top + window[0], left : left + window[1]] for left in lefts])
-        return [scores for part in parts.split(together) for scores in look(part)]
+        return [scores for part in torch.split(parts, together) for scores in forward(part)]
 
-    return WindowScores(size, window, window_starts(size[0], window[0], stride), lefts, row)
+    return WindowScores(size, window, window_starts(size[0], window[0], stride), lefts, score_row)
 
 
 def _autocast(device: torch.device | str, amp: torch.dtype | None) -> AbstractContextManager[Any]:

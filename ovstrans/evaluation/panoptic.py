@@ -1,22 +1,22 @@
-"""Panoptic quality: how well predicted segments match the true ones, class by class.
+"""Panoptic quality (PQ): how well predicted segments match the true ones, class by class.
 
-A predicted and a true segment of one class match where their IoU exceeds 1/2, so that each has one match
-at most. Of a class with matches TP, unmatched predictions FP and unmatched truths FN
+A predicted and a true segment of the same class match if their IoU exceeds 1/2; each has at most one match. For a
+class with TP matches, FP unmatched predictions and FN unmatched true segments
 
     PQ = sum of the matches' IoU / (TP + FP/2 + FN/2) = SQ * RQ
     SQ = sum of the matches' IoU / TP,   RQ = TP / (TP + FP/2 + FN/2)
 
-(Kirillov et al., Panoptic Segmentation, CVPR 2019, eq. 1). Void and crowds as panopticapi has them, the
-evaluator of COCO: pixels of no true segment leave the union of a match; an unmatched prediction is no FP
-where more than half of it lies on such pixels and on a crowd of its class; a crowd is neither matched nor
-missed.
+(Kirillov et al., Panoptic Segmentation, CVPR 2019, eq. 1). Void and crowds are treated as in panopticapi, COCO's
+evaluator: void pixels, those of no true segment, do not count in the union of a match; an unmatched prediction is no
+FP if more than half of it lies on void and on a crowd of its class; a crowd is neither matched nor missed.
 
 Shapes: `H W` ground truth, `K` classes, `T` true and `P` predicted segments of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,104 @@ from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
-class PanopticQuality:
-    """Adds up the matches of images; `report` makes percentages of them.
+@dataclass(frozen=True)
+class Quality:
+    """Panoptic, segmentation and recognition quality in percent; None where there is nothing to measure."""
 
-    vocabulary: its classes, and which of them are things.
-    stats: float64 [4, K]: sum of the matches' IoU, TP, FP, FN.
+    pq: float | None
+    sq: float | None
+    rq: float | None
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """Panoptic quality of one class.
+
+    Attributes:
+        name: Display name of the class.
+        isthing: Whether the class is countable.
+        pq: Panoptic quality in percent; None if the class is neither in the ground truth nor predicted. `sq` and `rq`
+            likewise.
+        sq: Segmentation quality.
+        rq: Recognition quality.
+        tp: Matches.
+        fp: Unmatched predictions.
+        fn: Unmatched true segments.
+    """
+
+    name: str
+    isthing: bool
+    pq: float | None
+    sq: float | None
+    rq: float | None
+    tp: int
+    fp: int
+    fn: int
+
+
+@dataclass(frozen=True)
+class PanopticResult:
+    """Panoptic quality on a dataset: means over the classes that are in the ground truth or predicted.
+
+    Attributes:
+        all: Means over all classes.
+        things: Means over the countable classes.
+        stuff: Means over the other classes.
+        num_classes: Number of classes that enter `all`.
+        num_things: Number of classes that enter `things`.
+        num_stuff: Number of classes that enter `stuff`.
+        per_class: Quality of each class, in index order.
+    """
+
+    all: Quality
+    things: Quality
+    stuff: Quality
+    num_classes: int
+    num_things: int
+    num_stuff: int
+    per_class: tuple[ClassQuality, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of a report: PQ, SQ, RQ, the same with _th for things and _st for stuff, and the rest."""
+        means = {
+            f"{key.upper()}{suffix}": value
+            for name, suffix in _GROUPS.items()
+            for key, value in asdict(getattr(self, name)).items()
+        }
+        counts = {"classes": self.num_classes, "things": self.num_things, "stuff": self.num_stuff}
+        return {**means, **counts, "per_class": [asdict(each) for each in self.per_class]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PanopticResult:
+        """Return the result that `to_json` described; KeyError or TypeError if it is something else."""
+        groups = {
+            name: Quality(*(value[f"{key}{suffix}"] for key in ("PQ", "SQ", "RQ"))) for name, suffix in _GROUPS.items()
+        }
+        return cls(
+            **groups,
+            num_classes=value["classes"],
+            num_things=value["things"],
+            num_stuff=value["stuff"],
+            per_class=tuple(ClassQuality(**each) for each in value["per_class"]),
+        )
+
+
+_GROUPS = {"all": "", "things": "_th", "stuff": "_st"}
+"""Attribute of `PanopticResult` to the suffix of its keys in a report."""
+
+
+class PanopticQuality:
+    """Accumulates matches of segments over images.
+
+    Args:
+        vocabulary: The classes, with the countable ones as its `things`.
+        device: Where the sums are kept.
+
+    Attributes:
+        stats: float64 [4, K]: sum of the matches' IoU, TP, FP, FN.
+
+    Raises:
+        InputError: If the vocabulary is empty.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, device: torch.device | str = "cpu") -> None:
@@ -49,64 +142,72 @@ class PanopticQuality:
         truth_map: Tensor,
         truth_segments: Sequence[Segment],
     ) -> None:
-        """Count one image.
+        """Count the segments of one image.
 
-        segment_map, truth_map: segment ids [H, W], integers; 0 is no segment.
-        segments, truth_segments: what the ids are; areas are counted in the maps, not taken from there.
-        A segment of the ignore label is void. A listed truth without pixels is missed, a listed
-        prediction without pixels counts nowhere.
+        A segment of the ignore label is void. A listed true segment without pixels counts as missed; a listed
+        prediction without pixels does not count.
 
-        Raises InputError for a truth with an id that is not listed, listed twice or of no class,
-        ValueError for such a prediction, and for maps of unequal shape.
+        Args:
+            segment_map: Predicted segment ids, integers [H, W]; 0 is no segment.
+            segments: The predicted segments. Areas are counted in the maps, not taken from here.
+            truth_map: True segment ids, integers [H, W].
+            truth_segments: The true segments.
+
+        Raises:
+            InputError: If a true id is not listed, listed twice, or of no class.
+            ValueError: If a predicted id is, or the maps differ in shape.
         """
         if segment_map.shape != truth_map.shape:
             raise ValueError(f"prediction is {tuple(segment_map.shape)}, ground truth {tuple(truth_map.shape)}")
-        guess_ids, truth_ids, lengths = _runs(segment_map, truth_map)
-        truths, truth_rows = self._rows(truth_ids, truth_segments, "ground truth", InputError)
-        guesses, columns = self._rows(guess_ids, segments, "prediction", ValueError)
-        shape = (len(truths) + 1, len(guesses) + 1)
-        cells = truth_rows * shape[1] + columns
+        predicted_ids, true_ids, lengths = _runs(segment_map, truth_map)
+        true, rows = self._rows(true_ids, truth_segments, "ground truth", InputError)
+        predicted, columns = self._rows(predicted_ids, segments, "prediction", ValueError)
+        shape = (len(true) + 1, len(predicted) + 1)
+        cells = rows * shape[1] + columns
         overlap = np.bincount(cells, weights=lengths, minlength=shape[0] * shape[1]).reshape(shape)
-        self._count(overlap, truths, guesses)
+        self._count(overlap, true, predicted)
 
     def all_reduce(self) -> None:
-        """Sum over the ranks of torch.distributed, where it runs."""
+        """Sum over all ranks if torch.distributed is initialized."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.stats)
 
-    def report(self) -> dict[str, Any]:
-        """The measures in percent; None where there is nothing to measure.
-
-        Returns PQ, SQ, RQ (means over the classes that are in the truth or predicted), the same of things
-        (PQ_th, SQ_th, RQ_th) and of stuff (PQ_st, ...); classes, things, stuff (how many entered);
-        per_class, a list in index order of {name, isthing, pq, sq, rq, tp, fp, fn}.
-        """
-        iou, found, wrong, missed = self.stats.cpu().numpy()
-        weight = found + wrong / 2 + missed / 2
+    def result(self) -> PanopticResult:
+        """Return the quality over all images so far."""
+        iou, tp, fp, fn = self.stats.cpu().numpy()
+        weight = tp + fp / 2 + fn / 2
         entering = weight > 0
-        some = np.where(entering, weight, 1)
-        measures = {"pq": 100 * iou / some, "sq": 100 * iou / np.maximum(found, 1), "rq": 100 * found / some}
+        divisor = np.where(entering, weight, 1)
+        measures = {"pq": 100 * iou / divisor, "sq": 100 * iou / np.maximum(tp, 1), "rq": 100 * tp / divisor}
         isthing = np.isin(np.arange(len(self.vocabulary)), list(self.vocabulary.things))
-        result: dict[str, Any] = {}
-        for suffix, group in (("", entering), ("_th", entering & isthing), ("_st", entering & ~isthing)):
-            for key, values in measures.items():
-                result[key.upper() + suffix] = float(values[group].mean()) if group.any() else None
-        return result | {
-            "classes": int(entering.sum()),
-            "things": int((entering & isthing).sum()),
-            "stuff": int((entering & ~isthing).sum()),
-            "per_class": [
-                {"name": name, "isthing": bool(isthing[index])}
-                | {key: float(values[index]) if entering[index] else None for key, values in measures.items()}
-                | {"tp": int(found[index]), "fp": int(wrong[index]), "fn": int(missed[index])}
+
+        def mean(group: np.ndarray) -> Quality:
+            return Quality(*(float(values[group].mean()) if group.any() else None for values in measures.values()))
+
+        return PanopticResult(
+            all=mean(entering),
+            things=mean(entering & isthing),
+            stuff=mean(entering & ~isthing),
+            num_classes=int(entering.sum()),
+            num_things=int((entering & isthing).sum()),
+            num_stuff=int((entering & ~isthing).sum()),
+            per_class=tuple(
+                ClassQuality(
+                    name=name,
+                    isthing=bool(isthing[index]),
+                    **{key: float(values[index]) if entering[index] else None for key, values in measures.items()},
+                    tp=int(tp[index]),
+                    fp=int(fp[index]),
+                    fn=int(fn[index]),
+                )
                 for index, name in enumerate(self.vocabulary.names)
-            ],
-        }
+            ),
+        )
 
     def _rows(
         self, ids: np.ndarray, segments: Sequence[Segment], what: str, error: type[Exception]
     ) -> tuple[list[Segment], np.ndarray]:
-        """The segments of a class, and for every id the place of its own among them from 1; 0 is void."""
+        """Return the segments that have a class, and each id's place among them, from 1 on (0: void)."""
         place = {0: 0}
         kept: list[Segment] = []
         for segment in segments:
@@ -131,33 +232,35 @@ class PanopticQuality:
             raise error(f"panoptic {what}: segment id {ids[unlisted][0]} is in the map and not listed")
         return kept, np.array([place[identity] for identity in listed.tolist()])[rank]
 
-    def _count(self, overlap: np.ndarray, truths: Sequence[Segment], guesses: Sequence[Segment]) -> None:
-        """Match the segments of an image by their common pixels [T + 1, P + 1], where row and column 0 are void."""
-        true_class = np.array([segment.class_index for segment in truths], dtype=np.int64)
-        guessed_class = np.array([segment.class_index for segment in guesses], dtype=np.int64)
-        is_crowd = np.array([segment.iscrowd for segment in truths], dtype=bool)
-        true_area, guessed_area = overlap.sum(axis=1)[1:], overlap.sum(axis=0)[1:]
+    def _count(self, overlap: np.ndarray, true: Sequence[Segment], predicted: Sequence[Segment]) -> None:
+        """Match the segments of an image by their common pixels [T + 1, P + 1]; row and column 0 are void."""
+        true_class = np.array([segment.class_index for segment in true], dtype=np.int64)
+        predicted_class = np.array([segment.class_index for segment in predicted], dtype=np.int64)
+        is_crowd = np.array([segment.iscrowd for segment in true], dtype=bool)
+        true_area, predicted_area = overlap.sum(axis=1)[1:], overlap.sum(axis=0)[1:]
         common, in_void = overlap[1:, 1:], overlap[0, 1:]
 
-        union = true_area[:, None] + guessed_area - common - in_void
-        match = (2 * common > union) & (true_class[:, None] == guessed_class) & ~is_crowd[:, None]
-        true_row, guessed_row = match.nonzero()
-        # as in panopticapi, the last listed of several crowds of a class stands for them all
-        crowd_of = {segment.class_index: row for row, segment in enumerate(truths) if segment.iscrowd}
-        in_crowd = np.array([common[crowd_of[c], row] if c in crowd_of else 0 for row, c in enumerate(guessed_class)])
-        excused = 2 * (in_void + in_crowd) > guessed_area
-        wrong = ~match.any(axis=0) & (guessed_area > 0) & ~excused
+        union = true_area[:, None] + predicted_area - common - in_void
+        match = (2 * common > union) & (true_class[:, None] == predicted_class) & ~is_crowd[:, None]
+        row, column = match.nonzero()
+        # as in panopticapi: of several crowds of a class only the last listed counts
+        crowd_of = {segment.class_index: row for row, segment in enumerate(true) if segment.iscrowd}
+        in_crowd = np.array(
+            [common[crowd_of[c], place] if c in crowd_of else 0 for place, c in enumerate(predicted_class)]
+        )
+        excused = 2 * (in_void + in_crowd) > predicted_area
+        wrong = ~match.any(axis=0) & (predicted_area > 0) & ~excused
         missed = ~match.any(axis=1) & ~is_crowd
 
         classes = len(self.vocabulary)
-        matched = true_class[true_row]
-        iou = common[true_row, guessed_row] / union[true_row, guessed_row]
+        matched = true_class[row]
+        iou = common[row, column] / union[row, column]
         self.stats += torch.from_numpy(
             np.stack(
                 [
                     np.bincount(matched, weights=iou, minlength=classes),
                     np.bincount(matched, minlength=classes),
-                    np.bincount(guessed_class[wrong], minlength=classes),
+                    np.bincount(predicted_class[wrong], minlength=classes),
                     np.bincount(true_class[missed], minlength=classes),
                 ]
             )
@@ -165,7 +268,7 @@ class PanopticQuality:
 
 
 def _runs(first: Tensor, second: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The runs, in C order, over which two maps keep their values: both values and the length of each.
+    """Return the runs, in C order, over which both maps are constant: the value in each map and the length.
 
     Segments are areas, so there are far fewer runs than pixels to look up.
     """

@@ -1,18 +1,18 @@
-"""Video consistency: how steady predictions stay where the truth does not change.
+"""Video consistency (VC): how steady predictions are where the ground truth does not change.
 
-In a window of n consecutive frames, the common area is the pixels whose true class is the same in all of
-them. VC_n of the window is the part of it whose *predicted* class, too, is the same in all of them; mVC_n
-is the mean over all windows of all videos (Miao et al., VSPW, CVPR 2021, sec. 4.2). The figures of the
-literature come from the dataset's own evaluator (`VC_perclip.py`), whose particulars are kept:
+In a window of n consecutive frames, the common area is the pixels whose true class is the same in all n frames. VC_n
+of the window is the share of the common area whose *predicted* class, too, is the same in all frames. mVC_n is the
+mean over all windows of all videos (Miao et al., VSPW, CVPR 2021, sec. 4.2). The figures of the literature come from
+the dataset's own evaluator (`VC_perclip.py`), so its particulars are kept:
 
 - a steady prediction counts, right or wrong;
 - an unlabelled pixel counts, as if the ignore label were a class;
-- windows start at frames 0 to N - n - 1: the one that ends with the last of the N frames is left out, and
-  a video of n frames or fewer with it;
-- each window weighs the same, whatever its video; one without common area is left out.
+- windows start at frames 0 to N - n - 1: the last of N - n + 1 possible windows is left out, and so is a video of n
+  frames or fewer;
+- each window has the same weight, whatever its video; a window without common area is left out.
 
-Reported beside it is the stricter part of the common area that is labelled and predicted *right* in all
-n frames, in the same windows.
+Reported beside it is a stricter measure in the same windows: the share of the labelled common area that is predicted
+*right* in all n frames.
 
 Shapes: `H W` frame.
 """
@@ -20,7 +20,8 @@ Shapes: `H W` frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,13 +30,64 @@ from torch import Tensor
 from ovstrans.errors import MismatchError
 
 WINDOWS = (8, 16)
-"""The n of the literature."""
+"""The window lengths n of the literature, in frames."""
+
+
+@dataclass(frozen=True)
+class WindowConsistency:
+    """Consistency over all windows of one length.
+
+    Attributes:
+        mvc: mVC_n as published, in percent; None if no window has a common area.
+        mvc_right: The stricter measure, in percent.
+        windows: Number of windows that enter `mvc`.
+    """
+
+    mvc: float | None
+    mvc_right: float | None
+    windows: int
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """Video consistency on a dataset.
+
+    Attributes:
+        windows: Consistency by window length in frames.
+        videos: Number of videos.
+    """
+
+    windows: Mapping[int, WindowConsistency]
+    videos: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of a report: for each n mVC<n>, mVC<n>_right and windows<n>, and videos."""
+        values: dict[str, Any] = {}
+        for length, found in self.windows.items():
+            values[f"mVC{length}"] = found.mvc
+            values[f"mVC{length}_right"] = found.mvc_right
+            values[f"windows{length}"] = found.windows
+        return {**values, "videos": self.videos}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> VideoResult:
+        """Return the result that `to_json` described; KeyError or ValueError if it is something else."""
+        lengths = [int(key.removeprefix("windows")) for key in value if key.startswith("windows")]
+        windows = {
+            length: WindowConsistency(value[f"mVC{length}"], value[f"mVC{length}_right"], value[f"windows{length}"])
+            for length in lengths
+        }
+        return cls(windows, value["videos"])
 
 
 class VideoConsistency:
-    """Adds up windows, frame by frame; memory is that of a few frames, whatever n and the video's length.
+    """Accumulates windows frame by frame.
 
-    Under torch.distributed a video must be whole on one rank: its windows need neighbouring frames.
+    Memory is that of a few frames, whatever the window length and the video's. Under torch.distributed all frames of
+    a video must be on one rank, since a window needs neighbouring frames.
+
+    Args:
+        windows: Window lengths n, in frames.
     """
 
     def __init__(self, windows: Sequence[int] = WINDOWS) -> None:
@@ -44,84 +96,92 @@ class VideoConsistency:
         self.windows = tuple(windows)
         self._steady: dict[int, list[float]] = {length: [] for length in self.windows}
         self._right: dict[int, list[float]] = {length: [] for length in self.windows}
-        self._done: set[Hashable] = set()
+        self._seen: set[Hashable] = set()
         self._video: Hashable = None
-        self._run: _Run | None = None
+        self._history: _History | None = None
 
     def add(self, video: Hashable, prediction: Tensor, label: Tensor, ignore: int) -> None:
-        """Take the next frame of a video: classes [H, W], integers; `ignore` is the label of no class.
+        """Add the next frame of a video.
 
-        video: what tells it from others; its frames come one after another, in order.
-        Raises ValueError for a video that was left for another before, MismatchError for frames of unequal size.
+        Args:
+            video: Identifies the video; its frames must come one after another, in order.
+            prediction: Predicted classes, integers [H, W].
+            label: True classes, integers [H, W].
+            ignore: Label of pixels without a class.
+
+        Raises:
+            ValueError: If another video came in between, or the shapes differ.
+            MismatchError: If the frames of a video differ in size.
         """
         if prediction.shape != label.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, label {tuple(label.shape)}")
-        if self._run is None or video != self._video:
-            if video in self._done:
+        if self._history is None or video != self._video:
+            if video in self._seen:
                 raise ValueError(f"video {video}: its frames are not in one piece; give them one after another")
-            self._done.add(video)
-            self._video, self._run = video, _Run(prediction, label, ignore)
+            self._seen.add(video)
+            self._video, self._history = video, _History(prediction, label, ignore)
             return
-        if label.shape != self._run.label.shape:
-            now, before = (f"{shape[1]}x{shape[0]}" for shape in (label.shape, self._run.label.shape))
+        if label.shape != self._history.label.shape:
+            now, before = (f"{shape[1]}x{shape[0]}" for shape in (label.shape, self._history.label.shape))
             raise MismatchError(f"video {video}: a frame is {now} after one of {before}; all must be of one size")
-        for length in self.windows:  # the window that the frame before ended: this one is not the video's first
-            steady, right = self._run.shares(length)
+        for length in self.windows:  # ends at the frame before this one: a video's very last window is left out
+            steady, right = self._history.shares(length)
             self._steady[length] += [] if steady is None else [steady]
             self._right[length] += [] if right is None else [right]
-        self._run.extend(prediction, label)
+        self._history.append(prediction, label)
 
     def all_reduce(self) -> None:
-        """Join the windows of all ranks of torch.distributed, where it runs."""
+        """Join the windows of all ranks if torch.distributed is initialized."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, (self._steady, self._right, self._done))
+        torch.distributed.all_gather_object(parts, (self._steady, self._right, self._seen))
         for length in self.windows:
             self._steady[length] = [value for steady, _, _ in parts for value in steady[length]]
             self._right[length] = [value for _, right, _ in parts for value in right[length]]
-        self._done = set().union(*(done for _, _, done in parts))
+        self._seen = set().union(*(seen for _, _, seen in parts))
 
-    def report(self) -> dict[str, Any]:
-        """The measures in percent; None where no window had a common area.
-
-        Returns for each n mVC<n> (the published one), mVC<n>_right (the stricter one) and windows<n> (how many
-        entered mVC<n>); videos, the number of them.
-        """
-        result: dict[str, Any] = {}
-        for length in self.windows:
-            result[f"mVC{length}"] = _mean(self._steady[length])
-            result[f"mVC{length}_right"] = _mean(self._right[length])
-            result[f"windows{length}"] = len(self._steady[length])
-        return result | {"videos": len(self._done)}
+    def result(self) -> VideoResult:
+        """Return the consistency over all windows so far."""
+        windows = {
+            length: WindowConsistency(
+                _mean(self._steady[length]), _mean(self._right[length]), len(self._steady[length])
+            )
+            for length in self.windows
+        }
+        return VideoResult(windows, len(self._seen))
 
 
-class _Run:
-    """For every pixel of the last frame, for how many frames truth and prediction have been as they are.
+class _History:
+    """Counts, for every pixel of the last frame, for how many frames truth and prediction have stayed the same.
 
-    Counting those spares keeping the frames: a window of n is steady where the count is n or more.
+    The counts make it unnecessary to keep the frames: in a window of n frames a pixel is steady if its count is at
+    least n.
     """
 
     def __init__(self, prediction: Tensor, label: Tensor, ignore: int) -> None:
         self.prediction, self.label, self.ignore = _copy(prediction), _copy(label), ignore
-        self.truth_since = torch.ones(label.shape, dtype=torch.int32, device=label.device)
-        self.guess_since = torch.ones_like(self.truth_since)
+        self.label_frames = torch.ones(label.shape, dtype=torch.int32, device=label.device)
+        self.prediction_frames = torch.ones_like(self.label_frames)
         self.frames = 1
 
-    def extend(self, prediction: Tensor, label: Tensor) -> None:
-        """Go on by a frame."""
+    def append(self, prediction: Tensor, label: Tensor) -> None:
+        """Take the next frame."""
         prediction, label = _copy(prediction), _copy(label)
-        self.truth_since.mul_(label == self.label).add_(1)
-        self.guess_since.mul_(prediction == self.prediction).add_(1)
+        self.label_frames.mul_(label == self.label).add_(1)
+        self.prediction_frames.mul_(prediction == self.prediction).add_(1)
         self.prediction, self.label = prediction, label
         self.frames += 1
 
     def shares(self, length: int) -> tuple[float | None, float | None]:
-        """Of the window that ends here: the part of its common area predicted steadily, and the part right."""
+        """Return the steady share of the common area and the right share of its labelled part.
+
+        Both are of the window of `length` frames that ends with the last frame; None without such an area.
+        """
         if self.frames < length:
             return None, None
-        common = self.truth_since >= length
-        steady = common & (self.guess_since >= length)
+        common = self.label_frames >= length
+        steady = common & (self.prediction_frames >= length)
         labelled = common & (self.label != self.ignore)
         right = steady & labelled & (self.prediction == self.label)
         area, labelled_area = int(common.count_nonzero()), int(labelled.count_nonzero())
@@ -132,9 +192,9 @@ class _Run:
 
 
 def _copy(values: Tensor) -> Tensor:
-    return values.to(torch.int32, copy=True)  # the caller may fill its tensor with the next frame
+    return values.to(torch.int32, copy=True)  # the caller may reuse its tensor for the next frame
 
 
 def _mean(shares: Sequence[float]) -> float | None:
-    # exactly rounded, so that the order of the windows, and with it the number of ranks, makes no difference
+    # exactly rounded, so that neither the order of the windows nor the number of ranks matters
     return 100 * math.fsum(shares) / len(shares) if shares else None

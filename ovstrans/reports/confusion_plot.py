@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ovstrans.errors import InputError
-from ovstrans.evaluation.metrics import Confusion
+from ovstrans.evaluation.metrics import ConfusionMatrix
 from ovstrans.figures import GREY, INK, RED, new_figure, picture_path, save_figure, tidy
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Mistake:
     share: float
 
 
-def worst_mistakes(confusion: Confusion | Tensor, limit: int) -> list[Mistake]:
+def worst_mistakes(confusion: ConfusionMatrix | Tensor, limit: int) -> list[Mistake]:
     """The pairs of different classes that cost the most pixels, worst first, at most `limit`."""
     counts = _counts(confusion)
     wrong = counts.copy()
@@ -62,13 +62,15 @@ def worst_mistakes(confusion: Confusion | Tensor, limit: int) -> list[Mistake]:
     ]
 
 
-def save_confusion(path: Path | str, confusion: Confusion | Tensor, names: Sequence[str], *, title: str = "") -> Path:
+def save_confusion(
+    path: Path | str, confusion: ConfusionMatrix | Tensor, names: Sequence[str], *, title: str = ""
+) -> Path:
     """Write `draw_confusion` as PNG, PDF or SVG by the suffix, atomically; returns the path."""
     picture_path(path)
     return save_figure(draw_confusion(confusion, names, title=title), path)
 
 
-def draw_confusion(confusion: Confusion | Tensor, names: Sequence[str], *, title: str = "") -> Figure:
+def draw_confusion(confusion: ConfusionMatrix | Tensor, names: Sequence[str], *, title: str = "") -> Figure:
     """The heat map of a confusion matrix, counts [K, K], with a list of the worst mistakes beside it.
 
     A row is a true class, a cell the part of its pixels that was predicted as the column's class; the
@@ -173,8 +175,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
-def _counts(confusion: Confusion | Tensor) -> np.ndarray:
-    counts = confusion.counts if isinstance(confusion, Confusion) else confusion
+def _counts(confusion: ConfusionMatrix | Tensor) -> np.ndarray:
+    counts = confusion.counts if isinstance(confusion, ConfusionMatrix) else confusion
     return counts.cpu().numpy()
 
 

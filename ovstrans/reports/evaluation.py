@@ -32,8 +32,7 @@ def evaluate_targets(
     from ovstrans import console
     from ovstrans.datasets.contact_sheet import evenly_spaced
     from ovstrans.errors import InputError
-    from ovstrans.evaluation.evaluate import evaluate
-    from ovstrans.evaluation.ranks import first_said
+    from ovstrans.evaluation.evaluate import evaluate, original_message
     from ovstrans.frameworks.registry import classifier_for
     from ovstrans.reports.pictures import Pages
     from ovstrans.training.distributed import process_group
@@ -51,15 +50,14 @@ def evaluate_targets(
                 seen: dict[int, Tensor] = {}
                 text = classifier_for(target.checkpoint, asked.words(dataset), asked.names).to(world.device)
                 framework: Any = target.module.to(world.device)
-                with console.progress(f"evaluate {title} on {name}", total, unit="images") as progress:
+                with console.progress_bar() as progress:
 
                     def on_image(index: int, sample: Sample, prediction: Tensor) -> None:
-                        progress.advance(min(world.size, progress.total - progress.done))
                         if index in chosen:  # noqa: B023
                             seen[index] = prediction  # noqa: B023
 
                     try:
-                        report["datasets"][name] = evaluate(
+                        result = evaluate(
                             framework,
                             dataset,
                             text,
@@ -69,12 +67,16 @@ def evaluate_targets(
                             denominator=asked.denominator,
                             panoptic=asked.panoptic,
                             on_image=on_image,
-                            on_confusion=lambda counts: pages.add_confusion(name, dataset, title, counts),  # noqa: B023
+                            progress=progress,
+                            task=f"evaluate {title} on {name}",
                         )
+                        assert result.confusion is not None
+                        pages.add_confusion(name, dataset, title, result.confusion)
+                        report["datasets"][name] = result.to_json()
                     except InputError as error:  # on every rank, or on none
                         if not asked.several:
                             raise
-                        faults[name] = first_said(error)
+                        faults[name] = original_message(error)
                 framework.to("cpu")
                 if name not in faults:
                     pages.add(name, dataset, title, _gathered(seen))
@@ -90,7 +92,7 @@ def _gathered(seen: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Predictions by index, of all processes."""
     import torch
 
-    from ovstrans.evaluation.ranks import rank_and_world
+    from ovstrans.evaluation.evaluate import rank_and_world
 
     parts: list[Any] = [None] * rank_and_world()[1]
     if len(parts) == 1:

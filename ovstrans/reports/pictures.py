@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ovstrans.datasets.sample import Dataset
-    from ovstrans.evaluation.metrics import Confusion
+    from ovstrans.evaluation.metrics import ConfusionMatrix
 
 ROWS = 8
 """Images on a page."""
@@ -25,7 +25,7 @@ class _Sheet:
     name: str
     dataset: Dataset
     predictions: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    confusions: dict[str, Confusion] = field(default_factory=dict)
+    confusions: dict[str, ConfusionMatrix] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Pages:
         for index, prediction in predictions.items():
             sheet.predictions.setdefault(index, {})[title] = prediction
 
-    def add_confusion(self, name: str, dataset: Dataset, title: str, confusion: Confusion) -> None:
+    def add_confusion(self, name: str, dataset: Dataset, title: str, confusion: ConfusionMatrix) -> None:
         """Keep the confusion matrix of one target."""
         self._sheet(name, dataset).confusions[title] = confusion
 

@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import create_image_encoder, model_info
 from ovstrans.clip.text import TextClassifier
-from ovstrans.evaluation.inference import Inference, predict_from
-from ovstrans.evaluation.metrics import Confusion
+from ovstrans.evaluation.inference import Inference, classify_pixels
+from ovstrans.evaluation.metrics import ConfusionMatrix
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask2former_inference import semantic
@@ -81,7 +81,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     masks_first = way.endswith("masks first")
     framework = framework_for(name, options.model, options.classes)
     images = torch.rand(1, 3, *PUBLISHED.size(*size), generator=torch.Generator().manual_seed(1))
-    confusion = Confusion(options.classes)
+    confusion = ConfusionMatrix(options.classes)
     label = torch.randint(0, options.classes, size, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         framework.scores(images[..., :64, :64])
@@ -93,7 +93,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         else:
             scores = framework.scores(images)[0]
             forward, after_forward = time.process_time() - start, peak()
-            classes = predict_from(scores.at(size, masks_first=masks_first)).classes
+            classes = classify_pixels(scores.at(size, masks_first=masks_first)).classes
         confusion.add(classes, label, ignore=65535)
     rest = time.process_time() - start - forward
     torch.save(classes.short(), options.out)

@@ -237,7 +237,7 @@ def test_many_images_are_shown_on_several_pages() -> None:
     [
         (("--names", "sloppy"), "--names sloppy: unknown; known are auto, synonyms"),
         (("--denominator", "some"), "--denominator some: unknown; use present or union"),
-        (("--stride", "8"), "stride of 8 needs a window"),
+        (("--stride", "8"), "--stride 8: needs a --window at least as large"),
         (("--panoptic", "--flip"), "leave out --window and --flip"),
         (("--vocabulary", "cityscapes"), "--vocabulary cityscapes: has 19 classes, scenes has"),
         (("--data", "all"), "--data all: no published dataset in datasets (no such folder)"),

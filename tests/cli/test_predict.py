@@ -315,6 +315,6 @@ def test_an_image_that_does_not_fit_into_memory(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     draw("photo.png")
-    monkeypatch.setattr(inference, "predict", full)
+    monkeypatch.setattr(inference, "predict_image", full)
     assert run("run", "photo.png")[0] == 2
     assert "photo.png: the memory does not suffice for it; use windows" in capsys.readouterr().err

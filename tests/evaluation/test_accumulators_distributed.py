@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ovstrans.datasets.sample import Segment
-from ovstrans.evaluation.metrics import Confusion, metrics
+from ovstrans.evaluation.metrics import ConfusionMatrix, compute_metrics
 from ovstrans.evaluation.panoptic import PanopticQuality
 from ovstrans.evaluation.video import VideoConsistency
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -20,7 +20,7 @@ CLASSES, VIDEOS, FRAMES = 4, 5, 11
 
 def _accumulate(rank: int, world: int) -> dict:
     """The reports of a share of the videos, whole ones, joined with the others' where there are any."""
-    confusion, video = Confusion(CLASSES), VideoConsistency()
+    confusion, video = ConfusionMatrix(CLASSES), VideoConsistency()
     quality = PanopticQuality(Vocabulary("v", tuple((f"c{index}",) for index in range(CLASSES))))
     segments = [Segment(id=index + 1, class_index=index, isthing=False, area=0) for index in range(CLASSES)]
     for number in range(rank, VIDEOS, world):
@@ -34,7 +34,12 @@ def _accumulate(rank: int, world: int) -> dict:
             video.add(number, guess, label, 255)
     for accumulator in (confusion, quality, video):
         accumulator.all_reduce()
-    return {"counts": confusion.counts.tolist(), **metrics(confusion), "pq": quality.report(), "vc": video.report()}
+    return {
+        "counts": confusion.counts.tolist(),
+        **compute_metrics(confusion).to_json(),
+        "pq": quality.result().to_json(),
+        "vc": video.result().to_json(),
+    }
 
 
 def _share(rank: int, world: int, folder: str) -> None:

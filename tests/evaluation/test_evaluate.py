@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from ovstrans.datasets.sample import Sample, Segment
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.evaluation.evaluate import evaluate
-from ovstrans.evaluation.inference import Inference, predict
-from ovstrans.evaluation.metrics import Confusion, metrics
-from ovstrans.evaluation.ranks import fail_together, first_said
+from ovstrans.evaluation.evaluate import DatasetResult, evaluate, fail_together, original_message
+from ovstrans.evaluation.inference import Inference, predict_image
+from ovstrans.evaluation.metrics import ConfusionMatrix, compute_metrics
 from ovstrans.frameworks.mask2former_inference import QueryScores
 from ovstrans.frameworks.scores import MapScores, Scores
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -78,21 +77,23 @@ class Reader(nn.Module):
 
 
 def test_a_perfect_reader_scores_100_and_the_report_is_plain_json() -> None:
-    report = evaluate(Reader(), Blocks())
-    assert (report["dataset"], report["split"], report["images"], report["size"]) == ("blocks", "val", 5, None)
-    assert report["denominator"] == "present"
-    for key in ("mIoU", "fwIoU", "mACC", "pACC", "base", "novel", "hIoU"):
-        assert report[key] == pytest.approx(100)
-    assert [entry["name"] for entry in report["per_class"]] == ["c0", "c1", "c2", "c3"]
+    result = evaluate(Reader(), Blocks())
+    assert (result.dataset, result.split, result.images, result.denominator) == ("blocks", "val", 5, "present")
+    for value in (result.miou, result.fwiou, result.macc, result.pacc):
+        assert value == pytest.approx(100)
+    for value in (result.miou_base, result.miou_novel, result.hiou):
+        assert value == pytest.approx(100)
+    assert [entry.name for entry in result.per_class] == ["c0", "c1", "c2", "c3"]
+    report = result.to_json()
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
 def test_errors_count_where_they_belong() -> None:
-    report = evaluate(Reader(wrong=3), Blocks())
-    assert report["novel"] == 0 and report["hIoU"] == 0
-    ious = [entry["iou"] for entry in report["per_class"]]
+    result = evaluate(Reader(wrong=3), Blocks())
+    assert result.miou_novel == 0 and result.hiou == 0
+    ious = [entry.iou for entry in result.per_class]
     assert ious[0] == ious[1] == pytest.approx(100)
-    pixels = [entry["pixels"] for entry in report["per_class"]]
+    pixels = [entry.pixels for entry in result.per_class]
     assert ious[2] == pytest.approx(100 * pixels[2] / (pixels[2] + pixels[3]))
     assert sum(pixels) == 3 * 40 * 60 + 2 * 64 * 32 - 5 * 25
 
@@ -100,12 +101,12 @@ def test_errors_count_where_they_belong() -> None:
 def test_the_model_sees_the_evaluation_size_and_the_truth_keeps_its_own() -> None:
     model = Reader()
     shapes = []
-    report = evaluate(
+    result = evaluate(
         model, Blocks(), inference=Inference(16, 24), on_image=lambda i, s, p: shapes.append((i, tuple(p.shape)))
     )
     assert model.seen == [(3, 3, 16, 24), (2, 3, 24, 12)]
     assert shapes == [(0, (40, 60)), (1, (40, 60)), (2, (40, 60)), (3, (64, 32)), (4, (64, 32))]
-    assert 0 < report["mIoU"] < 100
+    assert result.miou is not None and 0 < result.miou < 100
 
 
 def test_batches_hold_neighbours_of_one_size_and_change_no_result() -> None:
@@ -117,8 +118,8 @@ def test_batches_hold_neighbours_of_one_size_and_change_no_result() -> None:
 
 def test_limit_takes_the_first_images() -> None:
     seen: list[str] = []
-    report = evaluate(Reader(), Blocks(), limit=2, on_image=lambda i, s, p: seen.append(s.name))
-    assert report["images"] == 2 and seen == ["blocks-0", "blocks-1"]
+    result = evaluate(Reader(), Blocks(), limit=2, on_image=lambda i, s, p: seen.append(s.name))
+    assert result.images == 2 and seen == ["blocks-0", "blocks-1"]
 
 
 def test_the_framework_is_left_in_the_mode_it_was_in() -> None:
@@ -126,7 +127,7 @@ def test_the_framework_is_left_in_the_mode_it_was_in() -> None:
     model.norm.eval()
     evaluate(model, Blocks(1))
     assert model.training and not model.norm.training
-    predict(model, Blocks()[0].image)
+    predict_image(model, Blocks()[0].image)
     assert model.training and not model.norm.training
 
 
@@ -147,16 +148,16 @@ def test_nan_scores_are_refused() -> None:
     with pytest.raises(InputError, match="NaN"):
         evaluate(Broken(), Blocks())
     with pytest.raises(InputError, match="NaN"):
-        predict(Broken(), Blocks()[0].image)
+        predict_image(Broken(), Blocks()[0].image)
 
 
 def test_a_prediction_has_the_size_of_its_image() -> None:
     sample = Blocks()[0]
     model = Reader()
-    found = predict(model, sample.image, inference=Inference(20))
+    found = predict_image(model, sample.image, inference=Inference(20))
     assert found.classes.shape == (40, 60) and found.confidence is None and model.seen == [(1, 3, 20, 30)]
-    assert torch.equal(predict(model, sample.image).classes, (sample.image[0] // 60).long())
-    assert predict(model, sample.image, size=(7, 5)).classes.shape == (7, 5)
+    assert torch.equal(predict_image(model, sample.image).classes, (sample.image[0] // 60).long())
+    assert predict_image(model, sample.image, size=(7, 5)).classes.shape == (7, 5)
 
 
 class Mini(Blocks):
@@ -201,19 +202,21 @@ def _evaluate_shares(rank: int, world: int, folder: str) -> None:
         found: dict[str, Any] = {}
         for name, (dataset, batch_size) in CASES.items():
             seen: list[int] = []
-            counts: list[list[list[int]]] = []
-            report = evaluate(
+            done: list[int] = []
+            result = evaluate(
                 Net(),
                 dataset,
                 batch_size=batch_size,
                 on_image=lambda index, *_: seen.append(index),  # noqa: B023
-                on_confusion=lambda confusion: counts.append(confusion.counts.tolist()),  # noqa: B023
+                progress=lambda progress: done.append(progress.done),  # noqa: B023
             )
-            found[name] = {"report": report, "seen": seen, "counts": counts}
+            assert result.confusion is not None
+            counts = result.confusion.counts.tolist()
+            found[name] = {"report": result.to_json(), "seen": seen, "done": done, "counts": counts}
         try:
             evaluate(Net(), Mini(5, broken=3), batch_size=1)
         except InputError as error:
-            found["error"], found["said"] = str(error), first_said(error)
+            found["error"], found["said"] = str(error), original_message(error)
         try:
             with fail_together():
                 raise [InputError("no such file"), RuntimeError("our bug")][rank]
@@ -233,17 +236,14 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
     assert processes is None  # joined, and none failed
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     for name, (dataset, batch_size) in CASES.items():
-        counts: list[list[list[int]]] = []
-        alone = evaluate(
-            Net(),
-            dataset,
-            batch_size=batch_size,
-            on_confusion=lambda confusion: counts.append(confusion.counts.tolist()),  # noqa: B023
-        )
+        alone = evaluate(Net(), dataset, batch_size=batch_size)
+        assert alone.confusion is not None
+        counts = alone.confusion.counts.tolist()
         first, second = (each[name] for each in found)
-        assert first["report"] == second["report"] == alone, name
+        assert first["report"] == second["report"] == alone.to_json(), name
         assert first["counts"] == second["counts"] == counts, name
-        assert sum(map(sum, counts[0])) == sum(entry["pixels"] for entry in alone["per_class"])
+        assert sum(map(sum, counts)) == sum(entry.pixels for entry in alone.per_class)
+        assert max(first["done"][-1], second["done"][-1]) <= len(dataset)
         assert sorted(first["seen"] + second["seen"]) == list(range(len(dataset))), name
     assert not found[1]["one rank without an image"]["seen"] and not found[1]["one rank without a block"]["seen"]
     assert found[0]["videos stay whole"]["seen"] == [0, 1, 2, 4]
@@ -256,9 +256,9 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
 
 
 def test_videos_are_reported_with_their_consistency() -> None:
-    perfect = evaluate(Reader(), Mini(5, videos=[range(0, 2), range(3, 5)]))
-    assert perfect["video"]["videos"] == 2 and perfect["video"]["mVC8"] is None  # none has 8 frames
-    assert "video" not in evaluate(Reader(), Blocks())
+    video = evaluate(Reader(), Mini(5, videos=[range(0, 2), range(3, 5)])).video
+    assert video is not None and video.videos == 2 and video.windows[8].mvc is None  # none has 8 frames
+    assert evaluate(Reader(), Blocks()).video is None
 
 
 class Segments(Blocks):
@@ -295,32 +295,61 @@ class Panoptic(nn.Module):
 
 def test_panoptic_quality_where_both_can() -> None:
     model = Panoptic()
-    report = evaluate(model, Segments(), panoptic=True)
-    assert report["panoptic"]["PQ"] == pytest.approx(100) and report["mIoU"] == pytest.approx(100)
-    assert report["panoptic"]["stuff"] == CLASSES and model.orders == [True] * 5
-    assert "panoptic" not in evaluate(model, Segments())
-    assert "panoptic" not in evaluate(model, Blocks(), panoptic=True)
-    assert "panoptic" not in evaluate(Reader(), Segments(), panoptic=True)
-    with pytest.raises(InputError, match="without windows and flip"):
+    result = evaluate(model, Segments(), panoptic=True)
+    assert result.panoptic is not None
+    assert result.panoptic.all.pq == pytest.approx(100) and result.miou == pytest.approx(100)
+    assert result.panoptic.num_stuff == CLASSES and model.orders == [True] * 5
+    assert evaluate(model, Segments()).panoptic is None
+    assert evaluate(model, Blocks(), panoptic=True).panoptic is None
+    assert evaluate(Reader(), Segments(), panoptic=True).panoptic is None
+    with pytest.raises(InputError, match="panoptic quality: not possible with windows or a mirrored image"):
         evaluate(model, Segments(), panoptic=True, inference=Inference(flip=True))
 
 
 def test_a_dataset_is_evaluated_at_its_published_size_unless_told_otherwise() -> None:
     model, dataset = Reader(), Blocks(1)
     dataset.published_size = (20, 25)
-    assert evaluate(model, dataset)["inference"]["long_side"] == 25
-    assert evaluate(model, dataset, inference=Inference())["size"] is None
+    assert evaluate(model, dataset).inference == Inference(20, 25)
+    assert evaluate(model, dataset, inference=Inference()).inference == Inference()
     assert [shape[-2:] for shape in model.seen] == [(17, 25), (40, 60)]
 
 
 def test_the_report_is_what_metrics_say_of_the_counts() -> None:
-    dataset, confusion = Blocks(), Confusion(CLASSES)
+    dataset, confusion = Blocks(), ConfusionMatrix(CLASSES)
     model = Reader(wrong=0)
 
     def add(index: int, sample: Sample, prediction: Tensor) -> None:
         assert sample.label is not None
         confusion.add(prediction, sample.label, ignore=255)
 
-    report = evaluate(model, dataset, denominator="union", on_image=add)
-    expected = metrics(confusion, dataset.vocabulary.names, novel={3}, denominator="union")
-    assert {key: report[key] for key in expected} == expected
+    result = evaluate(model, dataset, denominator="union", on_image=add)
+    expected = compute_metrics(confusion, dataset.vocabulary.names, novel={3}, denominator="union")
+    assert {name: getattr(result, name) for name in vars(expected)} == vars(expected)
+
+
+@pytest.mark.parametrize("videos", [(), [range(0, 2)]])
+def test_a_result_is_read_again_from_its_report(videos: Sequence[range]) -> None:
+    dataset = Segments()
+    dataset.videos = videos
+    result = evaluate(Panoptic(), dataset, panoptic=True, inference=Inference(20, amp=torch.bfloat16))
+    report = json.loads(json.dumps(result.to_json()))
+    again = DatasetResult.from_json(report)
+    assert again == result and again.to_json() == report and again.confusion is None
+    assert list(report)[:6] == ["dataset", "split", "images", "size", "inference", "mIoU"]
+    assert report["size"] == 20 and report["inference"]["amp"] == "bfloat16"
+    assert ("video" in report) == bool(videos)
+    for broken in ({}, {**report, "inference": {"side": 3}}, {**report, "per_class": [{}]}, {**report, "panoptic": []}):
+        with pytest.raises(InputError, match="not the metrics of a dataset"):
+            DatasetResult.from_json(broken)
+
+
+def test_a_result_shows_its_figures_in_a_line() -> None:
+    shown = repr(evaluate(Reader(), Blocks()))
+    assert shown.startswith("DatasetResult(blocks:val, 5 images, 4 classes (present): mIoU 100.00 %")
+    assert "\n" not in shown and len(shown) < 200
+
+
+def test_progress_counts_images() -> None:
+    seen: list[tuple[str, int, int]] = []
+    evaluate(Reader(), Blocks(), limit=3, progress=lambda now: seen.append((now.task, now.done, now.total)))
+    assert seen == [("evaluate blocks:val", done, 3) for done in range(4)]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ovstrans.datasets.augment import resize_image
 from ovstrans.errors import InputError
-from ovstrans.evaluation.inference import Inference, Prediction, batch_room, predict, window_starts
+from ovstrans.evaluation.inference import Inference, Prediction, images_per_batch, predict_image, window_starts
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask2former_inference import QueryScores, semantic
 from ovstrans.frameworks.scores import MapScores, Scores
@@ -102,9 +102,9 @@ def test_windows_change_nothing_for_a_model_that_sees_single_pixels(
 ) -> None:
     stride = data.draw(st.none() | st.integers(1, window))
     image, model = picture(height, width), Pixelwise()
-    whole = predict(model, image, confidence=True)
+    whole = predict_image(model, image, confidence=True)
     model.seen.clear()
-    found = predict(model, image, inference=Inference(window=window, stride=stride), confidence=True)
+    found = predict_image(model, image, inference=Inference(window=window, stride=stride), confidence=True)
     assert all(shape[-2:] == (min(window, height), min(window, width)) for shape in model.seen)
     assert whole.confidence is not None and found.confidence is not None
     torch.testing.assert_close(found.confidence, whole.confidence, rtol=0, atol=1e-5)
@@ -115,14 +115,14 @@ def test_windows_change_nothing_for_a_model_that_sees_single_pixels(
 def test_the_mirror_image_makes_prediction_symmetric() -> None:
     image, model = picture(24, 31), Leaning()
     flip = Inference(flip=True)
-    mirrored = predict(model, image.flip(-1), inference=flip)
-    assert torch.equal(predict(model, image, inference=flip).classes, mirrored.classes.flip(-1))
-    without = [predict(model, each).classes for each in (image, image.flip(-1))]
+    mirrored = predict_image(model, image.flip(-1), inference=flip)
+    assert torch.equal(predict_image(model, image, inference=flip).classes, mirrored.classes.flip(-1))
+    without = [predict_image(model, each).classes for each in (image, image.flip(-1))]
     assert not torch.equal(without[0], without[1].flip(-1))
     pair = [model.of(each / 255) for each in (image, image.flip(-1))]
     for each in pair:
         each[0] += torch.linspace(0, 1, 31)
-    assert_classes(predict(model, image, inference=flip).classes, (pair[0] + pair[1].flip(-1)) / 2)
+    assert_classes(predict_image(model, image, inference=flip).classes, (pair[0] + pair[1].flip(-1)) / 2)
 
 
 @pytest.mark.parametrize("order", ["published", "masks", "scores"])
@@ -139,7 +139,7 @@ def test_fcclip_as_published_with_whole_maps(size: tuple[int, int], order: str) 
         whole = Framework.resize(masks, seen, size if order == "masks" else None)
         expected = semantic(probabilities[..., :-1], whole)
         expected = F.interpolate(expected, size, mode="bilinear", align_corners=False)[0]
-    found = predict(framework, image, text, inference=inference, confidence=True)
+    found = predict_image(framework, image, text, inference=inference, confidence=True)
     assert_classes(found.classes, expected)
     assert found.confidence is not None
     torch.testing.assert_close(found.confidence, (expected / expected.sum(0)).amax(0), rtol=0, atol=1e-4)
@@ -148,10 +148,12 @@ def test_fcclip_as_published_with_whole_maps(size: tuple[int, int], order: str) 
 def test_fcclip_resizes_masks_first_on_panoptic_data_only() -> None:
     """As its configurations have it; frameworks without that habit, and who asks, decide otherwise."""
     fcclip = case.model()
-    assert Inference().masks_first(fcclip, panoptic=True) and not Inference().masks_first(fcclip, panoptic=False)
-    assert not Inference().masks_first(Pixelwise(), panoptic=True)
-    assert Inference(order="masks").masks_first(fcclip, panoptic=False)
-    assert not Inference(order="scores").masks_first(fcclip, panoptic=True)
+    assert Inference().upsamples_masks(fcclip, panoptic=True) and not Inference().upsamples_masks(
+        fcclip, panoptic=False
+    )
+    assert not Inference().upsamples_masks(Pixelwise(), panoptic=True)
+    assert Inference(order="masks").upsamples_masks(fcclip, panoptic=False)
+    assert not Inference(order="scores").upsamples_masks(fcclip, panoptic=True)
 
 
 def test_confidence_is_the_winners_share() -> None:
@@ -163,14 +165,14 @@ def test_confidence_is_the_winners_share() -> None:
             masks = torch.tensor([[[50.0, 50.0, -200.0]], [[-200.0, 50.0, -200.0]]])
             return [QueryScores(probabilities, masks, (1, 3))]
 
-    found = predict(Two(), torch.zeros(3, 1, 3, dtype=torch.uint8), confidence=True)
+    found = predict_image(Two(), torch.zeros(3, 1, 3, dtype=torch.uint8), confidence=True)
     assert found.classes.tolist() == [[0, 0, 0]]
     assert found.confidence is not None and found.confidence.dtype == torch.float32
     torch.testing.assert_close(found.confidence, torch.tensor([[0.75, 0.6 / 0.9, 0.0]]))
     model = Pixelwise()
     image = picture(4, 5)
     share = model.of(image / 255).softmax(0).amax(0)
-    soft = predict(model, image, confidence=True).confidence
+    soft = predict_image(model, image, confidence=True).confidence
     assert soft is not None
     torch.testing.assert_close(soft, share)
 
@@ -186,23 +188,23 @@ def test_half_precision_is_of_the_forward_pass_alone() -> None:
             size = (int(images.shape[-2]), int(images.shape[-1]))
             return [QueryScores(probabilities, torch.zeros(1, *size, dtype=torch.bfloat16), size)]
 
-    found = predict(Probe(), picture(6, 7), inference=Inference(amp=torch.bfloat16))
+    found = predict_image(Probe(), picture(6, 7), inference=Inference(amp=torch.bfloat16))
     assert bool((found.classes == 1).all())
 
 
 def test_no_more_images_together_than_their_pixels_allow() -> None:
-    assert batch_room((64, 64), 8) == 8
-    assert batch_room((512, 683), 8) == 2
-    assert batch_room((800, 1333), 8) == batch_room((4000, 4000), 8) == 1
+    assert images_per_batch((64, 64), 8) == 8
+    assert images_per_batch((512, 683), 8) == 2
+    assert images_per_batch((800, 1333), 8) == images_per_batch((4000, 4000), 8) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"short_side": 0}, "short side is 0"),
-        ({"window": -1}, "window is -1"),
-        ({"stride": 5}, "a stride of 5 needs a window"),
-        ({"window": 4, "stride": 5}, "a stride of 5 needs a window"),
+        ({"short_side": 0}, "`short_side=0`: at least 1 pixel"),
+        ({"window": -1}, "`window=-1`: at least 1 pixel"),
+        ({"stride": 5}, "`stride=5`: needs a `window`"),
+        ({"window": 4, "stride": 5}, "`stride=5`: needs a `window`"),
         ({"order": "best"}, "order 'best': unknown"),
     ],
 )
@@ -212,7 +214,7 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 
 
 def test_reports_hold_how_it_was_looked_at() -> None:
-    assert Inference(800, 1333, amp=torch.bfloat16).as_json() == {
+    assert Inference(800, 1333, amp=torch.bfloat16).to_json() == {
         "short_side": 800,
         "long_side": 1333,
         "window": None,

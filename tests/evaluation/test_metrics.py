@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ovstrans.errors import InputError
 from ovstrans.evaluation import metrics as metrics_module
-from ovstrans.evaluation.metrics import Confusion, harmonic_mean, metrics
+from ovstrans.evaluation.metrics import ConfusionMatrix, compute_metrics, harmonic_mean
 
 IGNORE = 255
 
@@ -48,8 +48,8 @@ def brute_force(prediction: np.ndarray, label: np.ndarray, k: int, novel: set[in
     }
 
 
-def counted(prediction: np.ndarray, label: np.ndarray, k: int) -> Confusion:
-    confusion = Confusion(k)
+def counted(prediction: np.ndarray, label: np.ndarray, k: int) -> ConfusionMatrix:
+    confusion = ConfusionMatrix(k)
     confusion.add(torch.from_numpy(prediction), torch.from_numpy(label), ignore=IGNORE)
     return confusion
 
@@ -73,7 +73,7 @@ def test_measures_equal_a_slow_computation(
     label[rng.random(shape) < void] = IGNORE
     novel = data.draw(st.sets(st.integers(0, k - 1)))
     expected = brute_force(prediction, label, k, novel, denominator)
-    found = metrics(counted(prediction, label, k), novel=novel, denominator=denominator)
+    found = compute_metrics(counted(prediction, label, k), novel=novel, denominator=denominator).to_json()
     found["ious"] = [entry["iou"] for entry in found["per_class"]]
     for key, value in expected.items():
         assert found[key] == (pytest.approx(value, abs=1e-9) if value is not None else None), key
@@ -86,13 +86,13 @@ def test_a_hand_counted_case() -> None:
     prediction = np.array([[0, 0, 1, 1], [1, 2, 2, 0]])
     confusion = counted(prediction, label, 4)
     assert confusion.counts.tolist() == [[2, 1, 0, 0], [0, 2, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    present = metrics(confusion, ["a", "b", "c", "d"])
+    present = compute_metrics(confusion, ["a", "b", "c", "d"]).to_json()
     assert present["mIoU"] == pytest.approx(100 * (2 / 3 + 2 / 4) / 2)
     assert present["per_class"][2] == {
         "name": "c", "iou": None, "accuracy": None, "pixels": 0, "predicted": 1, "novel": False,
     }  # fmt: skip
     assert present["per_class"][0]["accuracy"] == pytest.approx(100 * 2 / 3)
-    union = metrics(confusion, denominator="union")
+    union = compute_metrics(confusion, denominator="union").to_json()
     assert union["mIoU"] == pytest.approx(100 * (2 / 3 + 2 / 4 + 0) / 3)  # c was predicted, d never
     assert (union["per_class"][2]["iou"], union["per_class"][3]["iou"]) == (0.0, None)
     for report in (present, union):  # whichever was asked for, both are there
@@ -101,7 +101,7 @@ def test_a_hand_counted_case() -> None:
 
 def test_all_pixels_ignored_gives_no_number() -> None:
     label = np.full((3, 3), IGNORE, dtype=np.uint8)
-    found = metrics(counted(np.zeros((3, 3), dtype=np.int64), label, 3), novel={1})
+    found = compute_metrics(counted(np.zeros((3, 3), dtype=np.int64), label, 3), novel={1}).to_json()
     assert [found[key] for key in ("mIoU", "fwIoU", "mACC", "pACC", "base", "novel", "hIoU")] == [None] * 7
     assert found["classes"] == 0
 
@@ -109,13 +109,13 @@ def test_all_pixels_ignored_gives_no_number() -> None:
 def test_counts_add_up_over_images_and_parts() -> None:
     rng = np.random.default_rng(0)
     label, prediction = rng.integers(0, 5, (2, 4, 6, 6)).astype(np.uint8)
-    whole, parts = counted(prediction.astype(np.int64), label, 5), Confusion(5)
+    whole, parts = counted(prediction.astype(np.int64), label, 5), ConfusionMatrix(5)
     for guess, truth in zip(prediction, label, strict=True):
         parts.merge(counted(guess.astype(np.int64), truth, 5))
     assert torch.equal(whole.counts, parts.counts)
     assert int(whole.counts.sum()) == label.size
     with pytest.raises(ValueError, match="do not merge"):
-        whole.merge(Confusion(4))
+        whole.merge(ConfusionMatrix(4))
 
 
 @settings(max_examples=40, deadline=None)
@@ -126,12 +126,12 @@ def test_order_and_ignored_pixels_never_matter(seed: int, ignore: int, wide: boo
     label = torch.from_numpy(rng.integers(0, k, (3, 5, 7))).to(torch.int64 if wide or ignore > 255 else torch.uint8)
     label[torch.from_numpy(rng.random(label.shape) < 0.4)] = ignore
     guess = torch.from_numpy(rng.integers(0, k, label.shape))
-    whole = Confusion(k)
+    whole = ConfusionMatrix(k)
     whole.add(guess, label, ignore=ignore)
-    shuffled, order = Confusion(k), torch.from_numpy(rng.permutation(label.numel()))
+    shuffled, order = ConfusionMatrix(k), torch.from_numpy(rng.permutation(label.numel()))
     shuffled.add(guess.flatten()[order], label.flatten()[order], ignore=ignore)
     assert torch.equal(shuffled.counts, whole.counts)
-    other = Confusion(k)
+    other = ConfusionMatrix(k)
     anything = torch.from_numpy(rng.integers(-9, 999, label.shape))
     other.add(torch.where(label.long() == ignore, anything, guess), label, ignore=ignore)
     assert torch.equal(other.counts, whole.counts)
@@ -141,7 +141,7 @@ def test_order_and_ignored_pixels_never_matter(seed: int, ignore: int, wide: boo
 def test_maps_larger_than_what_is_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     label, guess = torch.from_numpy(rng.integers(0, 9, (2, 31, 17)))
-    whole, parts = Confusion(9), Confusion(9)
+    whole, parts = ConfusionMatrix(9), ConfusionMatrix(9)
     whole.add(guess, label, ignore=IGNORE)
     monkeypatch.setattr(metrics_module, "_CHUNK_PIXELS", 100)
     parts.add(guess, label, ignore=IGNORE)
@@ -169,11 +169,11 @@ def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="prediction is"):
         counted(np.zeros((1, 2), dtype=np.int64), np.zeros((2, 1), dtype=np.int64), 3)
     with pytest.raises(ValueError, match="2 names for 3 classes"):
-        metrics(Confusion(3), ["a", "b"])
+        compute_metrics(ConfusionMatrix(3), ["a", "b"])
     with pytest.raises(InputError, match="use present or union"):
-        metrics(Confusion(2), denominator="all")
+        compute_metrics(ConfusionMatrix(2), denominator="all")
     with pytest.raises(InputError, match="at least one class"):
-        Confusion(0)
+        ConfusionMatrix(0)
 
 
 def test_harmonic_mean() -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
-from ovstrans.evaluation.metrics import Confusion, metrics
+from ovstrans.evaluation.metrics import ConfusionMatrix, compute_metrics
 
 Case = tuple[np.ndarray, np.ndarray, int, int]
 """Labels, predictions, number of classes, ignore label."""
@@ -70,10 +70,10 @@ CASES: list[Callable[[], Case]] = [
 ]  # fmt: skip
 
 
-def ours(case: Case) -> Confusion:
+def ours(case: Case) -> ConfusionMatrix:
     """Counted an image at a time, in the types that datasets have."""
     label, guess, k, ignore = case
-    confusion = Confusion(k)
+    confusion = ConfusionMatrix(k)
     for truth, prediction in zip(label, guess, strict=True):
         stored = torch.from_numpy(truth) if ignore > 255 else torch.from_numpy(truth.astype(np.uint8))
         confusion.add(torch.from_numpy(prediction), stored, ignore=ignore)
@@ -89,7 +89,7 @@ def test_scikit_learn_measures_the_same(make: Callable[[], Case], denominator: s
     confusion = ours(case)
     assert np.array_equal(confusion.counts.numpy(), confusion_matrix(truth, prediction, labels=range(k)))
 
-    found = metrics(confusion, denominator=denominator)
+    found = compute_metrics(confusion, denominator=denominator).to_json()
     present = np.unique(truth)
     entering = present if denominator == "present" else np.union1d(present, prediction)
     iou = jaccard_score(truth, prediction, labels=range(k), average=None, zero_division=0)
@@ -105,7 +105,7 @@ def test_scikit_learn_measures_the_same(make: Callable[[], Case], denominator: s
         assert entry["iou"] == (pytest.approx(100 * iou[index]) if index in entering else None)
 
     novel = set(range(0, k, 3))
-    split = metrics(confusion, novel=novel, denominator=denominator)
+    split = compute_metrics(confusion, novel=novel, denominator=denominator).to_json()
     for key, classes in (
         ("novel", np.intersect1d(entering, list(novel))),
         ("base", np.setdiff1d(entering, list(novel))),
@@ -121,11 +121,13 @@ def test_torchmetrics_counts_the_same_and_means_over_the_union(make: Callable[[]
     confusion = ours(case)
     assert torch.equal(confusion.counts, multiclass_confusion_matrix(prediction, truth, k, ignore_index=ignore))
     theirs = multiclass_jaccard_index(prediction, truth, k, average="macro", ignore_index=ignore)
-    assert metrics(confusion)["mIoU_union"] == pytest.approx(100 * float(theirs), rel=1e-5)  # theirs is float32
+    assert compute_metrics(confusion).to_json()["mIoU_union"] == pytest.approx(
+        100 * float(theirs), rel=1e-5
+    )  # theirs is float32
 
 
 def test_the_cases_tell_the_denominators_apart() -> None:
-    differing = {make.__name__ for make in CASES if _differs(metrics(ours(make())))}
+    differing = {make.__name__ for make in CASES if _differs(compute_metrics(ours(make())).to_json())}
     assert differing == {"_absent_classes", "_single_class_images", "_ade_847"}
 
 

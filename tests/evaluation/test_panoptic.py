@@ -127,7 +127,7 @@ def test_torchmetrics_measures_the_same(seed: int, void: float) -> None:
     if not images:
         return
     expected = theirs.compute().numpy()
-    for row, entry in zip(expected, ours(images).report()["per_class"], strict=True):
+    for row, entry in zip(expected, ours(images).result().to_json()["per_class"], strict=True):
         assert [entry[key] or 0.0 for key in ("pq", "sq", "rq")] == pytest.approx((100 * row).tolist(), abs=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_a_hand_counted_case() -> None:
     truth = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0, 0]])
     guess = np.array([[7, 7, 7, 8, 8, 8, 8, 8, 7, 9]])
     quality = ours([((guess, [segment(7, 0), segment(8, 3), segment(9, 1)]), (truth, [segment(1, 0), segment(2, 3)]))])
-    report = quality.report()
+    report = quality.result().to_json()
     # 7 with 1: 3 of 4 pixels, its pixel in void does not count; 8 with 2: 4 of 5; 9 lies in void: not wrong
     assert (report["PQ"], report["SQ"], report["RQ"]) == pytest.approx((77.5, 77.5, 100.0))
     assert (report["PQ_th"], report["PQ_st"]) == pytest.approx((75.0, 80.0))
@@ -189,7 +189,7 @@ def test_the_figures_of_panopticapi() -> None:
         [1.3658620689655172, 1.2946518968495027, 1.2987362637362638, 0.6766169154228856, 1.42]
     )
     assert quality.stats[1:].tolist() == [[2, 2, 2, 1, 2], [0, 1, 1, 5, 2], [0, 1, 1, 1, 1]]
-    report = quality.report()
+    report = quality.result().to_json()
     expected = {"": (42.445245, 67.324841, 63.095238), "_th": (51.579792, 65.987504, 77.777778),
                 "_st": (28.743426, 69.330846, 41.071429)}  # fmt: skip
     for suffix, values in expected.items():
@@ -201,7 +201,7 @@ def test_the_figures_of_panopticapi() -> None:
 def test_perfect_is_100_and_order_and_ids_never_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truths = [random_panoptic(rng, 9, void=0.1, crowds=True) for _ in range(3)]
-    perfect = ours([(truth, truth) for truth in truths]).report()
+    perfect = ours([(truth, truth) for truth in truths]).result().to_json()
     wanted = {s.class_index for values, listed in truths for s in listed if not s.iscrowd and s.class_index != VOID}
     if all((values == s.id).any() for values, listed in truths for s in listed):
         assert perfect["classes"] == len(wanted)
@@ -219,9 +219,9 @@ def test_perfect_is_100_and_order_and_ids_never_matter(seed: int) -> None:
 
 def test_nothing_predicted_and_nothing_true() -> None:
     blank, one = (np.zeros((4, 4), dtype=np.int64), []), (np.ones((4, 4), dtype=np.int64), [segment(1, 3)])
-    assert ours([(blank, blank)]).report()["PQ"] is None
+    assert ours([(blank, blank)]).result().to_json()["PQ"] is None
     missed, wrong = ours([(blank, one)]), ours([(one, blank)])
-    assert missed.stats[:, 3].tolist() == [0, 0, 0, 1] and missed.report()["PQ"] == 0.0
+    assert missed.stats[:, 3].tolist() == [0, 0, 0, 1] and missed.result().to_json()["PQ"] == 0.0
     assert not wrong.stats.any()  # all of it lies where the truth says nothing
     listed_only = ours([((blank[0], [segment(9, 2)]), (blank[0], [segment(4, 0)]))])
     assert listed_only.stats.sum(dim=1).tolist() == [0, 0, 0, 1]

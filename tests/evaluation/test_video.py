@@ -67,7 +67,7 @@ def added(clips: list[tuple[np.ndarray, np.ndarray]], windows: tuple[int, ...] =
 def test_windows_are_those_of_whole_clips(seed: int, frames: list[int], windows: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
     clips = [clip(rng, count) for count in frames]
-    report = added(clips, windows).report()
+    report = added(clips, windows).result().to_json()
     assert report["videos"] == len(clips)
     for n in windows:
         steady, right, count = brute_force(clips, n)
@@ -82,7 +82,7 @@ def test_the_figures_of_the_dataset_s_evaluator() -> None:
     time = np.arange(20)[:, None, None]
     truth = (rows // 3 + (columns + time // 6) // 4) % 5
     guess = np.where((rows * 12 + columns + 7 * time) % 97 == 0, 3, truth)
-    report = added([(truth, guess)]).report()
+    report = added([(truth, guess)]).result().to_json()
     assert (report["mVC8"], report["mVC16"]) == pytest.approx((93.87860082304528, 89.35185185185185))
     assert (report["windows8"], report["windows16"]) == (12, 4)
 
@@ -94,10 +94,10 @@ def test_steady_is_not_right() -> None:
     guess[:, 1] = 0
     flickering = guess.copy()
     flickering[5] += 1
-    assert added([(truth, guess)]).report()["mVC8"] == 100.0
-    assert added([(truth, guess)]).report()["mVC8_right"] == pytest.approx(100 * 3 / 5)
-    assert added([(truth, flickering)]).report()["mVC8"] == 0.0
-    assert added([(truth, truth)]).report() == {
+    assert added([(truth, guess)]).result().to_json()["mVC8"] == 100.0
+    assert added([(truth, guess)]).result().to_json()["mVC8_right"] == pytest.approx(100 * 3 / 5)
+    assert added([(truth, flickering)]).result().to_json()["mVC8"] == 0.0
+    assert added([(truth, truth)]).result().to_json() == {
         "mVC8": 100.0, "mVC8_right": 100.0, "windows8": 2, "mVC16": None, "mVC16_right": None, "windows16": 0,
         "videos": 1,
     }  # fmt: skip
@@ -106,9 +106,9 @@ def test_steady_is_not_right() -> None:
 def test_videos_do_not_run_into_each_other() -> None:
     rng = np.random.default_rng(3)
     clips = [clip(rng, 12), clip(rng, 20), clip(rng, 9)]
-    assert added(clips).report() == added(clips[::-1]).report()
+    assert added(clips).result().to_json() == added(clips[::-1]).result().to_json()
     halves = [(truth[:6], guess[:6]) for truth, guess in clips] + [(truth[6:12], guess[6:12]) for truth, guess in clips]
-    assert added(halves).report()["windows8"] == 0
+    assert added(halves).result().to_json()["windows8"] == 0
 
 
 def test_refusals() -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ovstrans.errors import InputError
-from ovstrans.evaluation.metrics import Confusion
+from ovstrans.evaluation.metrics import ConfusionMatrix
 from ovstrans.reports.confusion_plot import Mistake, draw_confusion, save_confusion, worst_mistakes
 
 COUNTS = torch.tensor([[60, 30, 10], [0, 0, 0], [1, 0, 99]])
@@ -28,7 +28,7 @@ def test_the_worst_mistakes_come_first() -> None:
     assert worst_mistakes(COUNTS, 9) == expected
     assert worst_mistakes(COUNTS, 2) == expected[:2]
     assert worst_mistakes(torch.eye(4).long(), 9) == []
-    confusion = Confusion(3)
+    confusion = ConfusionMatrix(3)
     confusion.counts += COUNTS
     assert worst_mistakes(confusion, 9) == expected
     assert int(confusion.counts.trace()) == 159  # the matrix itself is left alone
