@@ -267,7 +267,7 @@ def test_broken_images_are_named_and_the_others_done(capsys: pytest.CaptureFixtu
         (("run", "photo.png", "--vocabulary", "citscapes"), "did you mean 'cityscapes'"),
         (("run", "photo.png", "--classes", "a", "--vocabulary", "words.txt"), "give one of them"),
         (("run", "photo.png", "--names", "sloppy"), "--names sloppy: unknown"),
-        (("run", "photo.png", "--stride", "8"), "stride of 8 needs a window"),
+        (("run", "photo.png", "--stride", "8"), "--stride 8: needs a --window at least as large"),
         (("run", "photo.png", "--resume"), "no predictions to go on with"),
         (("run", "photo.png", "--resume", "--force"), "give one of them"),
         (("run", "photo.png", "--device", "cuda:99"), "--device cuda:99"),
