@@ -1,10 +1,11 @@
-"""Plots: figures drawn off screen, in one look, saved atomically.
+"""Figures of matplotlib: one look for all plots, drawn without a display, saved atomically.
 
-No pyplot and no global state: a figure is made, filled and saved, and works without a display.
+Neither pyplot nor its global state is used.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +16,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
+# Okabe and Ito's palette: colour-blind readers can tell its colours apart, also when printed in grey.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, YELLOW, GREY, INK = "#56B4E9", "#CC79A7", "#F0E442", "#9AA0A6", "#202124"
 COLORS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, INK)
-"""Colours of series, in the order to use them."""
+"""Colours of data series, in the order to use them."""
 
 _SUFFIXES = (".png", ".pdf", ".svg")
 _DPI = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` x `height` inches, drawn by Agg and laid out without overlaps."""
+    """Make an empty figure, drawn by Agg and laid out without overlaps.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,7 +42,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def tidy(axes: Axes, *, grid: str = "y") -> None:
-    """The house look of a plot: no box, a faint grid along `grid` ("x", "y", "both" or "")."""
+    """Give a plot the look of all: no box around it, and a faint grid.
+
+    Args:
+        axes: The plot.
+        grid: Axis that the grid lines mark: "x", "y", "both", or "" for no grid.
+    """
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(color=GREY, labelsize=8)
@@ -46,20 +57,41 @@ def tidy(axes: Axes, *, grid: str = "y") -> None:
 
 
 def picture_path(path: Path | str) -> Path:
-    """The path, if its suffix is one that can be drawn; InputError otherwise."""
+    """Return the path if a figure can be saved under it.
+
+    Raises:
+        InputError: Its suffix is none of .png, .pdf and .svg.
+    """
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"{path}: pictures end in {', '.join(_SUFFIXES)}; give such a name")
+        raise InputError(f"{path}: a picture's name ends in {', '.join(_SUFFIXES)}; give such a name")
     return path
 
 
 def save_figure(figure: Figure, path: Path | str) -> Path:
-    """Write the figure atomically as PNG, PDF or SVG by its suffix; returns the path.
+    """Write a figure atomically as PNG, PDF or SVG.
 
     The bytes depend on the figure alone: no date is written into the file.
+
+    Args:
+        figure: The figure.
+        path: The file to write; its suffix chooses the format.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: The suffix is unknown, or the file cannot be written.
     """
     path = picture_path(path)
     dateless = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix.lower()]
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), metadata=dateless or None)
     return path
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG, for the display of a notebook."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -126,7 +126,7 @@ def _alpha(path: Path, verify: bool) -> Description:
     from ovstrans.spectrum.plan import make_plan
 
     analysis = load_analysis(path)
-    plan, frozen = analysis.plan, set(analysis.plan.frozen)
+    plan, frozen = analysis.default_plan, set(analysis.default_plan.frozen)
     facts = {
         "model": analysis.model,
         "pretrained": analysis.pretrained,
@@ -143,7 +143,7 @@ def _alpha(path: Path, verify: bool) -> Description:
     ]
     checks = ["structure", "no NaN or infinity"]
     if verify:
-        alphas = {row.name: row.alpha for row in analysis.layers if len(row.shape) == 4}
+        alphas = {name: analysis.alphas[name] for name in analysis.candidates}
         again = make_plan(alphas, plan.rule, seed=int(analysis.settings.get("seed") or 0))
         if set(again.frozen) != frozen:
             name = min(set(again.frozen) ^ frozen)

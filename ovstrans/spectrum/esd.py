@@ -1,11 +1,11 @@
-"""The empirical spectral density (ESD) of a layer: the eigenvalues of W Wᵀ, exact to float64.
+"""Empirical spectral density (ESD) of a layer: the eigenvalues of W Wᵀ, accurate to float64.
 
-A convolution's kernel counts as one matrix per kernel position, and the eigenvalues of all positions
-are pooled (OpenTrans, TempBalance and WeightWatcher do so). The Gram matrix of the smaller side is
-formed in float64, where products of float32 weights are exact, and given to LAPACK's `eigvalsh`:
-more accurate than a float32 SVD and about three times as fast.
+A convolution counts as one matrix per kernel position, and the eigenvalues of all positions are pooled, as OpenTrans,
+TempBalance and WeightWatcher do. The Gram matrix of the smaller side is formed in float64, where products of float32
+weights are exact, and given to LAPACK's `eigvalsh`. That is more accurate than a float32 SVD and about three times as
+fast.
 
-Shapes: `O I` a layer's outputs and inputs, `P` kernel positions, `M <= N` the sides of a matrix.
+Shapes: `O I` outputs and inputs of a layer, `M <= N` the sides of a matrix.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ from ovstrans.errors import InputError
 Array = NDArray[np.float64]
 
 SCALINGS = ("published", "none", "fan")
-"""published: convolutions x 0.5, as in all three references; none: as they are; fan: divided by N."""
+"""Scalings of the eigenvalues.
+
+- `published`: those of convolutions times 0.5, as in OpenTrans, TempBalance and WeightWatcher.
+- `none`: as they are.
+- `fan`: divided by N.
+"""
 
 ABSOLUTE_CUT = 1e-5
-"""Eigenvalues up to here do not enter the fit (OpenTrans and WeightWatcher)."""
+"""Eigenvalues up to this value do not enter the fit (OpenTrans and WeightWatcher)."""
 
 FEW = 50
-"""Below so many eigenvalues a fit says little (TempBalance leaves such layers out)."""
+"""With fewer eigenvalues than this a fit says little (TempBalance leaves such layers out)."""
 
-# The Gram route errs by about 1e-16 of the largest eigenvalue, so what survives a cut this far below
-# it still has six digits; beyond, singular values are taken.
+# Eigenvalues of a Gram matrix are off by about 1e-16 of the largest, so one that is smaller by this factor has six
+# digits left. Where smaller ones are needed, the singular values of W are computed instead.
 _GRAM_RANGE = 1e9
 _PUBLISHED_CONV_FACTOR = 0.5
 _DEVICE_BATCH_BYTES = 512 * 2**20
@@ -43,7 +48,15 @@ _DEVICE_BATCH_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Cut:
-    """Which eigenvalues enter a fit: those above `absolute`, or above `relative` x the largest."""
+    """Lower limit of the eigenvalues that enter a fit.
+
+    Attributes:
+        absolute: The limit; eigenvalues up to it are left out.
+        relative: The limit as a fraction of the layer's largest eigenvalue; replaces `absolute` if given.
+
+    Raises:
+        InputError: The limit is negative or not finite, or a relative one is not below 1.
+    """
 
     absolute: float = ABSOLUTE_CUT
     relative: float | None = None
@@ -51,16 +64,23 @@ class Cut:
     def __post_init__(self) -> None:
         value = self.absolute if self.relative is None else self.relative
         if not (math.isfinite(value) and value >= 0) or (self.relative is not None and value >= 1):
-            raise InputError(f"cut {value}: use a number of at least 0 (a relative one below 1)")
+            name = "cut" if self.relative is None else "relative_cut"
+            raise InputError(f"`{name}={value}`: use a number of at least 0 (a relative cut below 1)")
 
     def level(self, largest: float) -> float:
-        """The cut as an eigenvalue, in a layer whose largest one is `largest`."""
+        """Return the limit for a layer whose largest eigenvalue is `largest`."""
         return self.absolute if self.relative is None else self.relative * largest
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """One kernel position of one layer: a view [M, N] of its weights, not yet in float64."""
+    """One kernel position of one layer.
+
+    Attributes:
+        layer: Name of the layer.
+        values: View [M, N] of the weights, not yet in float64.
+        factor: Scaling of the eigenvalues.
+    """
 
     layer: str
     values: NDArray[np.floating]
@@ -68,7 +88,7 @@ class _Matrix:
 
     @property
     def cost(self) -> int:
-        """Multiplications of the Gram matrix and of its tridiagonalisation, about."""
+        """Approximate number of multiplications of the Gram matrix and its tridiagonalisation."""
         small, large = self.values.shape
         return small * small * large + 2 * small**3
 
@@ -80,37 +100,49 @@ def eigenvalues(
     cut: Cut | None = None,
     device: torch.device | str = "cpu",
     workers: int | None = None,
-    on_done: Callable[[], None] | None = None,
+    on_layer: Callable[[], None] | None = None,
 ) -> dict[str, Array]:
-    """All eigenvalues of each layer, ascending, none negative.
+    """Compute all eigenvalues of each layer.
 
-    `weights` maps layer names to matrices [O, I] or kernels [O, I, ...]. `scaling` is one of
-    SCALINGS. `cut` tells how small eigenvalues must still be accurate. On the CPU `workers` threads
-    (default: the cores of this process) take one matrix each, largest first; on CUDA matrices of one
-    shape go in batches. `on_done` is called once a layer is complete.
+    Args:
+        weights: Layer name to matrix [O, I] or kernel [O, I, ...].
+        scaling: One of SCALINGS.
+        cut: Limit of the fit; eigenvalues above it are accurate however small they are.
+        device: Where to compute. On the CPU threads take one matrix each, the largest first; on CUDA matrices of one
+            shape are stacked.
+        workers: Threads on the CPU; default the cores of this process.
+        on_layer: Called whenever a layer is complete.
 
-    Raises InputError for weights that are not finite, naming the layer.
+    Returns:
+        Layer name to eigenvalues, ascending, none negative.
+
+    Raises:
+        InputError: A layer's weights are not finite, or are no matrix or kernel of floats; the layer is named.
     """
     if scaling not in SCALINGS:
-        raise InputError(f"scaling {scaling!r}: unknown; use {', '.join(SCALINGS)}")
+        raise InputError(f"`scaling={scaling}`: unknown; use {', '.join(SCALINGS)}")
     cut = cut or Cut()
     matrices = [matrix for name, weight in weights.items() for matrix in _matrices(name, weight, scaling)]
     matrices.sort(key=lambda matrix: matrix.cost, reverse=True)
-    counter = _Counter(matrices, on_done)
+    pending = _PendingMatrices(matrices, on_layer)
     if torch.device(device).type == "cpu":
-        found = _on_cores(matrices, cut, workers or _cores(), counter)
+        found = _on_cores(matrices, cut, workers or _available_cores(), pending)
     else:
-        found = _on_device(matrices, cut, torch.device(device), counter)
+        found = _on_device(matrices, cut, torch.device(device), pending)
     pooled: dict[str, list[Array]] = {name: [] for name in weights}
     for matrix, values in zip(matrices, found, strict=True):
         pooled[matrix.layer].append(values)
     return {name: np.sort(np.concatenate(parts)) for name, parts in pooled.items()}
 
 
-def kept(values: Array, cut: Cut) -> Array:
-    """The eigenvalues (ascending) that enter the fit; numerical zeros never do.
+def above_cut(values: Array, cut: Cut) -> Array:
+    """Return the eigenvalues that enter the fit.
 
-    Where the cut would leave none, all but the numerical zeros are kept (OpenTrans does so).
+    Numerical zeros never do. Where the cut would leave none, all but the numerical zeros do, as in OpenTrans.
+
+    Args:
+        values: Eigenvalues [N], ascending.
+        cut: Their lower limit.
     """
     if not len(values) or values[-1] <= 0:
         return values[:0]
@@ -120,6 +152,7 @@ def kept(values: Array, cut: Cut) -> Array:
 
 
 def _matrices(name: str, weight: torch.Tensor, scaling: str) -> list[_Matrix]:
+    """Split a layer's weight into one matrix per kernel position."""
     if weight.ndim < 2 or not weight.is_floating_point():
         raise InputError(f"layer {name}: {weight.dtype} weights of shape {list(weight.shape)} have no spectrum")
     weight = weight.detach().cpu()
@@ -136,7 +169,8 @@ def _matrices(name: str, weight: torch.Tensor, scaling: str) -> list[_Matrix]:
     return [_Matrix(name, matrix if outputs <= inputs else matrix.T, factor) for matrix in slices]
 
 
-def _on_cores(matrices: Sequence[_Matrix], cut: Cut, workers: int, counter: _Counter) -> list[Array]:
+def _on_cores(matrices: Sequence[_Matrix], cut: Cut, workers: int, pending: _PendingMatrices) -> list[Array]:
+    """Compute the eigenvalues of each matrix in threads on the CPU."""
     from threadpoolctl import threadpool_limits
 
     # One BLAS thread each: with its own threads in every worker the cores are oversubscribed.
@@ -145,7 +179,7 @@ def _on_cores(matrices: Sequence[_Matrix], cut: Cut, workers: int, counter: _Cou
         try:
             for future in as_completed(futures):
                 future.result()
-                counter.done(futures[future])
+                pending.finish(futures[future])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -153,13 +187,14 @@ def _on_cores(matrices: Sequence[_Matrix], cut: Cut, workers: int, counter: _Cou
 
 
 def _gram_eigenvalues(matrix: _Matrix, cut: Cut) -> Array:
+    """Compute eigenvalues from the Gram matrix, or by SVD where those of the Gram matrix lack digits."""
     values = np.ascontiguousarray(matrix.values, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         gram = values @ values.T
         finite = bool(np.isfinite(np.trace(gram)))
     _check_finite(matrix, finite)
     found = np.linalg.eigvalsh(gram) * matrix.factor
-    return _svd_eigenvalues(matrix) if _too_wide(found, cut) else np.maximum(found, 0.0)
+    return _svd_eigenvalues(matrix) if _needs_svd(found, cut) else np.maximum(found, 0.0)
 
 
 def _svd_eigenvalues(matrix: _Matrix) -> Array:
@@ -167,16 +202,16 @@ def _svd_eigenvalues(matrix: _Matrix) -> Array:
     return np.square(np.linalg.svd(values, compute_uv=False)[::-1]) * matrix.factor
 
 
-def _too_wide(found: Array, cut: Cut) -> bool:
-    """Whether eigenvalues that the fit needs may lie too far below the largest for a Gram matrix."""
+def _needs_svd(found: Array, cut: Cut) -> bool:
+    """Return whether eigenvalues that the fit needs may be too small, beside the largest, for a Gram matrix."""
     largest = float(found[-1]) if len(found) else 0.0
     level = cut.level(largest)
-    # At or under the cut the layer may be kept whole, down to its numerical zeros.
+    # If none is above the cut, the layer is kept down to its numerical zeros (see `above_cut`).
     return largest > 0 and (largest <= level or largest > level * _GRAM_RANGE)
 
 
 def _check_finite(matrix: _Matrix, finite: bool) -> None:
-    """Raise InputError unless the Gram matrix was finite, telling bad weights from too large ones."""
+    """Raise InputError unless the Gram matrix was finite; the message tells bad weights from too large ones."""
     if finite:
         return
     bad = matrix.values.size - int(np.isfinite(matrix.values).sum())
@@ -185,7 +220,8 @@ def _check_finite(matrix: _Matrix, finite: bool) -> None:
     raise InputError(f"layer {matrix.layer}: its weights are too large to square in float64; scale them down")
 
 
-def _on_device(matrices: Sequence[_Matrix], cut: Cut, device: torch.device, counter: _Counter) -> list[Array]:
+def _on_device(matrices: Sequence[_Matrix], cut: Cut, device: torch.device, pending: _PendingMatrices) -> list[Array]:
+    """Compute the eigenvalues of each matrix on a device, those of one shape in batches."""
     found: list[Array] = [np.empty(0)] * len(matrices)
     shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
@@ -202,29 +238,29 @@ def _on_device(matrices: Sequence[_Matrix], cut: Cut, device: torch.device, coun
                 _check_finite(matrices[index], sound)
             for index, values in zip(chunk, torch.linalg.eigvalsh(gram).cpu().numpy(), strict=True):
                 scaled = values * matrices[index].factor
-                wide = _too_wide(scaled, cut)
-                found[index] = _svd_eigenvalues(matrices[index]) if wide else np.maximum(scaled, 0.0)
-                counter.done(matrices[index])
+                by_svd = _needs_svd(scaled, cut)
+                found[index] = _svd_eigenvalues(matrices[index]) if by_svd else np.maximum(scaled, 0.0)
+                pending.finish(matrices[index])
     return found
 
 
-class _Counter:
-    """Counts the matrices of each layer down and reports a layer when its last one is done."""
+class _PendingMatrices:
+    """Counts the unfinished matrices of each layer, and calls back when a layer's last one is finished."""
 
-    def __init__(self, matrices: Sequence[_Matrix], report: Callable[[], None] | None) -> None:
+    def __init__(self, matrices: Sequence[_Matrix], on_layer: Callable[[], None] | None) -> None:
         self._left: dict[str, int] = defaultdict(int)
-        self._report = report
+        self._on_layer = on_layer
         for matrix in matrices:
             self._left[matrix.layer] += 1
 
-    def done(self, matrix: _Matrix) -> None:
+    def finish(self, matrix: _Matrix) -> None:
         self._left[matrix.layer] -= 1
-        if self._report is not None and not self._left[matrix.layer]:
-            self._report()
+        if self._on_layer is not None and not self._left[matrix.layer]:
+            self._on_layer()
 
 
-def _cores() -> int:
-    """The cores this process may use (fewer than the machine's under Slurm or in a container)."""
+def _available_cores() -> int:
+    """Return how many cores this process may use: fewer than the machine has under Slurm or in a container."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1

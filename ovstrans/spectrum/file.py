@@ -1,4 +1,4 @@
-"""The alpha file: an analysis and its freeze plan as JSON ("ovstrans.alpha/1").
+"""The alpha file: an analysis with its freeze plan as JSON ("ovstrans.alpha/1").
 
     {"schema", "model", "pretrained", "weights_sha256", "settings", "created_by",
      "layers": [{"name", "shape", "num_eigenvalues", "alpha", ...}],
@@ -17,17 +17,20 @@ from typing import Any
 from ovstrans import files
 from ovstrans.errors import InputError
 from ovstrans.spectrum.analysis import Analysis, LayerAlpha
-from ovstrans.spectrum.plan import Plan
+from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.version import __version__
 
 SCHEMA = "ovstrans.alpha/1"
+"""Schema name of the alpha file."""
 
 _COUNTS = ("num_eigenvalues", "params", "n_tail")
 _REQUIRED = ("name", "shape", "num_eigenvalues", "params")
+_CONVNEXT_BODY = "trunk.stages."
+_AGAIN = "make the file again with `ovstrans analyze`"
 
 
 def analysis_json(analysis: Analysis) -> dict[str, Any]:
-    """The analysis as plain values, as the file holds it."""
+    """Return an analysis as plain values, as the file holds them."""
     return {
         "schema": SCHEMA,
         "model": analysis.model,
@@ -37,9 +40,9 @@ def analysis_json(analysis: Analysis) -> dict[str, Any]:
         "created_by": f"ovstrans {__version__}",
         "layers": [{key: _plain(value) for key, value in asdict(layer).items()} for layer in analysis.layers],
         "plan": {
-            "rule": analysis.plan.rule,
-            "threshold": _plain(analysis.plan.threshold),
-            "frozen": list(analysis.plan.frozen),
+            "rule": analysis.default_plan.rule,
+            "threshold": _plain(analysis.default_plan.threshold),
+            "frozen": list(analysis.default_plan.frozen),
         },
     }
 
@@ -50,7 +53,11 @@ def save_analysis(path: Path | str, analysis: Analysis) -> None:
 
 
 def load_analysis(path: Path | str) -> Analysis:
-    """Read an alpha file; its spectra are not in it. InputError, naming the entry, if it is damaged."""
+    """Read an alpha file. The spectra are not in it.
+
+    Raises:
+        InputError: The file is missing or damaged; the entry is named.
+    """
     value = files.read_json(path, SCHEMA)
     try:
         layers = [_layer(entry) for entry in value["layers"]]
@@ -60,22 +67,30 @@ def load_analysis(path: Path | str) -> Analysis:
         if not isinstance(settings, dict):
             raise ValueError("settings is no object")
     except KeyError as error:
-        raise InputError(f"{path}: entry {error} is missing; make the file again with `ovstrans analyze`") from error
+        raise InputError(f"{path}: entry {error} is missing; {_AGAIN}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: {error}; make the file again with `ovstrans analyze`") from error
+        raise InputError(f"{path}: {error}; {_AGAIN}") from error
     unknown = set(plan.frozen) - {layer.name for layer in layers}
     if unknown:
         raise InputError(f"{path}: the plan freezes {min(unknown)!r}, which is none of its layers")
-    return Analysis(model, pretrained, sha256, settings, layers, plan)
+    return Analysis(model, pretrained, sha256, settings, layers, plan, _convolutions(layers))
 
 
-def load_plan(path: Path | str) -> Plan:
-    """The freeze plan of an alpha file."""
-    return load_analysis(path).plan
+def load_plan(path: Path | str) -> FreezePlan:
+    """Read the freeze plan of an alpha file."""
+    return load_analysis(path).default_plan
+
+
+def _convolutions(layers: list[LayerAlpha]) -> tuple[str, ...]:
+    """Return the names of the convolutions, which the file does not mark.
+
+    Their weights have more than two dimensions. Pointwise ones of a ConvNeXt's body, linear layers to timm, have two.
+    """
+    return tuple(layer.name for layer in layers if len(layer.shape) > 2 or layer.name.startswith(_CONVNEXT_BODY))
 
 
 def _plain(value: Any) -> Any:
-    """JSON's kind of value: lists for tuples, null for what is not a finite number."""
+    """Return a value as JSON can hold it: a tuple as a list, a number that is not finite as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return list(value) if isinstance(value, tuple) else value
@@ -96,11 +111,11 @@ def _layer(entry: dict[str, Any]) -> LayerAlpha:
     return LayerAlpha(**values)
 
 
-def _plan(entry: dict[str, Any]) -> Plan:
+def _plan(entry: dict[str, Any]) -> FreezePlan:
     threshold = entry["threshold"]
     if not isinstance(entry["frozen"], list):
         raise ValueError("plan.frozen is no list of layer names")
-    return Plan(
+    return FreezePlan(
         rule=_text(entry["rule"], "rule"),
         threshold=None if threshold is None else _number(threshold, "threshold"),
         frozen=tuple(_text(name, "frozen") for name in entry["frozen"]),

@@ -1,6 +1,6 @@
-"""Numbers that describe a spectrum beside the power law, by the names WeightWatcher gave them.
+"""Further metrics of a spectrum, by the names that WeightWatcher gave them.
 
-All are taken over every eigenvalue, those below the cut too.
+All are taken over every eigenvalue, including those too small for the power-law fit.
 """
 
 from __future__ import annotations
@@ -16,18 +16,32 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of one spectrum; None where a layer has none (no eigenvalue above zero, no alpha)."""
+    """Metrics of one spectrum with eigenvalues x; None without an eigenvalue above zero, or without an alpha.
 
-    alpha_weighted: float | None = None  # alpha log10(largest)
-    log_alpha_norm: float | None = None  # log10 sum(x^alpha)
-    log_norm: float | None = None  # log10 sum(x), the squared Frobenius norm
-    log_spectral_norm: float | None = None  # log10(largest), the squared spectral norm
-    stable_rank: float | None = None  # sum(x) / largest
-    entropy: float | None = None  # of x / sum(x), as a share of ln(rank)
+    Attributes:
+        alpha_weighted: alpha log10(max x).
+        log_alpha_norm: log10 sum(x^alpha).
+        log_norm: log10 sum(x), the logarithm of the squared Frobenius norm.
+        log_spectral_norm: log10(max x), the logarithm of the squared spectral norm.
+        stable_rank: sum(x) / max x.
+        entropy: Entropy of x / sum(x) divided by ln(rank), between 0 and 1; None for rank one.
+    """
+
+    alpha_weighted: float | None = None
+    log_alpha_norm: float | None = None
+    log_norm: float | None = None
+    log_spectral_norm: float | None = None
+    stable_rank: float | None = None
+    entropy: float | None = None
 
 
 def measure(values: Array, alpha: float | None) -> Metrics:
-    """Metrics of ascending eigenvalues [N], none negative, and of the exponent fitted to them."""
+    """Compute the metrics of one spectrum.
+
+    Args:
+        values: Eigenvalues [N], ascending, none negative.
+        alpha: Exponent of the power law fitted to them; None without a fit.
+    """
     positive = values[values > 0]
     if not len(positive):
         return Metrics()
@@ -45,7 +59,7 @@ def measure(values: Array, alpha: float | None) -> Metrics:
 
 
 def _entropy(values: Array, largest: float) -> float | None:
-    """-sum(p ln p) / ln(rank), the rank counting eigenvalues above rounding; None for rank one."""
+    """Return -sum(p ln p) / ln(rank), where the rank counts eigenvalues above rounding; None for rank one."""
     share = values[values > largest * len(values) * np.finfo(np.float64).eps]
     if len(share) < 2:
         return None

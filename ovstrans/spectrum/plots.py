@@ -1,4 +1,4 @@
-"""Pictures of an analysis: alpha of every layer with the frozen ones marked, and single spectra."""
+"""Plots of an analysis: alpha of every layer with the frozen ones marked, and spectra of single layers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 _BINS_PER_DECADE = 12
 _COLUMNS = 4
-# Alphas beyond this many times the 90th percentile would flatten all others: drawn at the edge.
+# Alphas beyond this many times the 90th percentile would flatten all others, and are drawn at the upper edge.
 _FAR = 2.0
 
 
 def draw_alphas(analysis: Analysis) -> Figure:
-    """Alpha of each layer, with its standard error; filled where the plan freezes the layer."""
-    layers = analysis.layers
-    frozen, planned = set(analysis.plan.frozen), _planned(analysis)
+    """Draw alpha of each layer with its standard error, filled where the plan freezes the layer."""
+    layers, plan = analysis.layers, analysis.default_plan
+    frozen, planned = set(plan.frozen), set(analysis.candidates)
     figure = new_figure(max(7.0, 2.0 + 0.19 * len(layers)), 4.8)
     axes = figure.add_subplot()
     tidy(axes)
@@ -46,9 +46,9 @@ def draw_alphas(analysis: Analysis) -> Figure:
         axes.plot(
             missing, [1.0] * len(missing), "x", color=RED, markersize=6, label=f"no alpha, trains ({len(missing)})"
         )
-    threshold = analysis.plan.threshold
+    threshold = plan.threshold
     if threshold is not None and threshold <= top:
-        label = f"{analysis.plan.rule}: {threshold:.3g}"
+        label = f"{plan.rule}: {threshold:.3g}"
         axes.axhline(threshold, color=INK, linewidth=0.9, linestyle="--", label=label, zorder=1)
     axes.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90, fontsize=6.5)
     axes.set_xlim(-0.8, len(layers) - 0.2)
@@ -64,14 +64,20 @@ def draw_alphas(analysis: Analysis) -> Figure:
 
 
 def draw_spectra(analysis: Analysis, names: Sequence[str]) -> Figure:
-    """Density of the eigenvalues of chosen layers, log-log, with the fitted tail.
+    """Draw the density of the eigenvalues of some layers on logarithmic axes, with the fitted power laws.
 
-    Raises InputError for a layer without a spectrum in `analysis`.
+    Args:
+        analysis: An analysis that has its spectra: one made by `analyze`, not read from a file.
+        names: Names of the layers.
+
+    Raises:
+        InputError: A layer has no spectrum in the analysis.
     """
     rows = {layer.name: layer for layer in analysis.layers}
     for name in names:
         if name not in rows or name not in analysis.spectra:
-            raise InputError(f"layer {name!r}: no spectrum of it; analysed are {', '.join(analysis.spectra)}")
+            known = ", ".join(analysis.spectra) or "none, the analysis was read from a file"
+            raise InputError(f"layer {name!r}: the analysis has no spectrum of it; it has those of {known}")
     columns = min(_COLUMNS, math.ceil(len(names) ** 0.5))
     lines = math.ceil(len(names) / columns)
     figure = new_figure(max(4.6, 3.3 * columns), 2.9 * lines + 0.3)
@@ -79,7 +85,7 @@ def draw_spectra(analysis: Analysis, names: Sequence[str]) -> Figure:
     for axes, name in zip(grid.flat, names, strict=False):
         relative, absolute = analysis.settings.get("relative_cut"), analysis.settings.get("cut")
         cut = esd.Cut(absolute if absolute is not None else esd.ABSOLUTE_CUT, relative)
-        _spectrum(axes, rows[name], esd.kept(analysis.spectra[name], cut), name in analysis.plan.frozen)
+        _spectrum(axes, rows[name], esd.above_cut(analysis.spectra[name], cut), name in analysis.default_plan.frozen)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("eigenvalue", fontsize=9)
@@ -165,13 +171,8 @@ def _spectrum(axes: Axes, layer: LayerAlpha, values: np.ndarray, frozen: bool) -
 
 
 def _bins(count: int, decades: float) -> int:
-    """Edges of a histogram: as fine as the count of eigenvalues carries."""
+    """Return the number of bin edges that a histogram of so many eigenvalues can have."""
     return round(min(max(_BINS_PER_DECADE * decades, 8), 3 * count**0.5, 80)) + 1
-
-
-def _planned(analysis: Analysis) -> set[str]:
-    """Layers the plan ranges over: convolutions, that is weights of more than two dimensions."""
-    return {layer.name for layer in analysis.layers if len(layer.shape) > 2}
 
 
 def _upper_limit(alphas: Sequence[float]) -> float:
@@ -181,6 +182,6 @@ def _upper_limit(alphas: Sequence[float]) -> float:
 
 
 def _stage_ends(layers: Sequence[LayerAlpha]) -> list[float]:
-    """Positions between layers of different stages."""
+    """Return the positions between layers of different stages."""
     pairs = pairwise(layers)
     return [x + 0.5 for x, (one, next_one) in enumerate(pairs) if stage_of(one.name) != stage_of(next_one.name)]

@@ -204,10 +204,10 @@ def _plan_now(settings: Settings, folder: RunFolder, framework: Framework, clip:
 
     frozen: list[str] = []
     if world.main:
-        analysis = analyze(framework, freeze=settings.training.freeze, seed=settings.run.seed)
+        analysis = analyze(framework, freeze=settings.training.freeze, device="cpu", seed=settings.run.seed)
         analysis.model = clip.name
         save_analysis(folder.alpha, analysis)
-        frozen = list(analysis.plan.frozen)
+        frozen = list(analysis.default_plan.frozen)
         console.say(f"plan: {len(frozen)} layers frozen from step {settings.training.plan_after} on ({folder.alpha})")
     return world.broadcast(frozen)
 

@@ -84,7 +84,7 @@ def stages(encoder: nn.Module) -> dict[str, float]:
     spectra = esd.eigenvalues(weights)
     middle = time.perf_counter()
     for spectrum in spectra.values():
-        powerlaw.fit(esd.kept(spectrum, esd.Cut()))
+        powerlaw.fit(esd.above_cut(spectrum, esd.Cut()))
     return {"eigenvalues": middle - start, "fit": time.perf_counter() - middle}
 
 
@@ -98,7 +98,7 @@ def accuracy(encoder: nn.Module) -> dict[str, Any]:
         row = rows[name]
         exact = svd_spectrum(weight, 0.5 if weight.ndim > 2 else 1.0)
         exact = exact[exact > esd.ABSOLUTE_CUT]
-        same = esd.kept(spectra[name], esd.Cut())
+        same = esd.above_cut(spectra[name], esd.Cut())
         found, by_ours = brute_force(exact), brute_force(same)
         assert found is not None and by_ours is not None and row.alpha and row.xmin and row.D
         start, alpha, distance = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,16 @@ import torch
 from torch import nn
 
 import ovstrans
+from ovstrans import files
+from ovstrans.checkpoints.file import save_checkpoint
 from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError, MismatchError
+from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.progress import Progress
 from ovstrans.spectrum.analysis import Analysis, analyze, describe_layer, layer_weights
 from ovstrans.spectrum.esd import Cut
+from ovstrans.spectrum.file import load_analysis
 from tests.checkpoints.dummies import make_checkpoint
 from tests.spectrum.conftest import FLAT, ZERO, convs
 from tests.spectrum.reference import brute_force, svd_spectrum
@@ -57,9 +63,9 @@ def test_the_plan_ranges_over_convolutions_with_an_alpha(clip: Clip, analysis: A
     usable = {row.name: row.alpha for row in analysis.layers if row.name in trunk and row.alpha is not None}
     assert set(usable) == trunk - {ZERO, FLAT}
     median = float(np.median(list(usable.values())))
-    assert analysis.plan.threshold == pytest.approx(median)
-    assert set(analysis.plan.frozen) == {name for name, alpha in usable.items() if alpha < median}
-    everything = analyze(clip, freeze="threshold:1e9").plan.frozen
+    assert analysis.default_plan.threshold == pytest.approx(median)
+    assert set(analysis.default_plan.frozen) == {name for name, alpha in usable.items() if alpha < median}
+    everything = analyze(clip, freeze="threshold:1e9").plan().frozen
     assert set(everything) == set(usable)
 
 
@@ -98,7 +104,7 @@ def test_it_takes_a_checkpoint_even_without_an_attention_pool(clip: Clip, analys
     checkpoint.clip = {**checkpoint.clip, "model": "RN-mini"}
     found = analyze(checkpoint)
     assert found.layers == [row for row in analysis.layers if not row.name.startswith("attnpool")]
-    assert found.plan == analysis.plan
+    assert found.default_plan == analysis.default_plan
     assert found.model == "RN-mini"
     assert list(layer_weights(checkpoint)) == [row.name for row in found.layers]
 
@@ -142,8 +148,8 @@ def test_settings_record_how_it_was_found(clip: Clip) -> None:
         "seed": 7,
         "mask": None,
     }
-    assert len(found.plan.frozen) == 3
-    assert analyze(clip, freeze="random:3", seed=8).plan.frozen != found.plan.frozen
+    assert len(found.default_plan.frozen) == 3
+    assert analyze(clip, freeze="random:3", seed=8).plan().frozen != found.default_plan.frozen
 
 
 def test_scaling_changes_the_cut_but_not_alpha_where_nothing_is_cut(clip: Clip, analysis: Analysis) -> None:
@@ -178,12 +184,12 @@ def test_weights_that_are_not_finite_name_their_layer(clip: Clip) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"xmin": "best"}, "xmin 'best'"),
-        ({"freeze": "mean"}, "--freeze mean"),
+        ({"xmin": "best"}, "`xmin=best`"),
+        ({"freeze": "mean"}, "`freeze=mean`"),
         ({"freeze": "count:99"}, "only 35 layers"),
-        ({"cut": -1.0}, "cut -1.0"),
-        ({"min_tail": 1}, "minimum tail 1"),
-        ({"scaling": "half"}, "scaling 'half'"),
+        ({"cut": -1.0}, "`cut=-1.0`"),
+        ({"min_tail": 1}, "`min_tail=1`"),
+        ({"scaling": "half"}, "`scaling=half`"),
     ],
 )
 def test_options_out_of_range_are_refused(clip: Clip, options: dict[str, object], match: str) -> None:
@@ -191,12 +197,88 @@ def test_options_out_of_range_are_refused(clip: Clip, options: dict[str, object]
         analyze(clip, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("model", [nn.ReLU(), "RN50"])
-def test_models_without_layers_are_refused(model: object) -> None:
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("model", "match"), [(nn.ReLU(), "ReLU: has no convolution"), (3, "int is no model"), ("RN51", "RN51")]
+)
+def test_what_has_no_layers_is_refused(model: object, match: str) -> None:
+    with pytest.raises(InputError, match=match):
         analyze(model)  # type: ignore[arg-type]
 
 
 def test_a_layer_under_the_cut_is_said_to_be() -> None:
     row = describe_layer("tiny", (4, 4), np.array([1e-9, 2e-9, 5e-9, 6e-8]), Cut())
     assert row.alpha is not None and "no eigenvalue above the cut" in (row.warning or "")
+
+
+def test_a_plan_of_another_rule_is_made_from_the_same_alphas(clip: Clip, analysis: Analysis) -> None:
+    assert analysis.plan() == analysis.plan("median") == analysis.default_plan
+    assert analysis.plan("count:5") == analyze(clip, freeze="count:5").plan()
+    seeded = analyze(clip, seed=3)
+    assert seeded.plan("random:4") == analyze(clip, freeze="random:4", seed=3).plan()
+    assert seeded.plan("random:4") != analysis.plan("random:4")
+    with pytest.raises(InputError, match="no such rule"):
+        analysis.plan("mean")
+
+
+def test_progress_counts_the_layers(clip: Clip) -> None:
+    seen: list[Progress] = []
+    analysis = analyze(clip, progress=seen.append)
+    assert [each.done for each in seen] == list(range(len(analysis.layers) + 1))
+    assert {(each.task, each.total, each.unit) for each in seen} == {("spectra", len(analysis.layers), "layers")}
+
+
+def test_it_prints_in_two_lines_and_shows_a_picture(analysis: Analysis) -> None:
+    frozen = len(analysis.default_plan.frozen)
+    first, second = repr(analysis).splitlines()
+    assert first.startswith("Analysis of RN-mini: 41 layers, alpha ") and first.endswith("2 without alpha")
+    assert second.startswith("plan median, alpha ") and second.endswith(f": {frozen} of 37 convolutions frozen")
+    assert f"{frozen} layers frozen" in repr(analysis.default_plan)
+    assert analysis._repr_png_().startswith(b"\x89PNG")
+
+
+def test_spectra_are_drawn_by_pattern(analysis: Analysis, tmp_path: Path) -> None:
+    axes = analysis.plot_spectra("layer1.*.conv2,conv1").axes
+    titles = [each.get_title(loc="left").removesuffix(" (frozen)") for each in axes if each.get_visible()]
+    assert titles == ["conv1", *(name for name in analysis.alphas if name.startswith("layer1.") and "conv2" in name)]
+    with pytest.raises(InputError, match=r"`plot_esd=conv9`: no such layer; did you mean 'conv1'\?"):
+        analysis.plot_spectra(["conv9"])
+    analysis.save(tmp_path / "alpha.json")
+    with pytest.raises(InputError, match="read from a file"):
+        load_analysis(tmp_path / "alpha.json").plot_spectra("conv1")
+
+
+def test_a_target_is_given_by_name_file_or_folder(clip: Clip, analysis: Analysis, mask: Mask, tmp_path: Path) -> None:
+    weights, run = tmp_path / "clip.safetensors", tmp_path / "run"
+    files.write_tensors(weights, clip.model.state_dict(), {})
+    assert analyze("RN-mini", pretrained=weights).layers == analysis.layers
+    state = {f"backbone.{key}": value for key, value in clip.visual.state_dict().items()}
+    checkpoint = make_checkpoint(masked=False, state=state)
+    checkpoint.clip = {**checkpoint.clip, "model": "RN-mini"}
+    save_checkpoint(run / "checkpoint.safetensors", checkpoint)
+    for target in (run, str(run), run / "checkpoint.safetensors", checkpoint):
+        assert analyze(target).layers == analysis.layers
+    save_mask(tmp_path / "mask.safetensors", mask)
+    assert analyze(clip, mask=tmp_path / "mask.safetensors").layers == analyze(clip, mask=mask).layers
+
+
+@pytest.mark.parametrize("target", ["model", "none.safetensors"])
+def test_weights_are_given_with_a_model_by_name_alone(clip: Clip, target: str) -> None:
+    with pytest.raises(InputError, match="leave out `pretrained`"):
+        analyze(clip if target == "model" else target, pretrained="openai")
+
+
+def test_missing_files_and_other_files_are_refused(tmp_path: Path, clip: Clip) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        analyze(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="no checkpoint.safetensors in this folder"):
+        analyze(tmp_path)
+    files.write_tensors(tmp_path / "clip.safetensors", clip.visual.state_dict(), {})
+    with pytest.raises(InputError, match="not a sparse checkpoint; give CLIP weights"):
+        analyze(tmp_path / "clip.safetensors")
+
+
+def test_the_hash_is_that_of_the_weights_analysed(clip: Clip) -> None:
+    changed = copy.deepcopy(clip)
+    with torch.no_grad():
+        changed.visual.conv1.weight.mul_(2)
+    assert analyze(changed).weights_sha256 not in ("", clip.weights_sha256)

@@ -56,8 +56,8 @@ def test_batches_on_a_device_agree_with_threads(monkeypatch: pytest.MonkeyPatch)
     cut = esd.Cut()
     matrices = [matrix for name, weight in weights.items() for matrix in esd._matrices(name, weight, "published")]
     reports: list[int] = []
-    counter = esd._Counter(matrices, lambda: reports.append(1))
-    found = esd._on_device(matrices, cut, torch.device("cpu"), counter)
+    pending = esd._PendingMatrices(matrices, lambda: reports.append(1))
+    found = esd._on_device(matrices, cut, torch.device("cpu"), pending)
     for matrix, values in zip(matrices, found, strict=True):
         assert values == pytest.approx(esd._gram_eigenvalues(matrix, cut), rel=1e-10)
     assert len(reports) == len(weights)
@@ -65,7 +65,7 @@ def test_batches_on_a_device_agree_with_threads(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_layer_is_reported_once_done() -> None:
     reports: list[int] = []
-    esd.eigenvalues({"a": _weight(4, 4, 3, 3), "b": _weight(4, 4)}, on_done=lambda: reports.append(1))
+    esd.eigenvalues({"a": _weight(4, 4, 3, 3), "b": _weight(4, 4)}, on_layer=lambda: reports.append(1))
     assert len(reports) == 2
 
 
@@ -99,7 +99,7 @@ def test_weights_that_are_not_finite_name_their_layer(bad: float, device: str) -
             esd.eigenvalues(weights)
         else:
             matrices = [m for name, weight in weights.items() for m in esd._matrices(name, weight, "none")]
-            esd._on_device(matrices, esd.Cut(), torch.device("cpu"), esd._Counter(matrices, None))
+            esd._on_device(matrices, esd.Cut(), torch.device("cpu"), esd._PendingMatrices(matrices, None))
 
 
 def test_weights_too_large_to_square_are_not_called_nan() -> None:
@@ -120,14 +120,14 @@ def test_unknown_scaling_is_refused() -> None:
 
 def test_the_cut_is_exclusive_and_absolute_or_relative() -> None:
     values = np.array([0.0, 1e-6, 1e-5, 2e-5, 1.0, 4.0])
-    assert list(esd.kept(values, esd.Cut())) == [2e-5, 1.0, 4.0]
-    assert list(esd.kept(values, esd.Cut(relative=0.25))) == [4.0]
-    assert list(esd.kept(values, esd.Cut(absolute=0.0))) == [1e-6, 1e-5, 2e-5, 1.0, 4.0]
+    assert list(esd.above_cut(values, esd.Cut())) == [2e-5, 1.0, 4.0]
+    assert list(esd.above_cut(values, esd.Cut(relative=0.25))) == [4.0]
+    assert list(esd.above_cut(values, esd.Cut(absolute=0.0))) == [1e-6, 1e-5, 2e-5, 1.0, 4.0]
 
 
 def test_a_layer_wholly_under_the_cut_is_kept_but_for_zeros() -> None:
-    assert list(esd.kept(np.array([0.0, 1e-8, 3e-8]), esd.Cut())) == [1e-8, 3e-8]
-    assert len(esd.kept(np.zeros(3), esd.Cut())) == 0
+    assert list(esd.above_cut(np.array([0.0, 1e-8, 3e-8]), esd.Cut())) == [1e-8, 3e-8]
+    assert len(esd.above_cut(np.zeros(3), esd.Cut())) == 0
 
 
 def test_a_relative_cut_makes_the_kept_count_independent_of_scale() -> None:
@@ -136,7 +136,7 @@ def test_a_relative_cut_makes_the_kept_count_independent_of_scale() -> None:
     counts = set()
     for scale in (1.0, 1e-2, 1e-4):
         values = esd.eigenvalues({"linear": weight * scale}, cut=esd.Cut(relative=1e-4))["linear"]
-        counts.add(len(esd.kept(values, esd.Cut(relative=1e-4))))
+        counts.add(len(esd.above_cut(values, esd.Cut(relative=1e-4))))
     assert len(counts) == 1 and counts.pop() < 30
 
 
@@ -154,4 +154,4 @@ def test_zero_filters_give_zero_eigenvalues_not_noise_in_the_fit() -> None:
     weight[8:] = 0  # half of the filters pruned
     values = esd.eigenvalues({"conv": weight})["conv"]
     assert (values[:72] < 1e-12).all()
-    assert len(esd.kept(values, esd.Cut())) == 72
+    assert len(esd.above_cut(values, esd.Cut())) == 72

@@ -53,7 +53,7 @@ def test_json_alone_reads_it(path: Path, analysis: Analysis, clip: Clip) -> None
     assert first["alpha"] == analysis.alphas["conv1"]
     assert value["plan"]["rule"] == "median"
     alphas = {layer["name"]: layer["alpha"] for layer in value["layers"]}
-    assert value["plan"]["frozen"] == list(analysis.plan.frozen)
+    assert value["plan"]["frozen"] == list(analysis.default_plan.frozen)
     assert all(alphas[name] < value["plan"]["threshold"] for name in value["plan"]["frozen"])
 
 
@@ -73,8 +73,12 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path, analysis: Analy
 
 def test_it_reads_back_what_it_wrote(path: Path, analysis: Analysis) -> None:
     found = load_analysis(path)
-    assert found.layers == analysis.layers and found.plan == analysis.plan and found.settings == analysis.settings
-    assert load_plan(path).frozen == analysis.plan.frozen
+    assert (
+        found.layers == analysis.layers
+        and found.default_plan == analysis.default_plan
+        and found.settings == analysis.settings
+    )
+    assert load_plan(path).frozen == analysis.default_plan.frozen
 
 
 def test_the_same_analysis_gives_the_same_bytes(path: Path, clip: Clip, tmp_path: Path) -> None:
@@ -121,3 +125,13 @@ def test_truncated_and_missing_files_are_refused(path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match="no such file"):
         load_plan(path)
+
+
+def test_the_convolutions_of_a_convnext_are_known_without_a_mark(tmp_path: Path, analysis: Analysis) -> None:
+    """Its pointwise convolutions are linear layers, and its depthwise ones are matrices."""
+    names = ["trunk.stem.0", "trunk.stages.0.blocks.0.conv_dw", "trunk.stages.0.blocks.0.mlp.fc1", "head.proj"]
+    shapes = [(8, 3, 4, 4), (8, 49), (32, 8), (16, 32)]
+    layers = [replace(analysis.layers[0], name=name, shape=shape) for name, shape in zip(names, shapes, strict=True)]
+    plan = replace(analysis.default_plan, frozen=(names[2],))
+    save_analysis(tmp_path / "a.json", replace(analysis, layers=layers, default_plan=plan))
+    assert load_analysis(tmp_path / "a.json").candidates == tuple(names[:3])

@@ -11,7 +11,7 @@ from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
 from ovstrans.figures import save_figure
 from ovstrans.spectrum.analysis import Analysis, analyze
-from ovstrans.spectrum.plan import Plan
+from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.spectrum.plots import draw_alphas, draw_spectra
 from tests.spectrum.conftest import FLAT, ZERO
 
@@ -30,10 +30,10 @@ def _labels(analysis: Analysis) -> list[str]:
 def test_frozen_layers_are_marked_and_counted(analysis: Analysis) -> None:
     labels = _labels(analysis)
     planned = [row for row in analysis.layers if len(row.shape) == 4 and row.alpha is not None]
-    frozen = len(analysis.plan.frozen)
+    frozen = len(analysis.default_plan.frozen)
     assert f"frozen ({frozen})" in labels and f"trains ({len(planned) - frozen})" in labels
     assert "no alpha, trains (2)" in labels and "not in the plan (4)" in labels
-    assert f"median: {analysis.plan.threshold:.3g}" in labels
+    assert f"median: {analysis.default_plan.threshold:.3g}" in labels
 
 
 def test_every_layer_has_its_name_below(analysis: Analysis) -> None:
@@ -50,7 +50,7 @@ def test_an_outlier_does_not_flatten_the_rest(analysis: Analysis) -> None:
 
 def test_nothing_to_plot_still_draws(analysis: Analysis) -> None:
     layers = [replace(row, alpha=None) for row in analysis.layers]
-    empty = replace(analysis, layers=layers, plan=Plan("median", None, ()))
+    empty = replace(analysis, layers=layers, default_plan=FreezePlan("median", None, ()))
     assert f"no alpha, trains ({len(layers)})" in _labels(empty)
 
 

@@ -183,7 +183,7 @@ def test_a_plan_made_on_the_way_holds_from_then_on(
     monkeypatch.setattr(registry, "build", lambda *a, **k: built.append(build(*a, **k)) or built[-1])
     monkeypatch.setattr(RunFolder, "append", peek)
     run = finetune(settings, tmp_path / "run")
-    frozen = load_analysis(run / "alpha.json").plan.frozen
+    frozen = load_analysis(run / "alpha.json").default_plan.frozen
     assert len(frozen) == 4 and load_analysis(run / "alpha.json").model == "RN-mini"
     end, start = result(run).state, load_clip("RN-mini", str(clip_file)).visual.state_dict()
     for name in frozen:
