@@ -90,7 +90,7 @@ class _Matrix:
     def cost(self) -> int:
         """Approximate number of multiplications of the Gram matrix and its tridiagonalisation."""
         small, large = self.values.shape
-        return small * small * large + 2 * small**3
+        return int(small * small * large + 2 * small * small * small)
 
 
 def eigenvalues(
@@ -147,8 +147,9 @@ def above_cut(values: Array, cut: Cut) -> Array:
     if not len(values) or values[-1] <= 0:
         return values[:0]
     zero = values[-1] * (len(values) * np.finfo(np.float64).eps) ** 2
-    above = values[values > max(cut.level(float(values[-1])), zero)]
-    return above if len(above) else values[values > zero]
+    above: Array = values[values > max(cut.level(float(values[-1])), zero)]
+    positive: Array = values[values > zero]
+    return above if len(above) else positive
 
 
 def _matrices(name: str, weight: torch.Tensor, scaling: str) -> list[_Matrix]:
@@ -199,7 +200,8 @@ def _gram_eigenvalues(matrix: _Matrix, cut: Cut) -> Array:
 
 def _svd_eigenvalues(matrix: _Matrix) -> Array:
     values = np.ascontiguousarray(matrix.values, dtype=np.float64)
-    return np.square(np.linalg.svd(values, compute_uv=False)[::-1]) * matrix.factor
+    singular: Array = np.linalg.svd(values, compute_uv=False)
+    return np.square(singular[::-1]) * matrix.factor
 
 
 def _needs_svd(found: Array, cut: Cut) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def draw_alphas(analysis: Analysis) -> Figure:
     axes = figure.add_subplot()
     tidy(axes)
     top = _upper_limit([layer.alpha for layer in layers if layer.alpha is not None])
-    groups = (
+    groups: tuple[tuple[str, str, str, str, Callable[[str], bool]], ...] = (
         ("frozen", BLUE, BLUE, "o", lambda name: name in frozen),
         ("trains", ORANGE, "white", "o", lambda name: name in planned and name not in frozen),
         ("not in the plan", GREY, "white", "s", lambda name: name not in planned and name not in frozen),
@@ -172,7 +172,7 @@ def _spectrum(axes: Axes, layer: LayerAlpha, values: np.ndarray, frozen: bool) -
 
 def _bins(count: int, decades: float) -> int:
     """Return the number of bin edges that a histogram of so many eigenvalues can have."""
-    return round(min(max(_BINS_PER_DECADE * decades, 8), 3 * count**0.5, 80)) + 1
+    return round(min(max(_BINS_PER_DECADE * decades, 8), 3 * math.sqrt(count), 80)) + 1
 
 
 def _upper_limit(alphas: Sequence[float]) -> float:

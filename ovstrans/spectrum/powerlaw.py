@@ -13,6 +13,7 @@ candidate for xmin, and of equal D the first wins.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ class PowerLaw:
         """Standard error of alpha, (alpha - 1) / sqrt(n)."""
         if self.alpha is None or self.tail is None:
             return None
-        return (self.alpha - 1) / self.tail**0.5
+        return (self.alpha - 1) / math.sqrt(self.tail)
 
 
 def fit(values: Array, *, xmin: str = "ks", min_tail: int = 2) -> PowerLaw:
@@ -150,7 +151,8 @@ def _candidates(values: Array, logs: Array, xmin: str, min_tail: int) -> NDArray
     low, high = _PEAK_LOW * peak, _PEAK_HIGH * peak
     if xmin == "opentrans":
         low = np.log10(low)  # as published: a logarithm, yet compared with the eigenvalue itself
-    return every[(values[every] >= low) & (values[every] <= high)]
+    inside: NDArray[np.intp] = every[(values[every] >= low) & (values[every] <= high)]
+    return inside
 
 
 def _smallest_distance(logs: Array, sums: Array, candidates: NDArray[np.intp]) -> tuple[int, float]:

@@ -240,7 +240,7 @@ def test_spectra_are_drawn_by_pattern(analysis: Analysis, tmp_path: Path) -> Non
     axes = analysis.plot_spectra("layer1.*.conv2,conv1").axes
     titles = [each.get_title(loc="left").removesuffix(" (frozen)") for each in axes if each.get_visible()]
     assert titles == ["conv1", *(name for name in analysis.alphas if name.startswith("layer1.") and "conv2" in name)]
-    with pytest.raises(InputError, match=r"`plot_esd=conv9`: no such layer; did you mean 'conv1'\?"):
+    with pytest.raises(InputError, match=r"`plot_esd=conv9`: no such layer; did you mean 'conv"):
         analysis.plot_spectra(["conv9"])
     analysis.save(tmp_path / "alpha.json")
     with pytest.raises(InputError, match="read from a file"):
