@@ -200,8 +200,8 @@ def _gram_eigenvalues(matrix: _Matrix, cut: Cut) -> Array:
 
 def _svd_eigenvalues(matrix: _Matrix) -> Array:
     values = np.ascontiguousarray(matrix.values, dtype=np.float64)
-    singular: Array = np.linalg.svd(values, compute_uv=False)
-    return np.square(singular[::-1]) * matrix.factor
+    found: Array = np.square(np.linalg.svd(values, compute_uv=False)[::-1]) * matrix.factor
+    return found
 
 
 def _needs_svd(found: Array, cut: Cut) -> bool:

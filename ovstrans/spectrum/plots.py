@@ -172,7 +172,7 @@ def _spectrum(axes: Axes, layer: LayerAlpha, values: np.ndarray, frozen: bool) -
 
 def _bins(count: int, decades: float) -> int:
     """Return the number of bin edges that a histogram of so many eigenvalues can have."""
-    return round(min(max(_BINS_PER_DECADE * decades, 8), 3 * math.sqrt(count), 80)) + 1
+    return round(min(max(_BINS_PER_DECADE * decades, 8), 3 * float(count**0.5), 80)) + 1
 
 
 def _upper_limit(alphas: Sequence[float]) -> float:

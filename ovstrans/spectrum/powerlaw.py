@@ -13,7 +13,6 @@ candidate for xmin, and of equal D the first wins.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +68,8 @@ class PowerLaw:
         """Standard error of alpha, (alpha - 1) / sqrt(n)."""
         if self.alpha is None or self.tail is None:
             return None
-        return (self.alpha - 1) / math.sqrt(self.tail)
+        root: float = self.tail**0.5
+        return (self.alpha - 1) / root
 
 
 def fit(values: Array, *, xmin: str = "ks", min_tail: int = 2) -> PowerLaw:
