@@ -129,16 +129,16 @@ def show(
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console, files
     from ovstrans.datasets.catalog import open_dataset
-    from ovstrans.datasets.contact_sheet import evenly_spaced, save_sheet
+    from ovstrans.datasets.drawing import choose_evenly, save_contact_sheet
 
     if out is not None:
         files.check_output(out, force=force)
     dataset = open_dataset(name, split="val", size=size, data_root=data_root)
     total = len(dataset)
-    shown = sorted(evenly_spaced(total, count))
+    shown = sorted(choose_evenly(total, count))
     path = out or OUTPUT_DIR / "data" / f"{dataset.name}-{dataset.split}.png"
     title = f"{dataset.name}:{dataset.split}, {len(shown)} of {total} images, {len(dataset.vocabulary)} classes"
-    save_sheet(path, (dataset[index] for index in shown), dataset, title=title)
+    save_contact_sheet(path, (dataset[index] for index in shown), dataset, title=title)
     console.say(f"wrote {path}")
 
 

@@ -30,7 +30,7 @@ def evaluate_targets(
     `failed`: of several datasets one with a fault does not stop the others. The fault of an only one is raised.
     """
     from ovstrans import console
-    from ovstrans.datasets.contact_sheet import evenly_spaced
+    from ovstrans.datasets.drawing import choose_evenly
     from ovstrans.errors import InputError
     from ovstrans.evaluation.evaluate import evaluate, original_message
     from ovstrans.frameworks.registry import classifier_for
@@ -46,7 +46,7 @@ def evaluate_targets(
                     continue
                 assert target.checkpoint is not None
                 total = asked.count(dataset)
-                chosen = evenly_spaced(total, asked.show)
+                chosen = choose_evenly(total, asked.show)
                 seen: dict[int, Tensor] = {}
                 text = classifier_for(target.checkpoint, asked.words(dataset), asked.names).to(world.device)
                 framework: Any = target.module.to(world.device)

@@ -17,7 +17,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ovstrans.datasets.overlay import FADED, IGNORED, INK, PAPER, TEXT, font, legend, overlay, photograph
+from ovstrans.datasets.drawing import (
+    FADED,
+    IGNORED,
+    INK,
+    PAPER,
+    TEXT,
+    draw_legend,
+    draw_overlay,
+    load_font,
+    resize_photo,
+)
 from ovstrans.errors import InputError
 from ovstrans.files import atomic_path
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -77,22 +87,22 @@ def draw_page(
     width = max(2 * _MARGIN + sum(widths) + _GAP * (len(widths) - 1), 360)
     noted = any(note for line in cells for _, _, note in line)
     below = _HEAD + 14 if noted else _GAP
-    names = legend([(index, "") for index in _classes_of(rows, vocabulary)], vocabulary, width - 2 * _MARGIN)
+    names = draw_legend([(index, "") for index in _classes_of(rows, vocabulary)], vocabulary, width - 2 * _MARGIN)
     top = _MARGIN + (_TITLE + 18 if title else 0)
     body = top + _HEAD + 10
     page = Image.new("RGB", (width, body + len(rows) * (cell_height + below) + names.height + _MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     if title:
-        draw.text((_MARGIN, _MARGIN), title, font=font(_TITLE, bold=True), fill=INK)
+        draw.text((_MARGIN, _MARGIN), title, font=load_font(_TITLE, bold=True), fill=INK)
     lefts = [_MARGIN + sum(widths[:number]) + _GAP * number for number in range(len(widths))]
     for left, column in zip(lefts, titles, strict=True):
-        draw.text((left, top), column, font=font(_HEAD, bold=True), fill=INK)
+        draw.text((left, top), column, font=load_font(_HEAD, bold=True), fill=INK)
     for number, line in enumerate(cells):
         y = body + number * (cell_height + below)
         for column, picture, note in line:
             left = lefts[titles.index(column)]
             page.paste(picture, (left, y))
-            draw.text((left, y + picture.height + 3), note, font=font(TEXT), fill=FADED)
+            draw.text((left, y + picture.height + 3), note, font=load_font(TEXT), fill=FADED)
     page.paste(names, (_MARGIN, body + len(rows) * (cell_height + below)))
     return page
 
@@ -110,11 +120,11 @@ def error_map(prediction: Tensor, truth: Tensor, size: tuple[int, int], *, ignor
 def _cells(row: Row, vocabulary: Vocabulary, ignore: int, height: int) -> Iterator[tuple[str, Image.Image, str]]:
     """Column title, picture and note of every cell of a row."""
     size = _fit(row.image, height)
-    yield "Image", photograph(row.image, size), ""
+    yield "Image", resize_photo(row.image, size), ""
     if row.truth is not None:
-        yield "Truth", overlay(row.image, row.truth, vocabulary, ignore=ignore, size=size), ""
+        yield "Truth", draw_overlay(row.image, row.truth, vocabulary, ignore=ignore, size=size), ""
     for name, prediction in row.predictions.items():
-        picture = overlay(row.image, prediction, vocabulary, ignore=ignore, size=size)
+        picture = draw_overlay(row.image, prediction, vocabulary, ignore=ignore, size=size)
         yield name, picture, "" if row.truth is None else _accuracy(prediction, row.truth, ignore)
     if row.truth is not None and len(row.predictions) == 1:
         (prediction,) = row.predictions.values()

@@ -25,8 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 from ovstrans import files
+from ovstrans.datasets.drawing import PAPER, TEXT, draw_legend
+from ovstrans.datasets.drawing import draw_overlay as draw_names_and_colors
 from ovstrans.datasets.images import read_label
-from ovstrans.datasets.overlay import PAPER, TEXT, legend, overlay
 from ovstrans.datasets.sample import get_ignore_label
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -111,10 +112,10 @@ def page(
     factor = min(max(1, -(-_SMALLEST_OVERLAY // width)), _LARGEST_OVERLAY / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     text = max(TEXT, round(min(size) / _TEXT_SHARE))
-    picture = overlay(image, values, painted, ignore=ignore, size=size, text=text)
+    picture = draw_names_and_colors(image, values, painted, ignore=ignore, size=size, text=text)
     margin = text // 2
     page_width = max(size[0], _SMALLEST_OVERLAY)
-    below = legend(entries, vocabulary, page_width - 2 * margin, text=text)
+    below = draw_legend(entries, vocabulary, page_width - 2 * margin, text=text)
     whole = Image.new("RGB", (page_width, size[1] + below.height + margin), PAPER)
     whole.paste(picture, (0, 0))
     whole.paste(below, (margin, size[1]))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovstrans.datasets.overlay import IGNORED
+from ovstrans.datasets.drawing import IGNORED
 from ovstrans.datasets.sample import Segment
 from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter.coco_files import told_apart

@@ -14,7 +14,6 @@ from ovstrans.cli import main
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.contact_sheet import evenly_spaced
 from ovstrans.files import write_text
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
@@ -191,8 +190,3 @@ def test_image_sizes() -> None:
     assert parse_size("800x1216") == (800, 1216)
     assert parse_size("512") == (512, 512)
     assert parse_size(None) is None
-
-
-def test_pages_show_as_many_images_as_asked_where_there_are_so_many():
-    assert evenly_spaced(3, 4) == {0, 1, 2} and evenly_spaced(0, 4) == evenly_spaced(9, 0) == set()
-    assert evenly_spaced(400, 4) == {0, 100, 200, 300}

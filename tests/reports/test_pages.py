@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ovstrans.datasets.drawing import draw_overlay
 from ovstrans.errors import InputError
 from ovstrans.reports import pages as pictures
-from ovstrans.reports.pages import Row, draw_page, error_map, overlay, save_page
+from ovstrans.reports.pages import Row, draw_page, error_map, save_page
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -73,7 +74,7 @@ def test_novel_classes_are_starred(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_segments_wear_the_colours_of_the_vocabulary() -> None:
     shown = row()
     assert shown.truth is not None
-    picture = np.asarray(overlay(shown.image, shown.truth, VOCABULARY, size=(160, 120)))
+    picture = np.asarray(draw_overlay(shown.image, shown.truth, VOCABULARY, size=(160, 120)))
     assert picture.shape == (120, 160, 3)
     assert picture[110, 10].tolist() == [30, 60, 200]  # the image is middle gray, so nothing shines through
     assert picture[110, 150].tolist() == [200, 30, 30]

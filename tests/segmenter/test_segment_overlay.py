@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovstrans.datasets.overlay import IGNORED
+from ovstrans.datasets.drawing import IGNORED
 from ovstrans.datasets.sample import Segment
 from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter.segment_overlay import draw_instances, draw_panoptic, shade
