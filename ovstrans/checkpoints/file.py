@@ -1,17 +1,16 @@
-"""The sparse checkpoint: a segmenter in one file, its masked weights without their zeros.
+"""The sparse checkpoint: a segmenter in one file, with its masked weights stored without their zeros.
 
-A safetensors file. A dense tensor is itself; a masked tensor `W` is `W.values` (the kept values in C
-order, in W's own type) and `W.bitmask` (its mask as packed bits, see `masks.bits`). Keys:
+A safetensors file. A dense tensor is stored as it is. A masked tensor `W` is stored as `W.values` (the kept values in
+C order, in W's own type) and `W.bitmask` (its mask as packed bits, see `masks.file`). Keys:
 
     backbone.*                     the image encoder, masked or dense
     (anything else)                the head, under its own names
     text.embeddings, text.owner    [R, E] a row per class name, [R] int64 the class of each row
-    text_tower.*                   the CLIP's text encoder, where it was kept
+    text_tower.*                   the CLIP's text encoder, if it was kept
 
-The metadata are strings: `format` ("ovstrans.checkpoint/1"), `framework`, `created_by`, and as JSON
-objects `options` (of the framework), `vocabulary`, `clip` (model, pretrained, weights_sha256, image_size,
-mean, std), `recipe`, `provenance`, `shapes` (of the masked tensors, by W) and `mask` (what the mask was
-made from; empty without one).
+The metadata are strings: `format` ("ovstrans.checkpoint/1"), `framework`, `created_by`, and as JSON objects `options`
+(of the framework), `vocabulary`, `clip` (model, pretrained, weights_sha256, image_size, mean, std), `recipe`,
+`provenance`, `shapes` (of the masked tensors, by W) and `mask` (what the mask was made from; empty without one).
 
 Reading it takes numpy, json and safetensors (bfloat16 values, which numpy lacks, take torch):
 
@@ -46,14 +45,23 @@ import torch
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.checkpoints.sparse import BACKBONE, densify, sparse_state
-from ovstrans.errors import InputError, MismatchError
-from ovstrans.masks.bits import DAMAGED, parse_object, parse_shapes, require_entries
+from ovstrans.errors import InputError, MismatchError, MissingFileError
+from ovstrans.masks.file import DAMAGED, pack, parse_object, parse_shapes, require_entries, unpack
 from ovstrans.masks.mask import CREATED_BY, Mask
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 FORMAT = "ovstrans.checkpoint/1"
+NAME = "checkpoint.safetensors"
+"""Name of the checkpoint in a run folder."""
+
+BACKBONE = "backbone."
+"""Prefix of the image encoder's keys."""
+
 TEXT_ENCODER = "text_tower."
+"""Prefix of the text encoder's keys."""
+
+VALUES = ".values"
+BITMASK = ".bitmask"
 EMBEDDINGS = "text.embeddings"
 OWNER = "text.owner"
 METADATA = (
@@ -74,15 +82,23 @@ _CLIP = ("model", "pretrained", "weights_sha256", "image_size", "mean", "std")
 _MASK = ("model", "pretrained", "weights_sha256", "method", "created_by")
 
 
-@dataclass
+@dataclass(eq=False)
 class Checkpoint:
-    """A segmenter and all that is needed to run it.
+    """A trained segmenter and all that is needed to run it.
 
-    framework: name.  options: what it is built with.  state: its state dict, dense.  mask: in force on
-    its backbone, or None.  text_embeddings: [R, E], text_owner: [R], vocabulary: the text classifier it
-    was trained with.  clip: `Clip.describe()` of the CLIP it came from.  recipe: settings of the run.
-    provenance: where it came from (files, hashes, versions).  text_tower: state dict of the CLIP's text
-    tower, or None.
+    Attributes:
+        framework: Name of the framework.
+        options: Options that the framework is built with.
+        state: The framework's state dict, dense.
+        mask: The mask in force on its image encoder, or None.
+        text_embeddings: Text embeddings [R, E] that it was trained with, one row per synonym.
+        text_owner: Index [R] of the class that each row belongs to.
+        vocabulary: The classes that it was trained with.
+        clip: The CLIP that it started from, as `clip.load.Clip.describe` tells it.
+        recipe: Settings of the run.
+        provenance: Files, hashes and versions that it came from.
+        text_encoder: State dict of the CLIP's text encoder, or None.
+        created_by: Program and version.
     """
 
     framework: str
@@ -98,15 +114,28 @@ class Checkpoint:
     text_encoder: dict[str, Tensor] | None = None
     created_by: str = CREATED_BY
 
+    def __repr__(self) -> str:
+        values = sum(value.numel() for value in self.state.values())
+        mask = self.mask and f"{self.mask.sparsity:.2%} of {self.mask.total:,} weights are zero"
+        facts = {
+            "clip": " ".join(filter(None, (self.clip["model"], self.clip["pretrained"]))),
+            "mask": mask or "none",
+            "vocabulary": f"{self.vocabulary.name} ({len(self.vocabulary)} classes)",
+            "text": "no text encoder" if self.text_encoder is None else "with its text encoder",
+        }
+        lines = [f"Checkpoint of {self.framework}: {len(self.state)} tensors, {values:,} values"]
+        return "\n".join([*lines, *(f"  {name:<10}  {value}" for name, value in facts.items())])
+
 
 def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, atomically and reproducibly.
+    """Write a checkpoint atomically; equal checkpoints give equal bytes.
 
-    Raises MismatchError, before anything is written, where a masked weight is not zero or the state lacks
-    a masked tensor; InputError where `path` is unwritable.
+    Raises:
+        MismatchError: If a masked weight is not zero, or the state lacks a masked tensor. Nothing has been written.
+        InputError: If nothing can be written at `path`.
     """
     mask = checkpoint.mask
-    tensors = sparse_state(checkpoint.state, mask, where=str(path))
+    tensors = to_sparse(checkpoint.state, mask, where=str(path))
     extra = {EMBEDDINGS: checkpoint.text_embeddings, OWNER: checkpoint.text_owner}
     extra.update((TEXT_ENCODER + key, value) for key, value in (checkpoint.text_encoder or {}).items())
     for key in extra:
@@ -129,12 +158,37 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
     files.write_tensors(path, {**tensors, **extra}, metadata)
 
 
-def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint; its state comes back dense, on the CPU, with exact zeros where it is masked.
+def find_checkpoint(path: Path | str) -> Path:
+    """Return the checkpoint file that a path names: itself, or the one in a run folder.
 
-    Raises InputError, naming the file and the entry, where it is missing, truncated, of another format,
-    or where its parts do not agree.
+    Raises:
+        MissingFileError: If there is no such file, or the folder holds no checkpoint.
+        InputError: If the file cannot be read.
     """
+    path = Path(path)
+    if not path.is_dir():
+        return files.existing_file(path)
+    if (path / NAME).exists():
+        return path / NAME
+    if (path / "state" / "state.pt").exists():
+        raise MissingFileError(f"{path}: this run is not finished; resume it with `ovstrans finetune` (`resume=True`)")
+    if (path / "recipe.toml").exists():
+        raise MissingFileError(f"{path}: the run has no {NAME} and no state to resume from; train it again")
+    raise MissingFileError(f"{path}: no {NAME} in this folder; give a run of `ovstrans finetune`")
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint. Its state comes back dense, on the CPU, with exact zeros where it is masked.
+
+    Args:
+        path: A checkpoint file, or the folder of a run.
+
+    Raises:
+        MissingFileError: As `find_checkpoint` does.
+        InputError: If the file is truncated or of another format, or its parts do not agree. The message names the
+            file and the entry.
+    """
+    path = find_checkpoint(path)
     tensors, metadata = files.read_tensors(path)
     where = str(path)
     found = metadata.get("format")
@@ -178,8 +232,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 def _take_mask(
     tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], about: Mapping[str, Any], where: str
 ) -> Mask | None:
-    """Make the masked tensors dense, in place; returns the mask, with what the file says of it."""
-    kept = densify(tensors, shapes, where=where)
+    """Make the masked tensors dense, in place, and return the mask with what the file says of it."""
+    kept = to_dense(tensors, shapes, where=where)
     if not kept:
         return None
     fields = {key: str(about.get(key, "")) for key in _MASK}
@@ -188,7 +242,7 @@ def _take_mask(
 
 
 def _take_text(tensors: dict[str, Tensor], classes: int, where: str) -> tuple[Tensor, Tensor]:
-    """Remove and return the text classifier's embeddings and owners."""
+    """Remove the text classifier's embeddings and owners from the tensors and return them."""
     for key in (EMBEDDINGS, OWNER):
         if key not in tensors:
             raise InputError(f"{where}: {key} is missing; {DAMAGED}")
@@ -213,3 +267,69 @@ def _refuse_nan(tensors: Mapping[str, Tensor], where: str) -> None:
 
 def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(value, allow_nan=False)
+
+
+def to_sparse(state: Mapping[str, Tensor], mask: Mask | None, *, where: str) -> dict[str, Tensor]:
+    """Return a framework's state with every masked tensor `W` as `W.values` and `W.bitmask`.
+
+    Raises:
+        MismatchError: If a masked tensor is missing, of another shape or not zero where it is masked, or if the
+            framework uses a name that this form needs. The message begins with `where`.
+    """
+    tensors = dict(state)
+    for name, kept in {} if mask is None else mask.tensors.items():
+        key = BACKBONE + name
+        if key not in tensors:
+            raise MismatchError(f"{where}: the mask is about {name}, but the state has no {key}; not written")
+        weight = tensors.pop(key).detach().cpu()
+        if weight.shape != kept.shape:
+            raise MismatchError(
+                f"{where}: {key} has shape {list(weight.shape)}, its mask {list(kept.shape)}; not written"
+            )
+        nonzero = int((weight[~kept] != 0).sum())
+        if nonzero:
+            raise MismatchError(
+                f"{where}: {nonzero} masked weights of {key} are not zero, the mask was not in force; "
+                "not written (train inside 'with mask.held(optimizer)', or call mask.apply first)"
+            )
+        for part, value in ((VALUES, weight[kept]), (BITMASK, pack(kept))):
+            if key + part in tensors:
+                raise MismatchError(f"{where}: {key + part} is a name that the sparse form needs; not written")
+            tensors[key + part] = value
+    return tensors
+
+
+def to_dense(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: str) -> dict[str, Tensor]:
+    """Replace values and bits by dense tensors, in place.
+
+    Args:
+        tensors: The tensors of a checkpoint.
+        shapes: Shapes of the masked tensors, by key.
+        where: Beginning of messages.
+
+    Returns:
+        Boolean tensors of what is kept, by name in the image encoder.
+
+    Raises:
+        InputError: If parts are missing or do not agree.
+    """
+    kept: dict[str, Tensor] = {}
+    for key, shape in shapes.items():
+        for part in (VALUES, BITMASK):
+            if key + part not in tensors:
+                raise InputError(f"{where}: {key + part} is missing; {DAMAGED}")
+        if key in tensors or not key.startswith(BACKBONE):
+            raise InputError(f"{where}: {key} is listed as masked and cannot be; {DAMAGED}")
+        bits = unpack(tensors.pop(key + BITMASK), shape, f"{where}: {key + BITMASK}")
+        values = tensors.pop(key + VALUES)
+        count = int(bits.sum())
+        if values.dim() != 1 or len(values) != count:
+            raise InputError(f"{where}: {key + VALUES} is {list(values.shape)}, its bitmask keeps {count}; {DAMAGED}")
+        dense = torch.zeros(shape, dtype=values.dtype)
+        dense[bits] = values
+        tensors[key] = dense
+        kept[key.removeprefix(BACKBONE)] = bits
+    for key in tensors:
+        if key.endswith(BITMASK):
+            raise InputError(f"{where}: {key} has no entry in shapes; {DAMAGED}")
+    return kept

@@ -136,7 +136,7 @@ def export(
 
 def _show(result: dict[str, Any]) -> None:
     from ovstrans import console
-    from ovstrans.interop.matching import shortened
+    from ovstrans.clip.weights import list_keys
 
     of = " ".join(filter(None, (result.get("framework"), result["model"], result["pretrained"])))
     facts = {
@@ -145,7 +145,7 @@ def _show(result: dict[str, Any]) -> None:
         "tensors": f"{result['tensors']:,}",
         "nonzero": f"{result['nonzero']:,} of {result['values']:,}",
         "bytes": f"{result['bytes']:,}",
-        **{key: shortened(result[key]) for key in ("missing", "unexpected") if result[key]},
+        **{key: list_keys(result[key]) for key in ("missing", "unexpected") if result[key]},
         **({"ignored": ", ".join(result["ignored"])} if result["ignored"] else {}),
     }
     width = max(map(len, facts))

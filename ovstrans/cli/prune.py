@@ -42,7 +42,7 @@ def prune(
     ] = None,
     scope: Annotated[
         str | None,
-        typer.Option(help="body (layer1-4), trunk (all but the first convolution), or patterns.", rich_help_panel=_HOW),
+        typer.Option(help="body (layer1-4), backbone (all but the first layer), or patterns.", rich_help_panel=_HOW),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Distillation steps a round; 0 only prunes.", rich_help_panel=_DISTIL)

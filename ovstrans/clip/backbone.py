@@ -1,12 +1,22 @@
-"""The trunk of a CLIP image encoder: stage features, dense embeddings, output stride.
+"""CLIP's image encoder and its backbone: layer names, prunable convolutions, features of every stage.
 
-A tower is of one of two kinds: open_clip's ModifiedResNet, or its TimmModel around timm's ConvNeXt.
+An image encoder is of one of two kinds: open_clip's ModifiedResNet, or its TimmModel around timm's ConvNeXt. Its
+backbone is all of it up to the last feature map; what follows, the head, pools that map and projects it into the space
+of the text embeddings.
+
+A layer is named by its key in open_clip's image encoder without `visual.`, never by position: `layer1.0.conv1` of a
+ResNet, `trunk.stages.0.blocks.0.mlp.fc1` of a ConvNeXt (`trunk` is the name of timm's model in open_clip's). timm
+writes most of a ConvNeXt's pointwise convolutions, which hold nearly all of its weights, as linear layers over
+channels-last maps. They count as convolutions here, whichever way they are written.
 
 Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding, `N` rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
 import torch
@@ -16,18 +26,133 @@ from torch.nn import functional as F
 from ovstrans.errors import InputError
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
-"""Feature maps at strides 4, 4, 8, 16 and 32."""
+"""Names of the feature maps, at strides 4, 4, 8, 16 and 32."""
+
+_CONVNEXT_BODY = "trunk.stages."
+
+BODY = ("layer1.", "layer2.", "layer3.", "layer4.", _CONVNEXT_BODY)
+"""Prefixes of the names of the body's layers, in a ResNet or a ConvNeXt."""
+
+_ATTENTION_POOL = "attnpool."
 
 
-def kind(encoder: nn.Module) -> Literal["resnet", "convnext"]:
-    """Which of the two a tower is, whatever of its head is still there."""
+def encoder_kind(encoder: nn.Module) -> Literal["resnet", "convnext"]:
+    """Return the kind of an image encoder, which may have lost its head."""
     return "convnext" if isinstance(getattr(encoder, "trunk", None), nn.Module) else "resnet"
 
 
-def stages(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Features of every stage. images: normalised, [B, 3, H, W]; each result is [B, C, h, w]."""
+def find_image_encoder(module: nn.Module) -> nn.Module:
+    """Return the image encoder in a module.
+
+    Args:
+        module: An image encoder, an open_clip CLIP or a framework, bare or wrapped by DDP or `torch.compile`.
+    """
+    for attribute in ("_orig_mod", "module", "visual", "backbone"):
+        inner = getattr(module, attribute, None)
+        if isinstance(inner, nn.Module):
+            return find_image_encoder(inner)
+    return module
+
+
+def backbone_convs(encoder: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return every convolution of the backbone by name, in order (RN50 has 55, ConvNeXt-L 112)."""
+    return {
+        name: module
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and name.startswith(_CONVNEXT_BODY))
+    }
+
+
+def scope_convs(encoder: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the convolutions in a pruning scope, by name and in order.
+
+    Args:
+        encoder: The image encoder.
+        scope: `body` is layer1 to layer4, which OpenTrans transfers, or the four stages of a ConvNeXt. `backbone` is
+            all but the first convolution, which OpenTrans ranks. Anything else is a list of comma-separated patterns
+            over layer names, such as `layer3.*,layer4.*`.
+
+    Raises:
+        InputError: If a pattern matches no convolution.
+    """
+    convs = backbone_convs(encoder)
+    if scope == "body":
+        return {name: conv for name, conv in convs.items() if name.startswith(BODY)}
+    if scope == "backbone":
+        return dict(list(convs.items())[1:])
+    chosen: set[str] = set()
+    for pattern in (part.strip() for part in scope.split(",")):
+        found = {name for name in convs if fnmatchcase(name, pattern)}
+        if not found:
+            raise InputError(
+                f"`scope={scope}`: {pattern!r} matches no convolution; use body, backbone, or patterns over layer "
+                f"names such as {next(iter(convs))!r} and 'layer4.*'"
+            )
+        chosen |= found
+    return {name: conv for name, conv in convs.items() if name in chosen}
+
+
+def stage_name(layer: str) -> str:
+    """Return the stage that a layer belongs to: `stem`, `layer1`, or `trunk.stages.0` of a ConvNeXt."""
+    parts = layer.split(".")
+    if len(parts) == 1:
+        return "stem"
+    return ".".join(parts[: 3 if layer.startswith(_CONVNEXT_BODY) else 2 if parts[0] == "trunk" else 1])
+
+
+def norm_name(layer: str) -> str:
+    """Return the name of the BatchNorm after a ResNet's convolution: `bn2` for `conv2`, `downsample.1` for `.0`."""
+    parent, _, last = layer.rpartition(".")
+    norm = "1" if last == "0" else last.replace("conv", "bn")
+    return f"{parent}.{norm}" if parent else norm
+
+
+def weight_matrices(encoder: nn.Module) -> dict[str, Tensor]:
+    """Return every weight that has a spectrum, by layer name: convolutions (4-d) and linear layers (2-d).
+
+    The head's layers are among them. Fused attention weights [3E, E] are split into `NAME.q`, `NAME.k` and `NAME.v`.
+    A depthwise kernel [C, 1, k, k] becomes the matrix [C, k*k] of its filters, because its slices by kernel position
+    are single columns, which have no spectrum.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            for part, weight in zip("qkv", module.in_proj_weight.detach().chunk(3), strict=True):
+                found[f"{name}.{part}"] = weight
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            weight = module.weight.detach()
+            depthwise = isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+            found[name] = weight.flatten(1) if depthwise else weight
+    return found
+
+
+def backbone_shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights of two or more dimensions, by name, without those of the attention pool.
+
+    They tell one architecture from another whatever a framework did to the head.
+
+    Args:
+        weights: Parameters or a state dict of an image encoder.
+    """
+    return {
+        key: tuple(value.shape)
+        for key, value in weights.items()
+        if key.endswith("weight") and value.dim() >= 2 and not key.startswith(_ATTENTION_POOL)
+    }
+
+
+def encode_stages(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Run the backbone and return the features of every stage.
+
+    Args:
+        encoder: The image encoder.
+        images: Normalised images [B, 3, H, W].
+
+    Returns:
+        Feature maps [B, C, h, w] by the names in `STAGES`.
+    """
     inner = cast(Any, encoder)
-    if kind(encoder) == "convnext":
+    if encoder_kind(encoder) == "convnext":
         layers = (inner.trunk.stem, *inner.trunk.stages)
     else:
         layers = (inner.stem, inner.layer1, inner.layer2, inner.layer3, inner.layer4)
@@ -38,63 +163,77 @@ def stages(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return features
 
 
-def channels(encoder: nn.Module) -> dict[str, int]:
-    """Channels C of res2 to res5, read off the layers: nothing runs, so meta towers will do."""
+def stage_channels(encoder: nn.Module) -> dict[str, int]:
+    """Return the channels C of res2 to res5, read off the layers without running them (meta tensors will do)."""
     inner = cast(Any, encoder)
-    if kind(encoder) == "convnext":
+    if encoder_kind(encoder) == "convnext":
         last = [stage.blocks[-1].conv_dw for stage in inner.trunk.stages]
     else:
         last = [layer[-1].conv3 for layer in (inner.layer1, inner.layer2, inner.layer3, inner.layer4)]
     return {name: conv.out_channels for name, conv in zip(STAGES[1:], last, strict=True)}
 
 
-def heads(encoder: nn.Module) -> list[nn.Module]:
-    """What carries a trunk into the space of the texts: the attention pool, or a ConvNeXt's norm and projection."""
+def head_modules(encoder: nn.Module) -> list[nn.Module]:
+    """Return the modules of the head: the attention pool, or a ConvNeXt's norm and projection."""
     inner = cast(Any, encoder)
-    return [inner.trunk.head, inner.head] if kind(encoder) == "convnext" else [inner.attnpool]
+    return [inner.trunk.head, inner.head] if encoder_kind(encoder) == "convnext" else [inner.attnpool]
 
 
 def drop_head(encoder: nn.Module) -> None:
-    """Leave of an image encoder its trunk, in place."""
-    given = cast(Any, encoder)
-    if kind(encoder) == "convnext":
-        given.trunk.norm_pre = given.trunk.head = given.head = None
+    """Remove the head of an image encoder in place, so that only the backbone is left."""
+    inner = cast(Any, encoder)
+    if encoder_kind(encoder) == "convnext":
+        inner.trunk.norm_pre = inner.trunk.head = inner.head = None
     else:
-        given.attnpool = None
+        inner.attnpool = None
 
 
-def project(encoder: nn.Module, features: Tensor) -> Tensor:
-    """A ConvNeXt's embeddings [N, E], not normalised, of features [N, C] that are pooled already.
+def project_pooled(encoder: nn.Module, features: Tensor) -> Tensor:
+    """Turn pooled features of a ConvNeXt into embeddings by its own head: timm's norm, open_clip's projection.
 
-    The tower's own head: the trunk's norm, whose global pool has a single position to average, then
-    open_clip's projection.
+    Args:
+        encoder: A ConvNeXt image encoder.
+        features: Pooled features [N, C].
+
+    Returns:
+        Embeddings [N, E], not normalised.
     """
     inner = cast(Any, encoder)
-    return inner.head(inner.trunk.head(features[:, :, None, None]))
+    # timm's head begins with a global average pool, which has a single position to average here.
+    return cast(Tensor, inner.head(inner.trunk.head(features[:, :, None, None])))
 
 
-def dense_embedding(encoder: nn.Module, res5: Tensor) -> Tensor:
-    """CLIP embeddings at every position: the head without its pooling.
+def encode_dense(encoder: nn.Module, res5: Tensor) -> Tensor:
+    """Compute CLIP embeddings at every position: the head without its pooling.
 
-    res5: [B, C, h, w]. Returns [B, E, h, w], not normalised, in the space of the text embeddings. Of a
-    ResNet's attention pool the value and output projections act on each position by itself, as 1x1
-    convolutions (Zhou et al., ECCV 2022, sec. 3.2); so do a ConvNeXt's norm and projection.
+    The value and output projections of a ResNet's attention pool act on each position by itself, as 1x1 convolutions
+    (Zhou et al., ECCV 2022, sec. 3.2). So do a ConvNeXt's norm and projection.
+
+    Args:
+        encoder: The image encoder.
+        res5: Features [B, C, h, w] of the last stage.
+
+    Returns:
+        Embeddings [B, E, h, w], not normalised, in the space of the text embeddings.
     """
-    if kind(encoder) == "convnext":
+    if encoder_kind(encoder) == "convnext":
         res5 = cast(Any, encoder).trunk.norm_pre(res5)
         batch, width, *size = res5.shape
-        rows = project(encoder, res5.flatten(2).transpose(1, 2).reshape(-1, width))
+        rows = project_pooled(encoder, res5.flatten(2).transpose(1, 2).reshape(-1, width))
         return rows.reshape(batch, -1, rows.shape[-1]).transpose(1, 2).unflatten(2, size)
     pool = cast(Any, encoder).attnpool
     value = F.conv2d(res5, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
     return F.conv2d(value, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)
 
 
-class SpreadPool2d(nn.Module):
-    """The average pool of a strided stage, evaluated at every position.
+class DilatedAvgPool2d(nn.Module):
+    """The 2x2 average pool of a strided stage, evaluated at every position with stride 1.
 
-    Averages 2x2 windows whose taps are `dilation` apart, stride 1. At the positions that the strided
-    pool would keep the result is the same; the last rows and columns repeat at the border.
+    At the positions that the strided pool would keep, the result is the same. The last rows and columns are repeated
+    at the border.
+
+    Args:
+        dilation: Distance between the positions that are averaged.
     """
 
     def __init__(self, dilation: int) -> None:
@@ -102,7 +241,7 @@ class SpreadPool2d(nn.Module):
         self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C, h, w]."""
+        """Pool [B, C, h, w] to the same shape."""
         step = self.dilation
         right = torch.cat([x[..., step:], x[..., -1:].expand(*x.shape[:-1], step)], dim=-1)
         rows = (x + right) / 2
@@ -111,30 +250,40 @@ class SpreadPool2d(nn.Module):
 
 
 def set_output_stride(encoder: nn.Module, stride: int) -> None:
-    """Set a ResNet trunk's output stride to 32, 16 or 8, in place, without touching a weight.
+    """Set the output stride of a ResNet's backbone in place, without touching a weight.
 
-    Strided stages are evaluated at every position and what follows is dilated (the a trous
-    algorithm): at the positions shared with output stride 32 the features keep their exact values.
-    Raises InputError for any other stride, for a ConvNeXt at any but 32, or for a map the trunk
-    cannot pool this way.
+    Strided stages are evaluated at every position and the convolutions after them are dilated (the a trous algorithm).
+    At the positions shared with output stride 32, the features keep their exact values.
+
+    Args:
+        encoder: The image encoder.
+        stride: 32, 16 or 8. A ConvNeXt takes 32 only.
+
+    Raises:
+        InputError: If the stride is not offered, or a stage does not pool by 2.
     """
-    if kind(encoder) == "convnext":
+    if encoder_kind(encoder) == "convnext":
         if stride != 32:
             raise InputError(f"output stride {stride}: only CLIP ResNets offer it; a ConvNeXt runs at 32")
         return
     if stride not in (8, 16, 32):
         raise InputError(f"output stride {stride}: not offered; use 32, 16 or 8")
-    trunk = cast(Any, encoder)
+    inner = cast(Any, encoder)
     dilation = 1
-    for number, layer in ((3, trunk.layer3), (4, trunk.layer4)):
-        spread = 2 ** (number + 1) > stride
+    for number, layer in ((3, inner.layer3), (4, inner.layer4)):
+        dilate = 2 ** (number + 1) > stride
         for position, block in enumerate(layer):
             # The first block's 3x3 runs before its pool, on the spacing of the stage before.
             block.conv2.dilation = block.conv2.padding = (dilation, dilation)
             if position == 0:
                 if block.stride != 2:
                     raise InputError(f"layer{number}: pools by {block.stride}, 2 is needed to change the output stride")
-                pool: nn.Module = SpreadPool2d(dilation) if spread else nn.AvgPool2d(2)
+                pool: nn.Module = DilatedAvgPool2d(dilation) if dilate else nn.AvgPool2d(2)
                 block.avgpool = pool
                 block.downsample[0] = pool
-                dilation *= 2 if spread else 1
+                dilation *= 2 if dilate else 1
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast on the tensor's device (meta tensors have no autocast)."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

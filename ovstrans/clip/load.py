@@ -8,20 +8,20 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 import ovstrans
-from ovstrans import console
-from ovstrans.clip.convnext import create_convnext, is_convnext
-from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
+from ovstrans.clip.backbone import backbone_shapes
+from ovstrans.clip.weights import VISUAL, fit_state, is_counter, read_state_dict, require_finite, weights_sha256
 from ovstrans.errors import InputError, MismatchError, did_you_mean
 
 DEFAULT_MODEL = "RN-mini"
@@ -30,42 +30,52 @@ DEFAULT_MODEL = "RN-mini"
 BUNDLED = "bundled"
 """Name of the weights that ship with the package."""
 
-_FIRST = {"ResNet": "conv1.weight", "ConvNeXt": "trunk.stem.0.weight"}
+_FIRST_WEIGHT = {"ResNet": "conv1.weight", "ConvNeXt": "trunk.stem.0.weight"}
 """The first weight of either kind of image encoder."""
 
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 
-@dataclass
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
 class Clip:
     """A CLIP and what is known of it.
 
-    model: open_clip's module, in eval mode.  name: open_clip model name.  pretrained: tag, file or
-    "bundled" ("" for random weights).  weights_sha256: hash of the image encoder, see
-    `weights.weights_sha256`.  image_size: pixels the tower was trained at.  mean, std: of RGB in
-    [0, 1].  tokenizer: texts to tokens [N, L].  has_text: False where the file held no text encoder.
+    Attributes:
+        model: open_clip's module, in eval mode.
+        name: open_clip model name.
+        pretrained: open_clip tag, file, or "bundled"; "" for random weights.
+        weights_sha256: Hash of the image encoder, see `clip.weights.weights_sha256`.
+        image_size: Side of the images that the encoder was trained on, in pixels.
+        mean: Mean of the RGB channels, for images in [0, 1].
+        std: Standard deviation of the RGB channels.
+        tokenizer: Turns texts into tokens [N, L].
+        has_text: False if the weights file held no text encoder.
     """
 
-    model: Any
+    model: Any = field(repr=False)
     name: str
     pretrained: str
     weights_sha256: str
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    tokenizer: Callable[[list[str]], Tensor]
+    tokenizer: Callable[[list[str]], Tensor] = field(repr=False)
     has_text: bool = True
 
     @property
     def visual(self) -> Any:
-        """The image encoder."""
+        """The image encoder, under open_clip's name for it."""
         return self.model.visual
 
     @property
     def embed_dim(self) -> int:
         """Dimension E of the space that images and texts share."""
-        return self.model.visual.output_dim
+        return int(self.model.visual.output_dim)
 
     def describe(self) -> dict[str, Any]:
-        """What a file made from this CLIP records of it."""
+        """Return what a file made from this CLIP records of it."""
         return {
             "model": self.name,
             "pretrained": self.pretrained,
@@ -76,24 +86,46 @@ class Clip:
         }
 
 
-def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
-    """A CLIP with a ModifiedResNet or ConvNeXt image encoder, in eval mode and float32.
+class ModelInfo(NamedTuple):
+    """Facts of an open_clip model that its configuration tells.
 
-    pretrained: an open_clip tag (weights come from the hub or its cache), a file (`.safetensors` or a
-    state dict; of a whole CLIP or of the image encoder alone), or None for the bundled weights of
-    RN-mini and open_clip's first tag of any other model. Raises InputError for an unknown model or
-    tag, an unreadable file, damaged weights, or when the hub cannot be reached; MismatchError where the
-    weights are of another architecture.
+    Attributes:
+        embed_dim: Dimension E of the space that images and texts share.
+        image_size: Side of the images that it was trained on, in pixels.
+        mean: Mean of the RGB channels, for images in [0, 1].
+        std: Standard deviation of the RGB channels.
+    """
+
+    embed_dim: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
+    """Load a CLIP with a ModifiedResNet or ConvNeXt image encoder, in eval mode and float32.
+
+    Args:
+        model: open_clip model name, or `RN-mini` for the bundled one.
+        pretrained: An open_clip tag, whose weights come from the hub or its cache; or a file (`.safetensors` or a
+            torch state dict) of a whole CLIP or of the image encoder alone. None takes the bundled weights for RN-mini
+            and open_clip's first tag for any other model.
+        device: Where the model goes.
+
+    Raises:
+        InputError: If the model or tag is unknown, the file cannot be read, the weights hold NaN or infinity, or the
+            hub cannot be reached.
+        MismatchError: If the weights are of another architecture.
     """
     config, preprocess = _config(model)
     source = _default_pretrained(model) if pretrained is None else pretrained
-    is_file = Path(source).exists() or Path(source).suffix in (".safetensors", ".pt", ".pth", ".bin", ".pkl")
+    is_file = Path(source).exists() or Path(source).suffix in _WEIGHT_SUFFIXES
     tags = open_clip.list_pretrained_tags_by_model(model)
     if is_file and source not in tags and source != BUNDLED:
         path = Path(source)
     elif model == DEFAULT_MODEL:
         if source != BUNDLED:
-            raise InputError(f"--pretrained {source}: no such file, and {model} has no tags but {BUNDLED!r}")
+            raise InputError(f"`pretrained={source}`: no such file, and {model} has no tags but {BUNDLED!r}")
         path = bundled_folder() / "open_clip_model.safetensors"
         if not path.exists():
             raise InputError(f"{path}: the bundled weights are missing; install ovstrans again")
@@ -112,10 +144,13 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
 
 
 def random_clip(model: str = DEFAULT_MODEL, seed: int = 0, *, pretrained: str = "") -> Clip:
-    """The architecture with random weights drawn from `seed`: for tests, baselines, and weights to come.
+    """Build a CLIP with random weights: for tests, baselines, and weights that are loaded afterwards.
 
-    pretrained: the tag that those have, if any; it may want another activation than the model's own
-    configuration says (OpenAI's RN50: QuickGELU).
+    Args:
+        model: As for `load_clip`.
+        seed: Seed of the weights.
+        pretrained: Tag of the weights to come, if any. They may need another activation than the model's own
+            configuration has (OpenAI's RN50: QuickGELU).
     """
     config, preprocess = _config(model)
     if pretrained in open_clip.list_pretrained_tags_by_model(model):
@@ -129,10 +164,13 @@ def random_clip(model: str = DEFAULT_MODEL, seed: int = 0, *, pretrained: str = 
 
 
 def create_image_encoder(model: str = DEFAULT_MODEL) -> nn.Module:
-    """The image encoder alone, with random weights; inside `with torch.device("meta")` it takes no memory."""
+    """Build the image encoder alone, with random weights.
+
+    Inside `with torch.device("meta")` it takes no memory.
+    """
     config, _ = _config(model)
-    if is_convnext(config):
-        return create_convnext(config)
+    if _is_convnext(config):
+        return _create_convnext(config)
     vision = config["vision_cfg"]
     width, size = vision["width"], vision["image_size"]
     heads = width * 32 // vision.get("head_width", 64)
@@ -140,15 +178,18 @@ def create_image_encoder(model: str = DEFAULT_MODEL) -> nn.Module:
 
 
 def create_clip(model: str = DEFAULT_MODEL) -> Any:
-    """open_clip's module of both towers, with random weights; inside `with torch.device("meta")` it takes no memory."""
+    """Build open_clip's module of image and text encoder, with random weights.
+
+    Inside `with torch.device("meta")` it takes no memory.
+    """
     config, preprocess = _config(model)
     return _build(model, config, preprocess).model
 
 
-def model_info(model: str) -> tuple[int, int, tuple[float, ...], tuple[float, ...]]:
-    """(embedding dimension, image size, mean, std) of a model, without building it."""
+def model_info(model: str) -> ModelInfo:
+    """Return facts of a model without building it; InputError if it is unknown."""
     config, preprocess = _config(model)
-    return (
+    return ModelInfo(
         config["embed_dim"],
         config["vision_cfg"]["image_size"],
         tuple(preprocess["mean"]),
@@ -157,14 +198,30 @@ def model_info(model: str) -> tuple[int, int, tuple[float, ...], tuple[float, ..
 
 
 def model_names() -> list[str]:
-    """Models whose image encoder is a ModifiedResNet or a ConvNeXt, the bundled one first."""
+    """Return the models that can be loaded, the bundled one first."""
     known = open_clip.list_models()
     resnets = [name for name in known if name.startswith("RN")]
-    return [DEFAULT_MODEL, *resnets, *(name for name in known if is_convnext(open_clip.get_model_config(name)))]
+    return [DEFAULT_MODEL, *resnets, *(name for name in known if _is_convnext(open_clip.get_model_config(name)))]
+
+
+@lru_cache(maxsize=8)
+def model_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of a model's backbone weights by name, or None if the model is unknown.
+
+    See `clip.backbone.backbone_shapes`.
+    """
+    if not model:
+        return None
+    try:
+        with torch.device("meta"):
+            encoder = create_image_encoder(model)
+    except InputError:
+        return None
+    return backbone_shapes(dict(encoder.named_parameters()))
 
 
 def bundled_folder() -> Path:
-    """Where the bundled RN-mini is: inside the installed package, or in the checkout beside it."""
+    """Return the folder of the bundled RN-mini: in the installed package, or in the checkout beside it."""
     package = Path(ovstrans.__file__).parent
     for folder in (package / "bundled" / "rn-mini", package.parent / "checkpoints" / "rn-mini"):
         if (folder / "open_clip_config.json").exists():
@@ -173,8 +230,8 @@ def bundled_folder() -> Path:
 
 
 @contextlib.contextmanager
-def quiet_logging() -> Iterator[None]:
-    """Keep open_clip's own log lines and the hub's progress bars out of ours."""
+def _quiet_logging() -> Iterator[None]:
+    """Silence open_clip's log lines while the block runs."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -184,7 +241,7 @@ def quiet_logging() -> Iterator[None]:
 
 
 def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model configuration, preprocessing) of a name; InputError where it is unknown or of another kind."""
+    """Return (model configuration, preprocessing); InputError if the model is unknown or of another kind."""
     preprocess: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     if model == DEFAULT_MODEL:
         both = json.loads((bundled_folder() / "open_clip_config.json").read_text())
@@ -192,10 +249,10 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     config = open_clip.get_model_config(model)
     if config is None:
         hint = did_you_mean(model, model_names())
-        raise InputError(f"model {model!r}: unknown; {hint}known are {', '.join(model_names())}")
-    if not (is_convnext(config) or isinstance(config["vision_cfg"].get("layers"), (list, tuple))):
+        raise InputError(f"`model={model}`: unknown; {hint}known are {', '.join(model_names())}")
+    if not (_is_convnext(config) or isinstance(config["vision_cfg"].get("layers"), (list, tuple))):
         raise InputError(
-            f"model {model!r}: its image encoder is not a ModifiedResNet or a ConvNeXt; "
+            f"`model={model}`: its image encoder is not a ModifiedResNet or a ConvNeXt; "
             f"models that work are {', '.join(model_names())}"
         )
     config = copy.deepcopy(config)
@@ -203,8 +260,30 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, preprocess
 
 
+def _is_convnext(config: Mapping[str, Any]) -> bool:
+    """Return whether the image encoder of an open_clip model configuration is a ConvNeXt."""
+    return str(config["vision_cfg"].get("timm_model_name") or "").startswith("convnext")
+
+
+def _create_convnext(config: Mapping[str, Any]) -> nn.Module:
+    """Build a ConvNeXt image encoder with random weights; timm is never asked for pretrained ones."""
+    vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
+    encoder = TimmModel(
+        vision.timm_model_name,
+        config["embed_dim"],
+        image_size=vision.image_size,
+        pool=vision.timm_pool,
+        proj=vision.timm_proj,
+        proj_bias=vision.timm_proj_bias,
+        drop=vision.timm_drop,
+        drop_path=vision.timm_drop_path,
+    )
+    encoder.output_dim = config["embed_dim"]  # as a ModifiedResNet has it
+    return encoder
+
+
 def _quick_gelu(config: Mapping[str, Any], tag: Mapping[str, Any]) -> bool:
-    """Whether weights of that tag, put into that model, want QuickGELU."""
+    """Return whether a model with the weights of a tag uses QuickGELU."""
     return bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
 
 
@@ -213,25 +292,25 @@ def _default_pretrained(model: str) -> str:
         return BUNDLED
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not tags:
-        raise InputError(f"model {model}: open_clip knows no weights of it; give a file with --pretrained FILE")
-    return tags[0]
+        raise InputError(f"`model={model}`: open_clip has no weights of it; give a file as `pretrained`")
+    return str(tags[0])
 
 
 def _fetch(model: str, tag: str, tags: list[str]) -> tuple[Path, Mapping[str, Any]]:
-    """The local file of a tag, downloaded where it is not cached yet, and the tag's settings."""
+    """Return the local file of a tag, downloaded if it is not cached yet, and the tag's settings."""
     if tag not in tags:
         known = f"tags are {', '.join(tags)}" if tags else "it has none; give a file"
-        raise InputError(f"--pretrained {tag}: neither a file nor a tag of {model}; {known}")
+        raise InputError(f"`pretrained={tag}`: neither a file nor a tag of {model}; {known}")
     settings = open_clip.get_pretrained_cfg(model, tag)
-    console.say(f"fetching {model} ({tag}) ...")  # a download takes its time, and so does finding no network
+    logger.info("fetching %s (%s) ...", model, tag)  # a download takes its time, and so does finding no network
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        with quiet_logging():
+        with _quiet_logging():
             return Path(open_clip.download_pretrained(settings)), settings
     except Exception as error:  # the hub's client raises many kinds
         where = settings.get("hf_hub") or settings.get("url")
         raise InputError(
-            f"--pretrained {tag}: the weights of {model} ({where}) could not be fetched "
+            f"`pretrained={tag}`: the weights of {model} ({where}) could not be fetched "
             f"({type(error).__name__}); with no network, download them elsewhere and give the file"
         ) from error
 
@@ -242,10 +321,10 @@ def _tokenizer(context_length: int) -> Callable[[list[str]], Tensor]:
 
 
 def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Clip:
-    wanted = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
-    with quiet_logging():
-        module = open_clip.CLIP(**wanted)
-    module.visual.output_dim = config["embed_dim"]  # a TimmModel does not say so itself
+    arguments = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+    with _quiet_logging():
+        module = open_clip.CLIP(**arguments)
+    module.visual.output_dim = config["embed_dim"]  # a TimmModel does not set it itself
     return Clip(
         model=module,
         name=model,
@@ -258,31 +337,27 @@ def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any])
     )
 
 
-def _load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> bool:
-    """Load a whole CLIP, or an image encoder alone; returns whether the text encoder was there."""
-    wanted = module.state_dict()
-    kind, anchor = next(item for item in _FIRST.items() if VISUAL + item[1] in wanted)
-    encoder_only = VISUAL + anchor not in state
+def _load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> bool:
+    """Load a whole CLIP, or an image encoder alone, into open_clip's module.
+
+    Returns:
+        Whether the state held the text encoder.
+    """
+    needed = module.state_dict()
+    kind, first = next(item for item in _FIRST_WEIGHT.items() if VISUAL + item[1] in needed)
+    encoder_only = VISUAL + first not in state
     if encoder_only:
-        if anchor not in state:
+        if first not in state:
             raise MismatchError(
-                f"{origin}: no image encoder of a CLIP {kind} in it (neither {VISUAL}{anchor} nor {anchor})"
+                f"{where}: no image encoder of a CLIP {kind} in it (neither {VISUAL}{first} nor {first})"
             )
         state = {VISUAL + key: value for key, value in state.items()}
-    for key, value in state.items():
-        if key in wanted and wanted[key].shape != value.shape:
-            expected, found = list(wanted[key].shape), list(value.shape)
-            raise MismatchError(f"{origin}: {key} has shape {found}, the model needs {expected}: another architecture")
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")} | {"attn_mask"}
-    if encoder_only:
-        optional |= {key for key in wanted if not key.startswith(VISUAL)}
-    missing = [key for key in wanted if key not in state and key not in optional]
-    unexpected = [key for key in state if key not in wanted and key not in optional]
-    if missing or unexpected:
-        first, word = (missing[0], "is missing") if missing else (unexpected[0], "is not the model's")
-        raise MismatchError(f"{origin}: {first} {word}: another architecture")
+    fit = fit_state(
+        state, needed, where, optional=lambda key: is_counter(key) or (encoder_only and not key.startswith(VISUAL))
+    )
+    fit.require_complete()
+    fit.require_known()
     module.load_state_dict(
-        {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key in wanted},
-        strict=False,
+        {key: value.float() if value.is_floating_point() else value for key, value in fit.state.items()}, strict=False
     )
     return not encoder_only

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans import files
+from ovstrans.clip.backbone import full_precision
 from ovstrans.clip.load import Clip
-from ovstrans.clip.precision import full_precision
 from ovstrans.clip.weights import VISUAL, weights_sha256
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -30,9 +30,15 @@ MAX_SCALE = 100.0
 """CLIP's bound on the inverse temperature (Radford et al. 2021, sec. 2.5)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextClassifier:
-    """embeddings: [R, E], unit rows.  owner: [R], the class each row speaks for.  vocabulary: its K classes."""
+    """The text embeddings of a vocabulary, one row per synonym.
+
+    Attributes:
+        embeddings: Rows [R, E] of unit length.
+        owner: Index [R] of the class that each row belongs to.
+        vocabulary: The K classes.
+    """
 
     embeddings: Tensor
     owner: Tensor
@@ -40,15 +46,15 @@ class TextClassifier:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """The number K of classes."""
         return len(self.vocabulary)
 
     def to(self, device: torch.device | str) -> TextClassifier:
-        """The same on another device."""
+        """Return the classifier on another device."""
         return replace(self, embeddings=self.embeddings.to(device), owner=self.owner.to(device))
 
     def subset(self, classes: Sequence[int]) -> TextClassifier:
-        """The classifier of some classes, by index and in that order."""
+        """Return the classifier of some classes, by index and in that order."""
         if list(classes) == list(range(self.num_classes)):
             return self
         place = self.owner.new_full((self.num_classes,), -1)
@@ -58,16 +64,23 @@ class TextClassifier:
 
 
 def embed_vocabulary(clip: Clip, vocabulary: Vocabulary, *, cache: bool = True) -> TextClassifier:
-    """The text classifier of a vocabulary.
+    """Embed the class names of a vocabulary.
 
-    Every synonym fills every template; each prompt's embedding is normalised, the templates averaged
-    and the average normalised (Radford et al. 2021, sec. 3.1.4). The result is kept on disk, by text
-    tower, names and templates. Raises InputError where the CLIP came without its text encoder.
+    Every synonym fills every template. Each prompt's embedding is normalised, the templates are averaged and the
+    average is normalised (Radford et al. 2021, sec. 3.1.4).
+
+    Args:
+        clip: The CLIP whose text encoder is used.
+        vocabulary: Class names, synonyms and templates.
+        cache: Keep the result on disk, by text encoder, names and templates, and take it from there.
+
+    Raises:
+        InputError: If the CLIP came without its text encoder.
     """
     if not clip.has_text:
         raise InputError(
             f"{clip.pretrained}: holds the image encoder only, but class names need the text encoder; "
-            "give the weights of the whole CLIP"
+            "give the weights of the whole CLIP as `pretrained`"
         )
     names = [name for synonyms in vocabulary.classes for name in synonyms]
     owner = torch.tensor([number for number, synonyms in enumerate(vocabulary.classes) for _ in synonyms])
@@ -80,7 +93,11 @@ def embed_vocabulary(clip: Clip, vocabulary: Vocabulary, *, cache: bool = True) 
 
 
 def embed_texts(clip: Clip, names: list[str], templates: tuple[str, ...] = ("{}",)) -> Tensor:
-    """Unit embeddings [len(names), E] on the CPU, averaged over templates."""
+    """Embed texts, averaged over templates.
+
+    Returns:
+        Rows [len(names), E] of unit length, on the CPU.
+    """
     device = next(clip.model.parameters()).device
     total = torch.zeros(len(names), clip.embed_dim)
     with torch.inference_mode():
@@ -94,8 +111,18 @@ def embed_texts(clip: Clip, names: list[str], templates: tuple[str, ...] = ("{}"
     return F.normalize(total, dim=-1).clone()
 
 
-def class_scores(similarity: Tensor, owner: Tensor, num_classes: int, dim: int = 1) -> Tensor:
-    """Scores of classes from scores of rows: the best synonym's. `similarity` has R along `dim`, the result K."""
+def reduce_synonyms(similarity: Tensor, owner: Tensor, num_classes: int, dim: int = 1) -> Tensor:
+    """Turn scores of synonyms into scores of classes: each class gets its best synonym's.
+
+    Args:
+        similarity: Scores with R rows along `dim`.
+        owner: Index [R] of the class that each row belongs to.
+        num_classes: The number K of classes.
+        dim: The dimension of the rows.
+
+    Returns:
+        Scores with K classes along `dim`.
+    """
     shape = list(similarity.shape)
     shape[dim] = num_classes
     index = owner.view([-1 if axis == dim % similarity.dim() else 1 for axis in range(similarity.dim())])
@@ -106,10 +133,16 @@ def class_scores(similarity: Tensor, owner: Tensor, num_classes: int, dim: int =
 def cosine_scores(
     features: Tensor, text: TextClassifier, scale: Tensor | float, *, extra: Tensor | None = None
 ) -> Tensor:
-    """Scaled cosine similarity to each class, the best of its synonyms.
+    """Compute the scaled cosine similarity of features to each class, taking the best of its synonyms.
 
-    features: [B, E, *], of any length.  extra: [E], of any length, one more class after the others.
-    Returns [B, K, *], or [B, K + 1, *], in float32 whatever autocast says.
+    Args:
+        features: Features [B, E, *]; their length does not matter.
+        text: The classes.
+        scale: Factor of the similarity (CLIP's temperature).
+        extra: Embedding [E] of one more class, which comes after the others; its length does not matter.
+
+    Returns:
+        Scores [B, K, *], or [B, K + 1, *] with `extra`, in float32 whatever autocast says.
     """
     rows, owner, classes = text.embeddings.float(), text.owner, text.num_classes
     with full_precision(features):
@@ -118,7 +151,7 @@ def cosine_scores(
             owner, classes = torch.cat([owner, owner.new_tensor([classes])]), classes + 1
         flat = F.normalize(features.float().flatten(2), dim=1)
         similarity = scale * torch.einsum("bep,re->brp", flat, rows)
-        scores = class_scores(similarity, owner, classes, dim=1)
+        scores = reduce_synonyms(similarity, owner, classes, dim=1)
     return scores.unflatten(2, features.shape[2:])
 
 
@@ -146,7 +179,7 @@ class TextScores(nn.Module):
 
 
 def cache_folder() -> Path:
-    """Where ovstrans keeps what can be made again: $OVSTRANS_CACHE, or the user's cache folder."""
+    """Return the folder for what can be computed again: $OVSTRANS_CACHE, or one in the user's cache folder."""
     if "OVSTRANS_CACHE" in os.environ:
         return Path(os.environ["OVSTRANS_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovstrans"
@@ -159,7 +192,7 @@ def _cache_path(clip: Clip, names: list[str], templates: tuple[str, ...]) -> Pat
 
 
 def _activation(clip: Clip) -> list[str]:
-    """What the same weights may be computed with: nothing for open_clip's usual GELU, else its name."""
+    """Return the name of the text encoder's activation, or nothing for open_clip's usual GELU."""
     kind = type(clip.model.transformer.resblocks[0].mlp.gelu).__name__
     return [] if kind == "GELU" else [kind]
 
@@ -170,7 +203,7 @@ def _read_cache(path: Path | None, rows: int, dim: int) -> Tensor | None:
     try:
         embeddings = files.read_tensors(path)[0].get("embeddings")
     except InputError:
-        return None  # a damaged cache is made again
+        return None  # a damaged cache is computed again
     return embeddings if embeddings is not None and tuple(embeddings.shape) == (rows, dim) else None
 
 
@@ -180,4 +213,4 @@ def _write_cache(path: Path | None, embeddings: Tensor) -> None:
     try:
         files.write_tensors(path, {"embeddings": embeddings}, {"format": "ovstrans.text/1"})
     except InputError:
-        return  # no cache folder to write in: the next run computes them again
+        return  # no folder to write in: the next run computes them again

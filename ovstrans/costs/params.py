@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from ovstrans.clip.layers import find_image_encoder
+from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.masks.mask import Mask
-from ovstrans.masks.match import encoder_tensors, require_fit
+from ovstrans.masks.mask import Mask, require_fit
 
 OTHER = "other"
 """The component of whatever no component names."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
-from ovstrans.clip.backbone import drop_head, stages
+from ovstrans.clip.backbone import drop_head, encode_stages
 from ovstrans.clip.load import DEFAULT_MODEL, create_image_encoder, model_info, model_names
 from ovstrans.clip.text import TextClassifier
 from ovstrans.costs.vocabulary import recipe_vocabulary
@@ -72,7 +72,7 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] to res5 [B, C, h, w]."""
-        return stages(self.backbone, images)["res5"]
+        return encode_stages(self.backbone, images)["res5"]
 
 
 def resolve(

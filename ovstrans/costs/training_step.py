@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovstrans.clip.layers import find_image_encoder, norm_of
+from ovstrans.clip.backbone import find_image_encoder, norm_name
 from ovstrans.costs.autograd import StepMacs, count_step
 from ovstrans.costs.flops import Flops
 from ovstrans.costs.objective import training_outputs
@@ -142,7 +142,7 @@ def still_parameters(
     """The parameters in `module` that do not train under a plan; see `executed_training`."""
     still = frozen_weights(module, frozen)
     prefix = encoder_prefix(module)
-    quiet = {norm_of(name) for name in frozen} if freeze_norms else set()
+    quiet = {norm_name(name) for name in frozen} if freeze_norms else set()
     for name, inner in find_image_encoder(module).named_modules():
         if isinstance(inner, _BatchNorm) and (norms == "frozen" or name in quiet):
             still |= {f"{prefix}{name}.{own}" for own, _ in inner.named_parameters()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ovstrans.clip.precision import full_precision
+from ovstrans.clip.backbone import full_precision
 from ovstrans.datasets.augment import compute_evaluation_size, resize_image
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError

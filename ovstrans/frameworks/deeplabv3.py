@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from ovstrans.clip.backbone import dense_embedding, set_output_stride, stages
+from ovstrans.clip.backbone import encode_dense, encode_stages, set_output_stride
 from ovstrans.clip.text import TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
@@ -57,7 +57,7 @@ class ClipPath(nn.Module):
 
         like: a map [B, *, h, w] whose size the result gets, by interpolation where it is not res5's own.
         """
-        dense = dense_embedding(self, res5).float()
+        dense = encode_dense(self, res5).float()
         if text is None:
             return F.normalize(raised(dense, like), dim=1)
         return raised(cosine_scores(F.normalize(dense, dim=1), text, scale), like)  # raised last: few channels
@@ -172,7 +172,7 @@ class DeepLabV3(Framework):
 
         The embeddings have res5's stride, or 4 with the decoder "plus".
         """
-        found = stages(self.backbone, self.prepare(images))
+        found = encode_stages(self.backbone, self.prepare(images))
         res5 = found["res5"]
         far = self.aspp(res5)
         embedding = self.embed(far if self.decoder is None else self.decoder(far, found["res2"]))

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip import backbone as clip_trunk
-from ovstrans.clip.pooling import mask_embeddings, valid_masks
+from ovstrans.clip import backbone as clip_backbone
+from ovstrans.clip.pooling import encode_masks, valid_masks
 from ovstrans.clip.text import MAX_SCALE, TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
 from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
@@ -61,17 +61,17 @@ class ClipHead(nn.Module):
         super().__init__()
         self.scale = scale
         given = cast(Any, encoder)
-        if clip_trunk.kind(encoder) == "convnext":
+        if clip_backbone.encoder_kind(encoder) == "convnext":
             self.trunk = nn.ModuleDict({"norm_pre": given.trunk.norm_pre, "head": given.trunk.head})
             self.head = given.head
         else:
             self.attnpool = given.attnpool
-        clip_trunk.drop_head(encoder)
+        clip_backbone.drop_head(encoder)
         self.requires_grad_(False)
 
     def forward(self, res5: Tensor, masks: Tensor, text: TextClassifier) -> Tensor:
         """Features [B, C, h, w] and mask logits [B, Q, *, *] to class logits [B, Q, K]."""
-        embedding = mask_embeddings(self, res5, masks)
+        embedding = encode_masks(self, res5, masks)
         return cosine_scores(embedding.transpose(1, 2), text, self.scale).transpose(1, 2)
 
 
@@ -119,13 +119,13 @@ class FCCLIP(MaskFramework):
         self._check_options()
         self.frozen_trunk = self.options["trunk"] == "frozen"
         valid = self.options["ensemble_on_valid_mask"]
-        self._valid_only = valid == "on" or (valid == "auto" and clip_trunk.kind(self.backbone) == "resnet")
+        self._valid_only = valid == "on" or (valid == "auto" and clip_backbone.encoder_kind(self.backbone) == "resnet")
         self.class_head = ClassHead(self.options["width"], self.embed_dim)
         self.clip_head: ClipHead | None = None
         if self.options["ensemble"]:
             self.clip_head = ClipHead(self.backbone, self.options["clip_scale"])
         else:
-            clip_trunk.drop_head(self.backbone)
+            clip_backbone.drop_head(self.backbone)
         self.backbone.requires_grad_(not self.frozen_trunk)
         self.train(self.training)
 

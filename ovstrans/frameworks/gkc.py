@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import drop_head
-from ovstrans.clip.precision import full_precision
+from ovstrans.clip.backbone import drop_head, full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements

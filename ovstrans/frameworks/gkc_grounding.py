@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ovstrans.clip.precision import full_precision
+from ovstrans.clip.backbone import full_precision
 
 
 def grounding_loss(words: Sequence[Tensor], regions: Sequence[Tensor], scale: Tensor | float) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import drop_head, kind
-from ovstrans.clip.pooling import mask_embeddings
+from ovstrans.clip.backbone import drop_head, encoder_kind
+from ovstrans.clip.pooling import encode_masks
 from ovstrans.clip.text import TextClassifier, cosine_scores
 
 NON_OBJECT_STD = 512**-0.5
@@ -71,7 +71,7 @@ class ClipPool(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         given = cast(Any, encoder)
-        if kind(encoder) == "convnext":
+        if encoder_kind(encoder) == "convnext":
             self.trunk = nn.ModuleDict({"norm_pre": given.trunk.norm_pre, "head": given.trunk.head})
             self.head = given.head
         else:
@@ -81,4 +81,4 @@ class ClipPool(nn.Module):
 
     def forward(self, res5: Tensor, masks: Tensor) -> Tensor:
         """Features [B, C, h, w] and mask logits [B, Q, *, *] to unit embeddings [B, Q, E]."""
-        return F.normalize(mask_embeddings(self, res5, masks), dim=-1)
+        return F.normalize(encode_masks(self, res5, masks), dim=-1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as published
 
-from ovstrans.clip.precision import full_precision
+from ovstrans.clip.backbone import full_precision
 from ovstrans.errors import InputError
 
 FEATURES = ("res2", "res3", "res4", "res5")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as published
 
-from ovstrans.clip.precision import full_precision
+from ovstrans.clip.backbone import full_precision
 from ovstrans.datasets.segments import Segments
 
 Match = tuple[Tensor, Tensor]

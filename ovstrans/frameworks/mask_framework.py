@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import channels, stages
+from ovstrans.clip.backbone import encode_stages, stage_channels
 from ovstrans.clip.text import TextClassifier
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
@@ -91,7 +91,7 @@ class MaskFramework(Framework):
                 "a chance from 0 to below 1 is needed"
             )
         sizes = ("queries", "width", "heads", "encoder_layers", "encoder_ffn", "decoder_layers", "decoder_ffn")
-        found = channels(self.backbone)
+        found = stage_channels(self.backbone)
         self.head = MaskHead([found[name] for name in FEATURES], **{name: self.options[name] for name in sizes})
         self.criterion = Criterion(points=self.options["points"])
 
@@ -110,7 +110,7 @@ class MaskFramework(Framework):
 
     def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
         """Features res2 to res5 of images [B, 3, H, W] in [0, 1]."""
-        return stages(self.backbone, self.prepare(images))
+        return encode_stages(self.backbone, self.prepare(images))
 
     def class_scores(self, found: HeadOutput, prediction: int, text: TextClassifier) -> Tensor:
         """Class logits [B, Q, K + 1] of one of the decoder's predictions, the void last."""

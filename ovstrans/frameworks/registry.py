@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import Clip, create_image_encoder, load_clip, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
-from ovstrans.clip.weights import VISUAL
-from ovstrans.errors import InputError, MismatchError, did_you_mean
+from ovstrans.clip.weights import VISUAL, fit_state
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks.base import Framework
 from ovstrans.vocabulary.prompts import AUTO, BARE, DATASET, get_templates, use_class_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -95,21 +95,15 @@ def _own_copy(value: Tensor) -> Tensor:
 
 
 def _check_fit(framework: Framework, checkpoint: Checkpoint) -> None:
-    wanted, found = framework.state_dict(), checkpoint.state
-    what = f"checkpoint of {framework.name} on {checkpoint.clip['model']}"
-    for key, value in wanted.items():
-        if key not in found:
-            raise MismatchError(f"{what}: {key} is missing; the file and its recorded options do not belong together")
-        if found[key].shape != value.shape:
-            raise MismatchError(
-                f"{what}: {key} has shape {list(found[key].shape)}, {list(value.shape)} is needed; "
-                "the file and its recorded options do not belong together"
-            )
-    for key in found:
-        if key not in wanted:
-            raise MismatchError(
-                f"{what}: {key} is not part of this framework; the file and its recorded options do not belong together"
-            )
+    fit = fit_state(
+        checkpoint.state,
+        framework.state_dict(),
+        f"checkpoint of {framework.name} on {checkpoint.clip['model']}",
+        optional=lambda key: False,
+        remedy="the file and its recorded options do not belong together",
+    )
+    fit.require_complete()
+    fit.require_known()
 
 
 def text_clip(checkpoint: Checkpoint) -> Clip:
@@ -123,12 +117,10 @@ def text_clip(checkpoint: Checkpoint) -> Clip:
         return load_clip(recorded["model"], recorded["pretrained"] or None)
     clip = random_clip(recorded["model"], pretrained=recorded["pretrained"])
     wanted = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
-    for key, value in checkpoint.text_encoder.items():
-        if key not in wanted or wanted[key].shape != value.shape:
-            raise MismatchError(f"text encoder of the checkpoint: {key} does not fit {recorded['model']}")
-    for key in wanted:
-        if key not in checkpoint.text_encoder and key != "attn_mask":
-            raise MismatchError(f"text encoder of the checkpoint: {key} of {recorded['model']} is missing")
+    where = f"text encoder of the checkpoint, on {recorded['model']}"
+    fit = fit_state(checkpoint.text_encoder, wanted, where, optional=lambda key: key == "attn_mask")
+    fit.require_complete()
+    fit.require_known()
     clip.model.load_state_dict({key: value.float() for key, value in checkpoint.text_encoder.items()}, strict=False)
     return replace(clip, pretrained=recorded["pretrained"], weights_sha256=recorded["weights_sha256"])
 

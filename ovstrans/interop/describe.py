@@ -18,13 +18,12 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
-from ovstrans.checkpoints.sparse import BACKBONE
+from ovstrans.checkpoints.file import BACKBONE
 from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
 from ovstrans.errors import CheckFailed, InputError
 from ovstrans.masks import file as mask_file
-from ovstrans.masks.bits import parse_object
-from ovstrans.masks.mask import Mask, density_rows
-from ovstrans.masks.match import require_shapes
+from ovstrans.masks.file import parse_object
+from ovstrans.masks.mask import Mask, density_rows, require_shapes
 
 WEIGHTS_FORMAT = "ovstrans.weights/1"
 """`format` of the pruned weights that `prune` writes beside a mask."""

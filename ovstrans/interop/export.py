@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.checkpoints.file import TEXT_ENCODER, Checkpoint, save_checkpoint
-from ovstrans.checkpoints.sparse import BACKBONE
+from ovstrans.checkpoints.file import BACKBONE, TEXT_ENCODER, Checkpoint, save_checkpoint
 from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import InputError
 from ovstrans.interop.describe import WEIGHTS_FORMAT

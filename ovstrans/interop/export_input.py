@@ -9,10 +9,10 @@ from typing import Any
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import Checkpoint
+from ovstrans.clip.weights import StateFit
 from ovstrans.errors import InputError
 from ovstrans.interop.foreign import Foreign, read_foreign
 from ovstrans.interop.import_framework import PUBLISHED_CLIP, import_checkpoint, with_text
-from ovstrans.interop.matching import Imported
 from ovstrans.interop.origin import read_about, recorded_image_encoder, recorded_mask
 from ovstrans.interop.plain_clip import (
     PlainClip,
@@ -58,7 +58,7 @@ class ExportInput:
     ignored: entries of the file that are no weights."""
 
     found: Checkpoint | PlainClip | Mask
-    imported: Imported | None = None
+    imported: StateFit | None = None
     ignored: tuple[str, ...] = ()
 
 

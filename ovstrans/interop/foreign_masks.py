@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ovstrans.clip.layers import BODY
-from ovstrans.clip.weights import read_state_dict
+from ovstrans.clip.backbone import BODY
+from ovstrans.clip.weights import WRAPPERS, read_state_dict
 from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask
-from ovstrans.masks.match import WRAPPERS
 
 _SUFFIX = "_mask"
 

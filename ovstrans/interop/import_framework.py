@@ -13,15 +13,16 @@ from torch import Tensor
 from ovstrans.checkpoints.file import TEXT_ENCODER, Checkpoint
 from ovstrans.clip.load import create_image_encoder, load_clip, model_info
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
+from ovstrans.clip.weights import StateFit, fit_state
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.registry import text_clip, with_prompts
 from ovstrans.interop.export import from_upstream, upstream_names
 from ovstrans.interop.foreign import Foreign
-from ovstrans.interop.matching import Imported, match, rename
+from ovstrans.interop.matching import rename
 from ovstrans.interop.origin import OURS, read_about
-from ovstrans.interop.plain_clip import open_clip_name
+from ovstrans.interop.plain_clip import NAME_THE_MODEL, PARTIAL, open_clip_name
 from ovstrans.masks.mask import Mask
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -60,7 +61,7 @@ def import_checkpoint(
     mask: Mask | None = None,
     partial: bool = False,
     seed: int = 0,
-) -> tuple[Checkpoint, Imported]:
+) -> tuple[Checkpoint, StateFit]:
     """A checkpoint of ours with the weights of a file, and how its entries compare with the framework's.
 
     framework: name; model, pretrained: the CLIP it is built on; None takes what the file records, and
@@ -85,10 +86,11 @@ def import_checkpoint(
     text = {key.removeprefix(TEXT_ENCODER): value for key, value in state.items() if key.startswith(TEXT_ENCODER)}
     state = {key: value for key, value in state.items() if not key.startswith(TEXT_ENCODER)}
     options = {**_optional_parts(name, state), **about.get("options", {}), **head_options(name, state)}
-    imported = match(state, _blank(name, clip["model"], options).state_dict(), where)
+    wanted = _blank(name, clip["model"], options).state_dict()
+    imported = fit_state(state, wanted, where, remedy=NAME_THE_MODEL)
     imported = replace(imported, unexpected=(*unknown, *imported.unexpected))
     if not partial:
-        imported.require(where)
+        imported.require_complete(remedy=PARTIAL)
     start = _start(name, clip, options, seed) if imported.missing else _blank(name, clip["model"], options)
     whole = {key: _taken(imported, key, value) for key, value in start.state_dict().items()}
     checkpoint = Checkpoint(
@@ -206,7 +208,7 @@ def _start(name: str, clip: Mapping[str, Any], options: Mapping[str, Any], seed:
         )
 
 
-def _taken(imported: Imported, key: str, value: Tensor) -> Tensor:
+def _taken(imported: StateFit, key: str, value: Tensor) -> Tensor:
     """The file's tensor; else the framework's own, of which only a counter may be a meta tensor."""
     if key in imported.state:
         return imported.state[key]

@@ -21,15 +21,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ovstrans.checkpoints.file import Checkpoint
-from ovstrans.checkpoints.sparse import BACKBONE
+from ovstrans.checkpoints.file import BACKBONE, Checkpoint
+from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError
 from ovstrans.interop.foreign import ABOUT
 from ovstrans.interop.plain_clip import PlainClip
-from ovstrans.masks.bits import DAMAGED, parse_object
-from ovstrans.masks.file import origin
+from ovstrans.masks.file import DAMAGED, mask_metadata, parse_object
 from ovstrans.masks.mask import CREATED_BY, Mask
-from ovstrans.masks.match import encoder_tensors
 
 FORMAT = "ovstrans.origin/1"
 OURS = "ovstrans"
@@ -52,7 +50,8 @@ def describe_source(source: Checkpoint | PlainClip, names: str) -> str:
             recipe=source.recipe,
             provenance=source.provenance,
         )
-    about["mask"] = None if source.mask is None else {**origin(source.mask), "tensors": sorted(source.mask.tensors)}
+    mask = source.mask
+    about["mask"] = None if mask is None else {**mask_metadata(mask), "tensors": sorted(mask.tensors)}
     return json.dumps(about, allow_nan=False)
 
 

@@ -9,21 +9,20 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from ovstrans.clip.load import Clip, load_clip, random_clip
-from ovstrans.clip.weights import VISUAL, require_finite
+from ovstrans.clip.load import Clip, load_clip, model_shapes, random_clip
+from ovstrans.clip.weights import VISUAL, StateFit, encoder_tensors, fit_state, require_finite
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.interop.describe import WEIGHTS_FORMAT
 from ovstrans.interop.foreign import MASK, bake
 from ovstrans.interop.foreign_masks import mask_of_entries, mask_of_zeros
-from ovstrans.interop.matching import Imported, match
-from ovstrans.masks.bits import parse_object
-from ovstrans.masks.file import origin
+from ovstrans.masks.file import mask_metadata, parse_object
 from ovstrans.masks.mask import Mask
-from ovstrans.masks.match import encoder_tensors, reference_weights
 
 _HEADS = tuple(f"{VISUAL}{part}." for part in ("attnpool", "head", "trunk.head", "trunk.norm_pre"))
 """What a CLIP puts on its trunk (of a ResNet, of a ConvNeXt). Frameworks drop it; the CLIP's own serves."""
 
+NAME_THE_MODEL = "weights of another architecture; name the right CLIP with `model`"
+PARTIAL = "`partial=True` takes what fits"
 _MASKED = f".weight{MASK}"
 _TOLD = ("pretrained", "weights_sha256", "method", "created_by")
 """What pruned weights say of their mask, as strings."""
@@ -37,7 +36,7 @@ class PlainClip:
 
     clip: Clip
     mask: Mask | None
-    imported: Imported | None = None
+    imported: StateFit | None = None
     transferred: bool = False
 
     @property
@@ -52,7 +51,7 @@ class PlainClip:
 
     def metadata(self) -> dict[str, str]:
         """What a file of it says of itself, as strings."""
-        about = {} if self.mask is None else origin(self.mask)
+        about = {} if self.mask is None else mask_metadata(self.mask)
         clip = self.clip
         return {**about, "model": clip.name, "pretrained": clip.pretrained, "weights_sha256": clip.weights_sha256}
 
@@ -90,8 +89,10 @@ def clip_from_weights(
     CLIP's own weights are needed and cannot be had, or where a value is NaN.
     """
     clip = random_clip(model, pretrained=pretrained or "")
-    imported = match(_by_open_clip_names(state), clip.model.state_dict(), where)
-    imported.require(where, needed=lambda key: not partial and key.startswith(VISUAL) and not key.startswith(_HEADS))
+    imported = fit_state(_by_open_clip_names(state), clip.model.state_dict(), where, remedy=NAME_THE_MODEL)
+    imported.require_complete(
+        needed=lambda key: not partial and key.startswith(VISUAL) and not key.startswith(_HEADS), remedy=PARTIAL
+    )
     if imported.missing:
         clip = _whole(load_clip(model, pretrained))
     else:
@@ -128,7 +129,7 @@ def mask_in(state: Mapping[str, Tensor], where: str, *, model: str, pretrained: 
         mask = mask_of_entries(state, where, model=model, pretrained=pretrained, body=body)
     else:
         mask = mask_of_zeros(encoder_tensors(state), where, model=model, pretrained=pretrained)
-    weights = reference_weights(model) or {}
+    weights = model_shapes(model) or {}
     for key, shape in mask.shapes.items():
         if weights.get(key) != shape:
             raise MismatchError(

@@ -1,12 +1,14 @@
-"""The mask file: writing and reading it.
+"""Writing and reading mask files, and the packed bits in them.
 
-A safetensors file. One entry per pruned tensor, its key the parameter's name in the image encoder, its
-value the packed bits of `masks.bits` (uint8, one dimension; 1 is kept). The metadata are strings:
+A safetensors file with one entry per pruned tensor. The key is the parameter's name in the image encoder. The value
+is the boolean tensor as packed bits: flattened in C order, bit 1 is kept, eight to a byte with the first in the most
+significant bit (`numpy.packbits`), the last byte filled up with zeros; uint8, one dimension. Sparse checkpoints pack
+their masks the same way. The metadata are strings:
 
     format           "ovstrans.mask/1"
     model            open_clip model that it was made from
     pretrained       tag or file of its weights
-    weights_sha256   hash of that image encoder, see `clip.weights.weights_sha256`; "" where unknown
+    weights_sha256   hash of that image encoder, see `clip.weights.weights_sha256`; "" if unknown
     method           how it was made: imp, magnitude, random, ...
     sparsity         zeros / weights in the file, a decimal number
     shapes           JSON object: key to list of sizes
@@ -36,15 +38,18 @@ RN50's body (23,445,504 weights) takes 2.9 MB.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ovstrans import files
 from ovstrans.errors import InputError
-from ovstrans.masks.bits import DAMAGED, pack, parse_object, parse_shapes, require_entries, unpack
 from ovstrans.masks.mask import Mask
 
 FORMAT = "ovstrans.mask/1"
@@ -61,11 +66,14 @@ METADATA = (
 )
 """The entries that every mask file has."""
 
+DAMAGED = "the file is damaged, copy or make it again"
+"""End of the messages about files whose parts do not agree."""
+
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 
 
-def origin(mask: Mask) -> dict[str, str]:
-    """What a mask is and what it was made from, as the metadata of a file made of it."""
+def mask_metadata(mask: Mask) -> dict[str, str]:
+    """Return what a mask is and what it was made from, as metadata of a file made of it."""
     return {
         "model": mask.model,
         "pretrained": mask.pretrained,
@@ -78,9 +86,13 @@ def origin(mask: Mask) -> dict[str, str]:
 
 
 def save_mask(path: Path | str, mask: Mask) -> None:
-    """Write a mask, atomically; equal masks give equal bytes. InputError where `path` is unwritable."""
+    """Write a mask atomically; equal masks give equal bytes.
+
+    Raises:
+        InputError: If nothing can be written at `path`.
+    """
     metadata = {
-        **origin(mask),
+        **mask_metadata(mask),
         "format": FORMAT,
         "shapes": json.dumps({key: list(shape) for key, shape in mask.shapes.items()}),
     }
@@ -90,8 +102,10 @@ def save_mask(path: Path | str, mask: Mask) -> None:
 def load_mask(path: Path | str) -> Mask:
     """Read a mask file.
 
-    Raises InputError, naming the file and the tensor, where it is missing, truncated, of another format,
-    or where its bits do not agree with its metadata.
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If the file is truncated or of another format, or its bits do not agree with its metadata. The
+            message names the file and the tensor.
     """
     tensors, metadata = files.read_tensors(path)
     where = str(path)
@@ -127,7 +141,7 @@ def _require_format(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], 
     if any(key.endswith(".weight_mask") for key in tensors):
         raise InputError(
             f"{where}: holds weight_mask entries, not {FORMAT!r}; "
-            "convert it with ovstrans.interop.foreign_masks.load_foreign_mask"
+            "convert it with ovstrans.export(path, out, format='mask')"
         )
     kind = "has no format entry" if found is None else f"its format is {found!r}"
     raise InputError(f"{where}: not a mask file: {kind}, {FORMAT!r} is needed; 'ovstrans inspect' tells what it is")
@@ -141,3 +155,59 @@ def _require_sparsity(text: str, mask: Mask, where: str) -> None:
     # Half a weight is the most that a rounded decimal may be off; this also refuses NaN.
     if not abs(sparsity - mask.sparsity) * mask.total <= 0.5 + 1e-6:
         raise InputError(f"{where}: sparsity says {text}, the bits say {mask.sparsity:.9g}; {DAMAGED}")
+
+
+def pack(kept: Tensor) -> Tensor:
+    """Pack a boolean tensor of any shape into bits, uint8 [ceil(n / 8)]."""
+    return torch.from_numpy(np.packbits(kept.detach().cpu().contiguous().numpy().reshape(-1)))
+
+
+def unpack(bits: Tensor, shape: tuple[int, ...], where: str) -> Tensor:
+    """Unpack bits into a boolean tensor.
+
+    Args:
+        bits: What `pack` made.
+        shape: Shape of the result.
+        where: Beginning of messages.
+
+    Raises:
+        InputError: If the bits are of another type or length, or the padding is not zero.
+    """
+    count = math.prod(shape)
+    if bits.dtype != torch.uint8 or bits.dim() != 1:
+        kind = f"{str(bits.dtype).removeprefix('torch.')} {list(bits.shape)}"
+        raise InputError(f"{where}: holds {kind}, packed bits (uint8, one dimension) are needed")
+    if len(bits) != -(-count // 8):
+        raise InputError(f"{where}: {len(bits)} bytes of bits, shape {list(shape)} needs {-(-count // 8)}; {DAMAGED}")
+    flat = np.unpackbits(bits.numpy())
+    if flat[count:].any():
+        raise InputError(f"{where}: bits are set beyond shape {list(shape)}; {DAMAGED}")
+    return torch.from_numpy(flat[:count].view(np.bool_)).reshape(shape)
+
+
+def parse_shapes(text: str, where: str) -> dict[str, tuple[int, ...]]:
+    """Parse the `shapes` entry of a file's metadata; InputError if it does not map keys to lists of sizes."""
+    shapes = parse_object(text, f"{where}: shapes")
+    for key, shape in shapes.items():
+        sound = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+        if not sound:
+            raise InputError(f"{where}: the shape of {key} is {shape!r}, a list of sizes is needed; {DAMAGED}")
+    return {key: tuple(shape) for key, shape in shapes.items()}
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """Parse a JSON object in a file's metadata; InputError if it is anything else."""
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error}); {DAMAGED}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON object is needed, not a {type(value).__name__}; {DAMAGED}")
+    return value
+
+
+def require_entries(metadata: Mapping[str, str], entries: Collection[str], where: str) -> None:
+    """Raise InputError naming the first of `entries` that a file's metadata lacks."""
+    for entry in entries:
+        if entry not in metadata:
+            raise InputError(f"{where}: its metadata has no {entry!r}; make the file again")

@@ -1,27 +1,32 @@
-"""The mask: which weights of an image encoder are kept, and how they are held at zero.
+"""The mask: which weights of an image encoder are kept, and how the others stay zero in any training loop.
 
-    mask = load_mask("mask.safetensors")
-    mask.apply(model)                      # a tower, a CLIP, a framework, any of them under DDP
-    with mask.held(optimizer):             # anyone's training loop
-        train(model, optimizer)
+    mask = ovstrans.load_mask("mask.safetensors")
+    mask.apply(model)                      # an image encoder, a CLIP, a framework, any of them under DDP
+    optimizer = torch.optim.AdamW(model.parameters())
+    with mask.held(optimizer):
+        for images, targets in loader:     # your own loop
+            optimizer.zero_grad()
+            loss(model(images), targets).backward()
+            optimizer.step()
 
-Masked weights are then exactly zero at the start, after every optimizer step and at the end. They
-are filled with zeros, not multiplied: NaN times zero is NaN.
+Masked weights are then exactly zero at the start, after every optimizer step and at the end. They are filled with
+zeros, not multiplied by the mask, because NaN times zero is NaN.
 """
 
 from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ovstrans.clip.backbone import backbone_shapes, find_image_encoder
+from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.masks.match import encoder_tensors, image_encoder, require_fit
 from ovstrans.version import __version__
 
 CREATED_BY = f"ovstrans {__version__}"
@@ -29,15 +34,22 @@ CREATED_BY = f"ovstrans {__version__}"
 
 @dataclass(eq=False)
 class Mask:
-    """A transferable sparse subnetwork. Its tensors are not changed once it is made.
+    """A transferable sparse subnetwork of an image encoder.
 
-    tensors: boolean, by parameter name in the image encoder (`layer1.0.conv1.weight`); True is kept.
-    model, pretrained: the open_clip model it was made from.  weights_sha256: hash of that image encoder,
-    see `clip.weights.weights_sha256` ("" where unknown).  method: `imp`, `magnitude`, `random`, ...
-    recipe: settings it was made with, as JSON can hold them.  created_by: program and version.
-    path: the file it was read from, for messages.
+    Masks are equal if they keep the same weights and record the same origin. Their tensors must not be changed.
 
-    Raises InputError where there is no tensor or one is not boolean.
+    Attributes:
+        tensors: Boolean tensors by parameter name in the image encoder (`layer1.0.conv1.weight`); True is kept.
+        model: open_clip model that the mask was made from.
+        pretrained: Tag or file of that model's weights.
+        weights_sha256: Hash of that image encoder, see `clip.weights.weights_sha256`; "" if unknown.
+        method: How it was made: `imp`, `magnitude`, `random`, ...
+        recipe: Settings it was made with, as JSON values.
+        created_by: Program and version.
+        path: File it was read from, for messages; "" if none.
+
+    Raises:
+        InputError: If there is no tensor, or one is not boolean.
     """
 
     tensors: dict[str, Tensor]
@@ -67,29 +79,54 @@ class Mask:
         kept = (self.tensors, self.model, self.pretrained, self.weights_sha256, self.method, self.recipe)
         return Mask, (*kept, self.created_by, self.path)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return (
+            self._origin() == other._origin()
+            and self.shapes == other.shapes
+            and all(torch.equal(kept, other.tensors[key]) for key, kept in self.tensors.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.weights_sha256, self.method, frozenset(self.counts.items())))
+
+    def __repr__(self) -> str:
+        made_from = " ".join(filter(None, (self.model or "an unnamed model", self.pretrained)))
+        facts = {
+            "made from": made_from,
+            "method": self.method,
+            "file": self.path,
+        }
+        lines = [
+            f"Mask: {self.sparsity:.2%} of {self.total:,} weights are zero, in {len(self.tensors)} tensors",
+            *(f"  {name:<9}  {value}" for name, value in facts.items() if value),
+        ]
+        return "\n".join(lines)
+
     @property
     def title(self) -> str:
-        """How messages call it."""
+        """Name of the mask in messages."""
         return f"{self.path or 'mask'} (made for {self.model or 'an unnamed model'})"
 
     @property
     def kept(self) -> int:
-        """Weights kept."""
+        """Number of weights kept."""
         return sum(kept for kept, _ in self.counts.values())
 
     @property
     def total(self) -> int:
-        """Weights the mask is about."""
+        """Number of weights in the masked tensors."""
         return sum(total for _, total in self.counts.values())
 
     @property
     def density(self) -> float:
-        """kept / total."""
+        """Kept weights / all weights."""
         return self.kept / self.total
 
     @property
     def sparsity(self) -> float:
-        """Zeros / total, the `sparsity` of the file."""
+        """Zeros / all weights, the `sparsity` of the file."""
         return (self.total - self.kept) / self.total
 
     @property
@@ -98,61 +135,77 @@ class Mask:
         return {key: tuple(kept.shape) for key, kept in self.tensors.items()}
 
     def layer_densities(self) -> dict[str, float]:
-        """Density of every layer, by layer name (`layer1.0.conv1`)."""
+        """Return the density of every layer, by layer name (`layer1.0.conv1`)."""
         return {layer_name(key): kept / total for key, (kept, total) in self.counts.items()}
 
     def made_from(self, weights_sha256: str) -> bool:
-        """Whether these are the weights it was made from; otherwise applying it is a transfer."""
+        """Return whether the mask was made from weights of this hash; applying it to others is a transfer."""
         return bool(self.weights_sha256) and self.weights_sha256 == weights_sha256
 
-    def apply(self, target: nn.Module | Mapping[str, Tensor]) -> None:
+    def apply(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Zero the masked weights in place.
 
-        target: an image encoder, an open_clip CLIP, a framework, any of them wrapped by DDP or
-        `torch.compile`, on any device; it is remembered (not kept alive) for `held` and
-        `mask_gradients`. Or a state dict, whose tensors are changed. Weights other than those the mask
-        was made from are welcome. Raises MismatchError, before anything is changed, naming the first
-        tensor in which the architectures differ.
+        Weights other than those that the mask was made from are welcome: that is the transfer.
+
+        Args:
+            model: An image encoder, an open_clip CLIP or a framework, bare or wrapped by DDP or `torch.compile`, on
+                any device. It is remembered, but not kept alive, for `held` and `mask_gradients`. Or a state dict,
+                whose tensors are changed.
+
+        Raises:
+            MismatchError: If the architectures differ. The message names the first tensor in which they do, and
+                nothing has been changed.
         """
-        found = self._fitting(target)
-        if isinstance(target, nn.Module):
-            self._encoders.add(image_encoder(target))
+        found = self._fitting(model)
+        if isinstance(model, nn.Module):
+            self._encoders.add(find_image_encoder(model))
         self._zero(found)
 
-    def violations(self, target: nn.Module | Mapping[str, Tensor]) -> list[tuple[str, int]]:
-        """(name, count) of masked weights that are not zero; empty where the mask is in force.
+    def violations(self, model: nn.Module | Mapping[str, Tensor]) -> list[tuple[str, int]]:
+        """Count the masked weights that are not zero (NaN is not zero).
 
-        NaN is not zero. Raises MismatchError as `apply` does.
+        Args:
+            model: As for `apply`.
+
+        Returns:
+            Pairs (parameter name, count) of the tensors that have such weights; empty if the mask is in force.
+
+        Raises:
+            MismatchError: As `apply` does.
         """
-        found = self._fitting(target)
+        found = self._fitting(model)
         counts = ((key, int((found[key].detach()[cut] != 0).sum())) for key, cut in self._cuts(found))
         return [(key, count) for key, count in counts if count]
 
     def mask_gradients(self) -> None:
-        """Zero the gradients of masked weights in every model it was applied to.
+        """Zero the gradients of masked weights in every model that the mask was applied to.
 
-        `held` does it before each step; call it before clipping, so that masked weights do not count in
-        the norm.
+        `held` does this before each optimizer step. If you clip gradients, call it before, so that masked weights do
+        not count in the norm.
         """
-        for encoder in self._encoders:
-            found = encoder_tensors(encoder)
-            for key, cut in self._cuts(found):
-                gradient = found[key].grad
-                if gradient is not None:
-                    gradient.masked_fill_(cut.to(gradient.device), 0)
+        self._mask_gradients(self._encoders)
 
     @contextlib.contextmanager
     def held(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> Iterator[Mask]:
-        """For the block, keep masked weights at zero whatever the optimizer does.
+        """Keep masked weights at zero while the block runs, whatever the optimizer does.
 
-        Before each `optimizer.step` their gradients are zeroed (no momentum builds up), after it the
-        weights themselves (weight decay, momentum from before). model: applied to first; otherwise the
-        models of earlier `apply` calls. Raises InputError where there is none, MismatchError where the
-        optimizer has none of the trainable weights that the mask is about.
+        Before each `optimizer.step`, the gradients of masked weights are zeroed, so that no momentum builds up. After
+        it, the weights themselves are, in case weight decay or earlier momentum moved them.
+
+        Args:
+            optimizer: The optimizer of your training loop.
+            model: The model to apply the mask to first. By default the models of earlier `apply` calls count.
+
+        Yields:
+            The mask.
+
+        Raises:
+            InputError: If there is no model.
+            MismatchError: If the optimizer has none of the trainable weights that are masked.
         """
         if model is not None:
             self.apply(model)
-        encoders = [image_encoder(model)] if model is not None else list(self._encoders)
+        encoders = [find_image_encoder(model)] if model is not None else list(self._encoders)
         if not encoders:
             raise InputError(f"{self.title}: held before it was applied; call mask.apply(model) first")
         masked = [parameter for encoder in encoders for parameter in self._parameters(encoder)]
@@ -163,14 +216,14 @@ class Mask:
                 "make it from the model that the mask is applied to"
             )
 
+        def before(*_: Any) -> None:
+            self._mask_gradients(encoders)
+
         def after(*_: Any) -> None:
             for encoder in encoders:
                 self._zero(encoder_tensors(encoder))
 
-        hooks = (
-            optimizer.register_step_pre_hook(lambda *_: self.mask_gradients()),
-            optimizer.register_step_post_hook(after),
-        )
+        hooks = (optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
         try:
             after()
             yield self
@@ -179,8 +232,11 @@ class Mask:
                 hook.remove()
             after()
 
-    def _fitting(self, target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = encoder_tensors(target)
+    def _origin(self) -> tuple[Any, ...]:
+        return (self.model, self.pretrained, self.weights_sha256, self.method, self.recipe, self.created_by)
+
+    def _fitting(self, model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = encoder_tensors(model)
         require_fit(self.shapes, found, model=self.model, where=self.title)
         return found
 
@@ -188,13 +244,21 @@ class Mask:
         found = encoder_tensors(encoder)
         return [found[key] for key in self.tensors]
 
+    def _mask_gradients(self, encoders: Iterable[nn.Module]) -> None:
+        for encoder in encoders:
+            found = encoder_tensors(encoder)
+            for key, cut in self._cuts(found):
+                gradient = found[key].grad
+                if gradient is not None:
+                    gradient.masked_fill_(cut.to(gradient.device), 0)
+
     @torch.no_grad()
     def _zero(self, found: Mapping[str, Tensor]) -> None:
         for key, cut in self._cuts(found):
             found[key].masked_fill_(cut, 0)
 
     def _cuts(self, found: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """(key, True where cut) beside each tensor, from a copy of the mask kept on its device."""
+        """Yield (key, True where cut) of every masked tensor, from a copy of the mask kept on the tensor's device."""
         for key, kept in self.tensors.items():
             here = self._cut.setdefault(found[key].device, {})
             if key not in here:
@@ -203,14 +267,78 @@ class Mask:
 
 
 def layer_name(key: str) -> str:
-    """The layer that a parameter belongs to: `layer1.0.conv1.weight` to `layer1.0.conv1`."""
+    """Return the layer that a parameter belongs to: `layer1.0.conv1` for `layer1.0.conv1.weight`."""
     return key.removesuffix(".weight")
 
 
 def density_rows(mask: Mask) -> list[tuple[str, tuple[int, ...], int, int, float]]:
-    """(layer, shape, weights kept, weights, density) of every masked layer, in the mask's order."""
+    """Return (layer, shape, weights kept, weights, density) of every masked layer, in the mask's order."""
     rows = []
     for key, shape in mask.shapes.items():
         kept, total = mask.counts[key]
         rows.append((layer_name(key), shape, kept, total, kept / total))
     return rows
+
+
+def require_fit(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], *, model: str, where: str) -> None:
+    """Raise MismatchError, naming the first tensor that differs, if a mask does not fit a model.
+
+    Args:
+        shapes: Shapes of the mask's tensors.
+        found: The model's tensors, see `clip.weights.encoder_tensors`.
+        model: open_clip model that the mask was made from. If open_clip knows it, the whole backbone is compared,
+            because masks of a shallow backbone fit inside a deeper one by name and shape (RN50 in RN101).
+        where: Beginning of the message.
+    """
+    remedy = "another architecture; make a mask for this model with 'ovstrans prune'"
+    reference = _model_shapes(model)
+    needed = [(key, shape, "the mask") for key, shape in shapes.items()]
+    if reference is not None:
+        parts = {key.split(".")[0] for key in found}
+        needed += [(key, shape, model) for key, shape in reference.items() if key.split(".")[0] in parts]
+    for key, shape, source in needed:
+        if key not in found:
+            raise MismatchError(f"{where}: {key} is missing in this model: {remedy}")
+        here = tuple(found[key].shape)
+        if here != shape:
+            raise MismatchError(
+                f"{where}: {key} has shape {list(here)} in this model, {list(shape)} in {source}: {remedy}"
+            )
+    if reference is None:
+        return
+    parts = {key.split(".")[0] for key in reference}
+    for key in backbone_shapes(found):
+        if key.split(".")[0] in parts and key not in reference:
+            raise MismatchError(f"{where}: {key} of this model is not in {model}: {remedy}")
+
+
+def require_shapes(shapes: Mapping[str, tuple[int, ...]], *, model: str, where: str) -> bool:
+    """Raise MismatchError, naming the first tensor, if a mask does not fit the model that it names.
+
+    Args:
+        shapes: Shapes of the mask's tensors.
+        model: open_clip model that the mask was made from.
+        where: Beginning of the message.
+
+    Returns:
+        False if the model is not known here and nothing was compared.
+    """
+    reference = _model_shapes(model)
+    if reference is None:
+        return False
+    for key, shape in shapes.items():
+        if key not in reference:
+            raise MismatchError(f"{where}: {key} is no weight of {model}, which it names; make it again")
+        if reference[key] != shape:
+            raise MismatchError(
+                f"{where}: {key} has shape {list(shape)}, {list(reference[key])} in {model}; make it again"
+            )
+    return True
+
+
+def _model_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
+    if not model:
+        return None
+    from ovstrans.clip.load import model_shapes  # loads open_clip, which reading a mask does not need
+
+    return model_shapes(model)

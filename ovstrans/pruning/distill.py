@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import dense_embedding, kind, project, stages
+from ovstrans.clip.backbone import encode_dense, encode_stages, encoder_kind, project_pooled
 from ovstrans.frameworks.base import Batch, TargetRequirements
 
 COMPARED_STAGES = ("res3", "res4", "res5")
@@ -64,9 +64,9 @@ class FeatureDistillation(Distillation):
         return losses
 
     def _features(self, encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        features = stages(encoder, images)
+        features = encode_stages(encoder, images)
         if self.dense:
-            features["dense"] = dense_embedding(encoder, features["res5"])
+            features["dense"] = encode_dense(encoder, features["res5"])
         if self.pooled:
             features["pooled"] = pooled_embedding(encoder, features["res5"])
         # Losses are computed in float32 whatever the features came in.
@@ -79,8 +79,8 @@ def pooled_embedding(encoder: nn.Module, res5: Tensor) -> Tensor:
     Where the map is not the one the attention pool was trained on, its positional embeddings are
     interpolated, as CLIP's are for other resolutions. A ConvNeXt averages whatever map there is.
     """
-    if kind(encoder) == "convnext":
-        return project(encoder, cast(Any, encoder).trunk.norm_pre(res5).mean((-2, -1)))
+    if encoder_kind(encoder) == "convnext":
+        return project_pooled(encoder, cast(Any, encoder).trunk.norm_pre(res5).mean((-2, -1)))
     pool = cast(nn.Module, encoder.attnpool)
     positions = cast(Tensor, pool.positional_embedding)
     height, width = res5.shape[-2:]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ovstrans.clip.layers import scope_convs
+from ovstrans.clip.backbone import scope_convs
+from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError
-from ovstrans.masks.mask import Mask
-from ovstrans.masks.match import encoder_tensors, require_fit
+from ovstrans.masks.mask import Mask, require_fit
 from ovstrans.pruning import scores
 from ovstrans.pruning.schedule import kept_counts, target_count
 from ovstrans.pruning.scores import Masks

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ovstrans import files
 from ovstrans.errors import InputError
-from ovstrans.masks.file import origin, save_mask
+from ovstrans.masks.file import mask_metadata, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.plot import plot_densities
 from ovstrans.pruning.prune import Result
@@ -68,7 +68,7 @@ def save_result(out: Path | str, result: Result, *, plot: bool = True) -> list[P
 
 def save_weights(path: Path | str, encoder: nn.Module, mask: Mask, mask_name: str = "") -> None:
     """Write a pruned tower's state dict, atomically."""
-    metadata = {**origin(mask), "format": FORMAT, "mask": mask_name}
+    metadata = {**mask_metadata(mask), "format": FORMAT, "mask": mask_name}
     files.write_tensors(path, encoder.state_dict(), metadata)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovstrans import figures
-from ovstrans.clip.layers import stage_of
+from ovstrans.clip.backbone import stage_name
 from ovstrans.masks.mask import Mask, density_rows
 
 
 def plot_densities(path: Path | str, mask: Mask) -> Path:
     """Draw a bar a layer, its height the density, one colour a stage; returns the path."""
     rows = density_rows(mask)
-    stages = list(dict.fromkeys(stage_of(name) for name, *_ in rows))
+    stages = list(dict.fromkeys(stage_name(name) for name, *_ in rows))
     figure = figures.new_figure(max(5.0, 1.6 + 0.2 * len(rows)), 4.2)
     axes = figure.add_subplot()
     for number, stage in enumerate(stages):
-        bars = [(place, row[4]) for place, row in enumerate(rows) if stage_of(row[0]) == stage]
+        bars = [(place, row[4]) for place, row in enumerate(rows) if stage_name(row[0]) == stage]
         color = figures.COLORS[number % len(figures.COLORS)]
         axes.bar([place for place, _ in bars], [100 * density for _, density in bars], color=color, width=0.78)
     axes.axhline(100 * mask.density, color=figures.INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)

@@ -19,9 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import channels, stages
+from ovstrans.clip.backbone import encode_stages, full_precision, stage_channels
 from ovstrans.clip.load import Clip
-from ovstrans.clip.precision import full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.frameworks.base import Batch, TargetRequirements, resolve_options
 from ovstrans.frameworks.gkc import GKC
@@ -49,7 +48,7 @@ class RegionDistillation(Distillation):
         super().__init__()
         self.kind = kind
         sizes = resolve_options(f"--distill {kind}", HEAD, options)
-        found = channels(encoder)
+        found = stage_channels(encoder)
         self.head = MaskHead([found[name] for name in FEATURES], **sizes)
         dim = text.embeddings.shape[1]
         self.project = nn.ModuleList(nn.Linear(sizes["width"], dim) for _ in range(sizes["decoder_layers"] + 1))
@@ -62,7 +61,7 @@ class RegionDistillation(Distillation):
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """{"regions"}: the mean over predictions. The teacher's views of the regions come with the batch."""
         assert batch.segments is not None and batch.teacher is not None
-        found = self.head(stages(student, batch.images))
+        found = self.head(encode_stages(student, batch.images))
         words = [self.names[segments.classes] for segments in batch.segments]
         embedded = [project(each) for each, project in zip(found.queries, self.project, strict=True)]
         with full_precision(batch.images):
@@ -96,7 +95,7 @@ class SemanticDistillation(Distillation):
         """GKC's losses: mask, dice, class, and those of its options."""
         height, width = self.gkc.padded_size(batch.images)
         images = F.pad(batch.images, (0, width - batch.images.shape[-1], 0, height - batch.images.shape[-2]))
-        return self.gkc.losses_from_features(stages(student, images), batch)
+        return self.gkc.losses_from_features(encode_stages(student, images), batch)
 
 
 def match_by_similarity(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

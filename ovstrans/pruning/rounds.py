@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import heads
+from ovstrans.clip.backbone import head_modules
 from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
@@ -127,7 +127,7 @@ def run_rounds(
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
     distillation = DistillationModel(student, teacher.requires_grad_(False), loss, clip)
     to_device(distillation, device)
-    for head in heads(student):
+    for head in head_modules(student):
         head.requires_grad_(False)
     distillation.set_mode(settings.distill.norms)
     optimizer = make_optimizer(distillation, settings.optimizer, backbone="student")

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ovstrans import files
-from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
-from ovstrans.checkpoints.sparse import BACKBONE
-from ovstrans.clip.layers import find_image_encoder, trunk_convs, weight_matrices
+from ovstrans.checkpoints.file import BACKBONE, Checkpoint, load_checkpoint
+from ovstrans.clip.backbone import backbone_convs, find_image_encoder, weight_matrices
 from ovstrans.clip.load import DEFAULT_MODEL, Clip, create_image_encoder, load_clip, model_names
-from ovstrans.clip.weights import weights_sha256
+from ovstrans.clip.weights import fit_state, weights_sha256
 from ovstrans.environment import pick_device
-from ovstrans.errors import InputError, MismatchError, did_you_mean
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.progress import ProgressCallback, ProgressReporter
@@ -235,7 +234,7 @@ def analyze(
         describe_layer(key, tuple(weight.shape), spectra[key], limit, xmin=xmin, min_tail=min_tail)
         for key, weight in weights.items()
     ]
-    convs = trunk_convs(encoder)
+    convs = backbone_convs(encoder)
     candidates = {row.name: row.alpha for row in layers if row.name in convs}
     settings = {
         "xmin": xmin,
@@ -392,14 +391,9 @@ def _image_encoder(model: Model) -> nn.Module:
     name = model.clip["model"]
     with torch.device("meta"):
         encoder = create_image_encoder(name)
-    known = encoder.state_dict()
-    found = {key[len(BACKBONE) :]: value for key, value in model.state.items() if key.startswith(BACKBONE)}
-    found = {key: value for key, value in found.items() if key in known}
-    for key, value in found.items():
-        if value.shape != known[key].shape:
-            expected, has = list(known[key].shape), list(value.shape)
-            raise MismatchError(f"checkpoint: {BACKBONE}{key} has shape {has}, {name} needs {expected}")
-    encoder.load_state_dict(found, strict=False, assign=True)
+    state = {key.removeprefix(BACKBONE): value for key, value in model.state.items() if key.startswith(BACKBONE)}
+    fit = fit_state(state, encoder.state_dict(), f"checkpoint on {name}")
+    encoder.load_state_dict(fit.state, strict=False, assign=True)
     return encoder
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovstrans.clip.layers import stage_of
+from ovstrans.clip.backbone import stage_name
 from ovstrans.errors import InputError
 from ovstrans.figures import BLUE, GREY, INK, ORANGE, RED, new_figure, tidy
 from ovstrans.spectrum import esd
@@ -184,4 +184,4 @@ def _upper_limit(alphas: Sequence[float]) -> float:
 def _stage_ends(layers: Sequence[LayerAlpha]) -> list[float]:
     """Return the positions between layers of different stages."""
     pairs = pairwise(layers)
-    return [x + 0.5 for x, (one, next_one) in enumerate(pairs) if stage_of(one.name) != stage_of(next_one.name)]
+    return [x + 0.5 for x, (one, next_one) in enumerate(pairs) if stage_name(one.name) != stage_name(next_one.name)]

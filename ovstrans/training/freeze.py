@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovstrans.clip.layers import find_image_encoder, norm_of, trunk_convs
+from ovstrans.clip.backbone import backbone_convs, find_image_encoder, norm_name
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.training.precision import Precision
@@ -21,7 +21,7 @@ from ovstrans.training.precision import Precision
 
 def check_plan(frozen: Sequence[str], encoder: nn.Module, origin: str) -> None:
     """MismatchError naming the first planned layer that the tower has not."""
-    convs = trunk_convs(encoder)
+    convs = backbone_convs(encoder)
     for name in frozen:
         if name not in convs:
             raise MismatchError(
@@ -37,7 +37,7 @@ def freeze(module: nn.Module, frozen: Sequence[str], *, norms: bool = False) -> 
     left as it is. Returns the names of the tower's parameters that it froze.
     """
     encoder = find_image_encoder(module)
-    layers = set(frozen) | ({norm_of(name) for name in frozen} if norms else set())
+    layers = set(frozen) | ({norm_name(name) for name in frozen} if norms else set())
     done = []
     for name, parameter in encoder.named_parameters():
         if name.rpartition(".")[0] in layers:
@@ -54,7 +54,7 @@ def train_mode(framework: nn.Module, *, norms: str, frozen: Sequence[str] = (), 
     freeze_norms: the same for the BatchNorms of frozen layers.
     """
     framework.train()
-    still = {norm_of(name) for name in frozen} if freeze_norms else set()
+    still = {norm_name(name) for name in frozen} if freeze_norms else set()
     for name, module in find_image_encoder(framework).named_modules():
         if isinstance(module, _BatchNorm) and (norms == "frozen" or name in still):
             module.eval()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ovstrans import files
 from ovstrans.clip.load import Clip, create_image_encoder
-from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.clip.weights import VISUAL, fit_state, read_state_dict, require_finite
+from ovstrans.errors import InputError
 from ovstrans.training.settings import Settings
 from ovstrans.training.state import derive_seed
 
@@ -56,17 +56,10 @@ def initial_image_encoder(clip: Clip, settings: Settings) -> nn.Module:
 
 def load_image_encoder(encoder: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load an image encoder's state dict; MismatchError names the first tensor that does not fit."""
-    wanted = encoder.state_dict()
-    for key, value in wanted.items():
-        if key not in state and not key.endswith("num_batches_tracked"):
-            raise MismatchError(f"{origin}: {key} is missing: weights of another architecture than the model's")
-        if key in state and state[key].shape != value.shape:
-            raise MismatchError(
-                f"{origin}: {key} has shape {list(state[key].shape)}, the model needs {list(value.shape)}: "
-                "weights of another architecture"
-            )
-    require_finite({key: state[key] for key in wanted if key in state}, origin)
-    encoder.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+    fit = fit_state(state, encoder.state_dict(), origin)
+    fit.require_complete()
+    require_finite(fit.state, origin)
+    encoder.load_state_dict(fit.state, strict=False)
 
 
 def plan_layers(settings: Settings) -> list[str]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans import files
-from ovstrans.clip.backbone import channels
+from ovstrans.clip.backbone import stage_channels
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.frameworks.fcclip import FCCLIP
 from ovstrans.interop.upstream_names import to_fcclip
@@ -148,7 +148,7 @@ def theirs(ours: FCCLIP, clip: str) -> tuple[Any, Any]:
     backbone.clip_model = Clip(create_image_encoder(clip), ours.embed_dim, options["clip_scale"])
     backbone.model_name, backbone.model_type = "rn", "resnet"
 
-    found = channels(ours.backbone)
+    found = stage_channels(ours.backbone)
     shapes = {
         name: SimpleNamespace(channels=found[name], stride=stride)
         for name, stride in (("res2", 4), ("res3", 8), ("res4", 16), ("res5", 32))

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans import files
-from ovstrans.clip.backbone import stages
-from ovstrans.clip.pooling import mask_embeddings, valid_masks
+from ovstrans.clip.backbone import encode_stages
+from ovstrans.clip.pooling import encode_masks, valid_masks
 from tests.clip.encoders import SIZES, pooling_inputs, small_convnext, small_resnet
 
 GOLDEN = Path(__file__).parents[1] / "clip" / "golden" / "fcclip_pooling.safetensors"
@@ -82,11 +82,11 @@ def upstream_values(folder: Path, kind: str, encoder: nn.Module, images: Tensor,
 
 def our_values(encoder: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """The same from ovstrans."""
-    features = stages(encoder, images)
+    features = encode_stages(encoder, images)
     res5 = features["res5"]
     probes = {name: features[name][:, :PROBED_CHANNELS, 0, 0] for name in STAGES}
     valid = valid_masks(masks, (int(res5.shape[-2]), int(res5.shape[-1])))
-    return {"embeddings": mask_embeddings(encoder, res5, masks), "valid": valid.to(torch.uint8), **probes}
+    return {"embeddings": encode_masks(encoder, res5, masks), "valid": valid.to(torch.uint8), **probes}
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans import files
-from ovstrans.clip.backbone import channels
+from ovstrans.clip.backbone import stage_channels
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.interop.gkc_names import to_gkc
 from tests.benchmarks.golden_fcclip import Conv2d, Registry, module
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
     def __init__(self, ours: GKC) -> None:
         super().__init__()
         self.features: dict[str, Tensor] = {}
-        found = channels(ours.backbone)
+        found = stage_channels(ours.backbone)
         strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
         self.shapes = {name: ShapeSpec(found[name], stride) for name, stride in strides.items()}
 

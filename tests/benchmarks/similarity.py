@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import stages
+from ovstrans.clip.backbone import encode_stages
 from ovstrans.errors import InputError, MismatchError
 
 COMPARED = ("res2", "res3", "res4", "res5")
@@ -66,7 +66,7 @@ def trunk_similarity(one: nn.Module, other: nn.Module, batches: Iterable[Tensor]
         encoder.eval()
     with torch.inference_mode():
         for images in batches:
-            left, right = stages(one, images), stages(other, images)
+            left, right = encode_stages(one, images), encode_stages(other, images)
             for name in COMPARED:
                 height, width = min(left[name].shape[-2:], right[name].shape[-2:])
                 size = (int(height), int(width))

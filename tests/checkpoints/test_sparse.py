@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovstrans.checkpoints.sparse import densify, sparse_state
+from ovstrans.checkpoints.file import to_dense, to_sparse
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask
 
@@ -29,10 +29,10 @@ def sparse_pair(
 )
 def test_round_trip(shape: list[int], density: float, seed: int, dtype: torch.dtype) -> None:
     mask, state = sparse_pair(shape, density, seed, dtype)
-    sparse = sparse_state(state, mask, where="x")
+    sparse = to_sparse(state, mask, where="x")
     assert set(sparse) == {f"{KEY}.values", f"{KEY}.bitmask", "head.bias"}
     assert sparse[f"{KEY}.values"].shape == (mask.kept,)
-    kept = densify(sparse, {KEY: tuple(shape)}, where="x")
+    kept = to_dense(sparse, {KEY: tuple(shape)}, where="x")
     assert torch.equal(kept["layer1.0.conv1.weight"], mask.tensors["layer1.0.conv1.weight"])
     assert set(sparse) == set(state)
     assert sparse[KEY].dtype == dtype and torch.equal(sparse[KEY], state[KEY])
@@ -41,16 +41,16 @@ def test_round_trip(shape: list[int], density: float, seed: int, dtype: torch.dt
 
 def test_values_are_in_c_order_whatever_the_layout() -> None:
     mask, state = sparse_pair([3, 4, 2, 2], 0.5, 0, torch.float32)
-    plain = sparse_state(state, mask, where="x")[f"{KEY}.values"]
+    plain = to_sparse(state, mask, where="x")[f"{KEY}.values"]
     last = {**state, KEY: state[KEY].to(memory_format=torch.channels_last)}
-    assert torch.equal(sparse_state(last, mask, where="x")[f"{KEY}.values"], plain)
+    assert torch.equal(to_sparse(last, mask, where="x")[f"{KEY}.values"], plain)
     assert plain.tolist() == [value for value in state[KEY].reshape(-1).tolist() if value != 0]
 
 
 def test_kept_zeros_stay_kept() -> None:
     mask, state = sparse_pair([4, 4], 1.0, 0, torch.float32)
     state[KEY][0] = 0
-    assert len(sparse_state(state, mask, where="x")[f"{KEY}.values"]) == 16
+    assert len(to_sparse(state, mask, where="x")[f"{KEY}.values"]) == 16
 
 
 @pytest.mark.parametrize("value", [1e-30, -1.0, float("nan")])
@@ -59,22 +59,22 @@ def test_masked_weight_that_is_not_zero_is_refused(value: float) -> None:
     state[KEY][~mask.tensors["layer1.0.conv1.weight"]] = value
     count = 16 - mask.kept
     with pytest.raises(MismatchError, match=f"x: {count} masked weights of {KEY} are not zero"):
-        sparse_state(state, mask, where="x")
+        to_sparse(state, mask, where="x")
 
 
 def test_state_that_does_not_fit() -> None:
     mask, state = sparse_pair([4, 4], 0.5, 0, torch.float32)
     with pytest.raises(MismatchError, match=f"no {KEY}"):
-        sparse_state({"head.bias": torch.ones(2)}, mask, where="x")
+        to_sparse({"head.bias": torch.ones(2)}, mask, where="x")
     with pytest.raises(MismatchError, match=r"shape \[4, 2\]"):
-        sparse_state({KEY: state[KEY][:, :2]}, mask, where="x")
+        to_sparse({KEY: state[KEY][:, :2]}, mask, where="x")
     with pytest.raises(MismatchError, match="bitmask"):
-        sparse_state({**state, f"{KEY}.bitmask": torch.ones(1)}, mask, where="x")
+        to_sparse({**state, f"{KEY}.bitmask": torch.ones(1)}, mask, where="x")
 
 
 def test_parts_that_do_not_agree() -> None:
     mask, state = sparse_pair([4, 4], 0.5, 0, torch.float32)
-    good = sparse_state(state, mask, where="x")
+    good = to_sparse(state, mask, where="x")
     values, bitmask = f"{KEY}.values", f"{KEY}.bitmask"
     shapes = {KEY: (4, 4)}
     cases = [
@@ -90,4 +90,4 @@ def test_parts_that_do_not_agree() -> None:
     ]
     for tensors, named, says in cases:
         with pytest.raises(InputError, match=f"^x: .*{says}"):
-            densify(dict(tensors), named, where="x")
+            to_dense(dict(tensors), named, where="x")

@@ -14,7 +14,7 @@ from ovstrans import files
 from ovstrans.checkpoints.file import load_checkpoint
 from ovstrans.cli import main
 from ovstrans.cli.main import run
-from ovstrans.clip.layers import scope_convs
+from ovstrans.clip.backbone import scope_convs
 from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask

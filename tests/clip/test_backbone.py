@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import dense_embedding, set_output_stride, stages
+from ovstrans.clip.backbone import encode_dense, encode_stages, set_output_stride
 from ovstrans.clip.load import random_clip
 from ovstrans.errors import InputError
 
@@ -21,7 +21,7 @@ def encoder():
 def test_stages_are_the_towers_own(encoder):
     images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
-        features = stages(encoder, images)
+        features = encode_stages(encoder, images)
         assert torch.equal(encoder.attnpool(features["res5"]), encoder(images))
     assert [tuple(f.shape) for f in features.values()] == [
         (2, 24, 24, 24), (2, 96, 24, 24), (2, 192, 12, 12), (2, 384, 6, 6), (2, 768, 3, 3)
@@ -34,11 +34,11 @@ def test_dilation_keeps_every_shared_value(encoder, stride, size):
     images = torch.rand(1, 3, *size)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     with torch.no_grad():
-        strided = stages(encoder, images)
+        strided = encode_stages(encoder, images)
         set_output_stride(encoder, stride)
-        dense = stages(encoder, images)
+        dense = encode_stages(encoder, images)
         set_output_stride(encoder, 32)
-        back = stages(encoder, images)
+        back = encode_stages(encoder, images)
     step = 32 // stride
     assert dense["res5"].shape[-2:] == (size[0] // stride, size[1] // stride)
     torch.testing.assert_close(dense["res5"][..., ::step, ::step], strided["res5"], rtol=1e-4, atol=1e-5)
@@ -57,10 +57,10 @@ def test_dense_embedding_is_the_value_path(encoder):
     with torch.no_grad():
         encoder.attnpool.positional_embedding.zero_()
         torch.testing.assert_close(
-            dense_embedding(encoder, res5)[..., 0, 0],
+            encode_dense(encoder, res5)[..., 0, 0],
             encoder.attnpool(res5.expand(-1, -1, 3, 3)),
             rtol=1e-4,
             atol=1e-5,
         )
-    assert dense_embedding(encoder, torch.rand(1, 768, 4, 5)).shape == (1, 128, 4, 5)
-    assert F.normalize(dense_embedding(encoder, res5), dim=1).norm(dim=1).allclose(torch.ones(2, 1, 1))
+    assert encode_dense(encoder, torch.rand(1, 768, 4, 5)).shape == (1, 128, 4, 5)
+    assert F.normalize(encode_dense(encoder, res5), dim=1).norm(dim=1).allclose(torch.ones(2, 1, 1))

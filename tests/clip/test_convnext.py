@@ -12,8 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 from ovstrans.clip import load
-from ovstrans.clip.backbone import channels, dense_embedding, kind, set_output_stride, stages
-from ovstrans.clip.layers import find_image_encoder, scope_convs, trunk_convs, weight_matrices
+from ovstrans.clip.backbone import (
+    backbone_convs,
+    encode_dense,
+    encode_stages,
+    encoder_kind,
+    find_image_encoder,
+    scope_convs,
+    set_output_stride,
+    stage_channels,
+    weight_matrices,
+)
 from ovstrans.clip.load import create_image_encoder, load_clip, model_info, model_names, random_clip
 from ovstrans.errors import InputError, MismatchError
 from tests.clip.encoders import small_convnext, small_resnet
@@ -139,11 +148,11 @@ def test_large_has_fcclips_counts(large):
 def test_channels_and_strides(name, widths):
     """The taps of FC-CLIP, at 512x512, without running the tower and by running it."""
     encoder = on_meta(name)
-    features = stages(encoder, torch.empty(1, 3, 512, 512, device="meta"))
-    assert tuple(channels(encoder)) == ("res2", "res3", "res4", "res5")
-    assert tuple(channels(encoder).values()) == widths
+    features = encode_stages(encoder, torch.empty(1, 3, 512, 512, device="meta"))
+    assert tuple(stage_channels(encoder)) == ("res2", "res3", "res4", "res5")
+    assert tuple(stage_channels(encoder).values()) == widths
     sizes = (128, 64, 32, 16)
-    assert [tuple(features[stage].shape) for stage in channels(encoder)] == [
+    assert [tuple(features[stage].shape) for stage in stage_channels(encoder)] == [
         (1, width, size, size) for width, size in zip(widths, sizes, strict=True)
     ]
     assert features["stem"].shape[-2:] == (128, 128)
@@ -151,9 +160,9 @@ def test_channels_and_strides(name, widths):
 
 def test_stages_are_the_towers_own():
     encoder, images = small_convnext(seed=1), torch.rand(2, 3, 64, 96)
-    assert kind(encoder) == "convnext" and kind(small_resnet(seed=1)) == "resnet"
+    assert encoder_kind(encoder) == "convnext" and encoder_kind(small_resnet(seed=1)) == "resnet"
     with torch.no_grad():
-        res5 = stages(encoder, images)["res5"]
+        res5 = encode_stages(encoder, images)["res5"]
         assert torch.equal(res5, encoder.trunk.forward_features(images))
         assert torch.equal(encoder.head(encoder.trunk.forward_head(res5)), encoder(images))
 
@@ -163,15 +172,15 @@ def test_stages_and_channels_outlive_the_heads(mini):
     resnet, convnext = small_resnet(seed=1), create_image_encoder(mini)
     resnet.attnpool = convnext.head = convnext.trunk.head = None
     for encoder in (resnet, convnext):
-        found = {name: feature.shape[1] for name, feature in stages(encoder, torch.rand(1, 3, 64, 64)).items()}
-        assert {name: found[name] for name in channels(encoder)} == channels(encoder)
+        found = {name: feature.shape[1] for name, feature in encode_stages(encoder, torch.rand(1, 3, 64, 64)).items()}
+        assert {name: found[name] for name in stage_channels(encoder)} == stage_channels(encoder)
 
 
 def test_dense_embedding_is_the_head_at_every_position():
     encoder = small_convnext(seed=2)
     res5 = torch.rand(2, 64, 3, 4)
     with torch.no_grad():
-        dense = dense_embedding(encoder, res5)
+        dense = encode_dense(encoder, res5)
         assert dense.shape == (2, 32, 3, 4)
         for row, column in itertools.product(range(3), range(4)):
             spot = res5[:, :, row : row + 1, column : column + 1]
@@ -191,13 +200,13 @@ def test_only_resnets_change_their_stride():
 
 def test_body_is_every_convolution_of_the_stages(large):
     """Depthwise 7x7 and two pointwise layers a block, 2x2 between stages, 4x4 before them."""
-    convs = trunk_convs(large)
+    convs = backbone_convs(large)
     blocks = sum(depth * (49 * width + 8 * width**2) for depth, width in zip(LARGE_DEPTHS, LARGE_WIDTHS, strict=True))
     between = sum(4 * narrow * wide for narrow, wide in itertools.pairwise(LARGE_WIDTHS))
     body = scope_convs(large, "body")
     assert len(convs) == 1 + 3 * sum(LARGE_DEPTHS) + 3
     assert sum(layer.weight.numel() for layer in body.values()) == blocks + between
-    assert list(body) == list(scope_convs(large, "trunk")) == list(convs)[1:]
+    assert list(body) == list(scope_convs(large, "backbone")) == list(convs)[1:]
     assert list(convs)[:4] == [
         "trunk.stem.0",
         "trunk.stages.0.blocks.0.conv_dw",
@@ -218,7 +227,7 @@ def test_names_are_open_clips_keys(mini):
     keys = {key.removeprefix("visual.") for key in open_clip.create_model(mini).state_dict()}
     assert {
         f"{name}.weight"
-        for name in [*trunk_convs(create_image_encoder(mini)), *weight_matrices(create_image_encoder(mini))]
+        for name in [*backbone_convs(create_image_encoder(mini)), *weight_matrices(create_image_encoder(mini))]
     } <= keys
 
 
@@ -230,7 +239,7 @@ def test_patterns(large):
 
 
 def test_matrices_are_the_layers_and_the_head(large):
-    matrices, convs = weight_matrices(large), trunk_convs(large)
+    matrices, convs = weight_matrices(large), backbone_convs(large)
     assert list(matrices) == [*convs, "head.mlp.fc1", "head.mlp.fc2"]
     assert all(matrices[name].numel() == layer.weight.numel() for name, layer in convs.items())
     assert matrices["trunk.stages.0.blocks.0.conv_dw"].shape == (192, 49)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.layers import find_image_encoder, scope_convs, stage_of, trunk_convs, weight_matrices
+from ovstrans.clip.backbone import backbone_convs, find_image_encoder, scope_convs, stage_name, weight_matrices
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.errors import InputError
 from tests.clip.encoders import small_convnext
@@ -18,13 +18,13 @@ def rn50():
 
 def test_rn50_has_the_papers_counts(rn50):
     """OpenTrans: 55 convolutions with 23,474,016 weights; 52 of them in the body with 23,445,504."""
-    convs, body, trunk = trunk_convs(rn50), scope_convs(rn50, "body"), scope_convs(rn50, "trunk")
+    convs, body, backbone = backbone_convs(rn50), scope_convs(rn50, "body"), scope_convs(rn50, "backbone")
     assert len(convs) == 55
     assert sum(conv.weight.numel() for conv in convs.values()) == 23_474_016
     assert len(body) == 52
     assert sum(conv.weight.numel() for conv in body.values()) == 23_445_504
-    assert len(trunk) == 54
-    assert sum(conv.weight.numel() for conv in trunk.values()) == 23_473_152
+    assert len(backbone) == 54
+    assert sum(conv.weight.numel() for conv in backbone.values()) == 23_473_152
     assert list(convs)[:4] == ["conv1", "conv2", "conv3", "layer1.0.conv1"]
     assert "layer1.0.downsample.0" in body
 
@@ -81,10 +81,10 @@ def test_tower_is_found_inside_wrappers(rn50):
     ],
 )
 def test_stages(layer, stage):
-    assert stage_of(layer) == stage
+    assert stage_name(layer) == stage
 
 
 def test_both_kinds_of_trunk_have_four_stages_and_a_stem(rn50):
     for encoder in (rn50, small_convnext()):
-        assert len(dict.fromkeys(map(stage_of, trunk_convs(encoder)))) == 5
-        assert len(dict.fromkeys(map(stage_of, scope_convs(encoder)))) == 4
+        assert len(dict.fromkeys(map(stage_name, backbone_convs(encoder)))) == 5
+        assert len(dict.fromkeys(map(stage_name, scope_convs(encoder)))) == 4

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import dense_embedding, stages
-from ovstrans.clip.pooling import mask_embeddings, valid_masks
+from ovstrans.clip.backbone import encode_dense, encode_stages
+from ovstrans.clip.pooling import encode_masks, valid_masks
 from tests.clip.encoders import SIZES, filled, pooling_inputs, small_convnext, small_resnet
 
 GOLDEN = Path(__file__).parent / "golden" / "fcclip_pooling.safetensors"
@@ -44,8 +44,8 @@ def test_as_published(kind, size):
     encoder = MAKE[kind](seed)
     images, masks = pooling_inputs(seed + 1, size)
     with torch.no_grad():
-        features = stages(encoder, images)
-        found = mask_embeddings(encoder, features["res5"], masks)
+        features = encode_stages(encoder, images)
+        found = encode_masks(encoder, features["res5"], masks)
     for name in ("res2", "res3", "res4", "res5"):
         probe = features[name][:, : golden[name].shape[1], 0, 0]
         torch.testing.assert_close(probe, golden[name], rtol=1e-4, atol=1e-5)
@@ -102,7 +102,7 @@ def test_attention_pool_is_plain_attention_inside_the_mask(scale, seed, height, 
     inside[:, 0, 0] = True
     masks = torch.where(inside, 1.0, -1.0)[None]
     with torch.no_grad():
-        found = mask_embeddings(encoder, res5, masks)[0]
+        found = encode_masks(encoder, res5, masks)[0]
         wanted = attention_per_mask(encoder.attnpool, res5[0], inside)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * scale)
 
@@ -111,7 +111,7 @@ def test_the_mean_is_not_among_the_keys(resnet):
     """Published so; it is what sets the pooling of an all-ones mask apart from the attention pool."""
     res5 = torch.rand(1, 768, 3, 3)
     with torch.no_grad():
-        found = mask_embeddings(resnet, res5, torch.ones(1, 1, 3, 3))[:, 0]
+        found = encode_masks(resnet, res5, torch.ones(1, 1, 3, 3))[:, 0]
         whole = resnet.attnpool(res5)
     assert not torch.allclose(found, whole, rtol=1e-3)
     assert F.cosine_similarity(found, whole).item() > 0.9
@@ -124,12 +124,12 @@ def test_convnext_of_a_full_mask_is_the_image_embedding(convnext, norm_first):
     if norm_first:
         encoder.trunk.norm_pre, encoder.trunk.head.norm = encoder.trunk.head.norm, nn.Identity()
     with torch.no_grad():
-        res5 = stages(encoder, images)["res5"]
-        found = mask_embeddings(encoder, res5, torch.ones(2, 1, 24, 16))
+        res5 = encode_stages(encoder, images)["res5"]
+        found = encode_masks(encoder, res5, torch.ones(2, 1, 24, 16))
         torch.testing.assert_close(found[:, 0], encoder(images), rtol=1e-4, atol=1e-5)
         if norm_first:  # and nothing is normed afterwards, so dense embeddings pass the pool as they are
             means = encoder.head(encoder.trunk.norm_pre(res5).flatten(2).transpose(1, 2))
-            torch.testing.assert_close(dense_embedding(encoder, res5).flatten(2).transpose(1, 2), means)
+            torch.testing.assert_close(encode_dense(encoder, res5).flatten(2).transpose(1, 2), means)
 
 
 def test_convnext_pools_what_is_inside(convnext):
@@ -138,7 +138,7 @@ def test_convnext_pools_what_is_inside(convnext):
     mean = (res5[:, :, 0, 0] + res5[:, :, 1, 1]) / 2
     with torch.no_grad():
         wanted = convnext.head(convnext.trunk.forward_head(mean[:, :, None, None]))
-        torch.testing.assert_close(mask_embeddings(convnext, res5, masks)[:, 0], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encode_masks(convnext, res5, masks)[:, 0], wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MAKE)
@@ -150,7 +150,7 @@ def test_empty_masks_are_constant_and_without_nan(kind, resnet, convnext):
     rows = []
     for scale in (1.0, 50.0):
         res5 = (scale * torch.rand(2, width, 3, 2)).requires_grad_()
-        found = mask_embeddings(encoder, res5, masks.expand(2, -1, -1, -1))
+        found = encode_masks(encoder, res5, masks.expand(2, -1, -1, -1))
         gradients = torch.autograd.grad(found.square().sum(), [res5, *encoder.parameters()], allow_unused=True)
         assert found.isfinite().all()
         assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
@@ -166,9 +166,9 @@ def test_float32_under_autocast(kind, resnet, convnext):
     res5 = torch.rand(1, 768 if kind == "resnet" else 64, 3, 3)
     masks = torch.rand(1, 2, 12, 12) - 0.5
     with torch.no_grad():
-        wanted = mask_embeddings(encoder, res5.bfloat16().float(), masks.bfloat16().float())
+        wanted = encode_masks(encoder, res5.bfloat16().float(), masks.bfloat16().float())
         with torch.autocast("cpu", torch.bfloat16):
-            found = mask_embeddings(encoder, res5.bfloat16(), masks.bfloat16())
+            found = encode_masks(encoder, res5.bfloat16(), masks.bfloat16())
     assert found.dtype == torch.float32
     assert torch.equal(found, wanted)
 
@@ -176,7 +176,7 @@ def test_float32_under_autocast(kind, resnet, convnext):
 def test_masks_take_no_gradient(resnet):
     masks = torch.rand(1, 2, 12, 12, requires_grad=True)
     res5 = torch.rand(1, 768, 3, 3, requires_grad=True)
-    mask_embeddings(resnet, res5, masks).sum().backward()
+    encode_masks(resnet, res5, masks).sum().backward()
     assert masks.grad is None and res5.grad is not None
 
 
@@ -184,9 +184,9 @@ def test_masks_take_no_gradient(resnet):
 def test_runs_on_meta(kind, dim, resnet, convnext):
     encoder = copy.deepcopy({"resnet": resnet, "convnext": convnext}[kind]).to("meta")
     with torch.device("meta"):
-        res5 = stages(encoder, torch.empty(2, 3, 64, 96))["res5"]
+        res5 = encode_stages(encoder, torch.empty(2, 3, 64, 96))["res5"]
         masks = torch.empty(2, 5, 16, 24)
-        assert mask_embeddings(encoder, res5, masks).shape == (2, 5, dim)
+        assert encode_masks(encoder, res5, masks).shape == (2, 5, dim)
         assert valid_masks(masks, (2, 3)).shape == (2, 5)
 
 

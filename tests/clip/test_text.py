@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip import text
 from ovstrans.clip.load import random_clip
-from ovstrans.clip.text import class_scores, embed_vocabulary
+from ovstrans.clip.text import embed_vocabulary, reduce_synonyms
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -57,7 +57,7 @@ def test_tower_without_text_is_refused(clip):
 
 def test_best_synonym_scores_the_class():
     similarity = torch.tensor([[0.1, 0.9, 0.3, 0.5], [0.2, -0.3, -0.1, 0.0]])
-    scores = class_scores(similarity, torch.tensor([0, 1, 1, 2]), 3)
+    scores = reduce_synonyms(similarity, torch.tensor([0, 1, 1, 2]), 3)
     torch.testing.assert_close(scores, torch.tensor([[0.1, 0.9, 0.5], [0.2, -0.1, 0.0]]))
     maps = similarity[..., None, None].expand(-1, -1, 2, 3)
-    assert torch.equal(class_scores(maps, torch.tensor([0, 1, 1, 2]), 3)[..., 1, 2], scores)
+    assert torch.equal(reduce_synonyms(maps, torch.tensor([0, 1, 1, 2]), 3)[..., 1, 2], scores)

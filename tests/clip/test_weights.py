@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from ovstrans.clip.weights import read_state_dict, require_finite, weights_sha256
-from ovstrans.errors import InputError
+from ovstrans.clip.weights import fit_state, list_keys, read_state_dict, require_finite, weights_sha256
+from ovstrans.errors import InputError, MismatchError
 
 
 def test_hash_follows_the_documented_bytes():
@@ -117,3 +117,41 @@ def test_truncated_safetensors(tmp_path):
 def test_nan_is_named():
     with pytest.raises(InputError, match="layer1.w holds 2 values"):
         require_finite({"ok": torch.ones(2), "layer1.w": torch.tensor([1.0, float("nan"), float("inf")])}, "file")
+
+
+def test_missing_and_unexpected_entries_are_told_apart() -> None:
+    model = {"a": torch.empty(2, device="meta"), "b": torch.empty(3, device="meta")}
+    model["n.num_batches_tracked"] = torch.empty((), dtype=torch.int64, device="meta")
+    fit = fit_state({"c": torch.ones(1), "a": torch.ones(2), "m.num_batches_tracked": torch.ones(())}, model, "file")
+    assert (list(fit.state), fit.missing, fit.unexpected) == (["a"], ("b",), ("c",))
+    with pytest.raises(MismatchError, match=r"^file: lacks 1 entry \(b\) .* 1 that fit and 1 .*another architecture$"):
+        fit.require_complete()
+    with pytest.raises(MismatchError, match=r"file: has 1 entry \(c\) that the model does not have"):
+        fit.require_known()
+    with pytest.raises(MismatchError, match="take half$"):
+        fit.require_complete(remedy="take half")
+    fit.require_complete(needed=lambda key: key != "b")
+    with pytest.raises(MismatchError, match=r"file: a has shape \[2, 1\], the model needs \[2\]"):
+        fit_state({"a": torch.ones(2, 1)}, model, "file")
+
+
+def test_optional_entries_are_listed_nowhere() -> None:
+    model = {"a": torch.ones(2), "n.num_batches_tracked": torch.ones(())}
+    assert fit_state({"a": torch.ones(2)}, model, "file").missing == ()
+    assert fit_state({"a": torch.ones(2)}, model, "file", optional=lambda key: False).missing == (
+        "n.num_batches_tracked",
+    )
+    fit = fit_state(
+        {"a": torch.ones(2), "x": torch.ones(1)}, {**model, "b": torch.ones(1)}, "f", optional=lambda _: True
+    )
+    assert fit.missing == fit.unexpected == ()
+
+
+def test_a_state_of_which_nothing_fits_is_refused() -> None:
+    with pytest.raises(MismatchError, match=r"^file: has 1 entry \(b\), none of which the model has"):
+        fit_state({"b": torch.ones(2)}, {"a": torch.ones(2)}, "file")
+
+
+def test_list_of_keys_is_short() -> None:
+    assert list_keys(["a"]) == "1 entry (a)" and list_keys(["a", "b", "c"]) == "3 entries (a, b, c)"
+    assert list_keys(list("abcde")) == "5 entries (a, b, c, ...)"

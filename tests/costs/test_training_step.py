@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovstrans.clip.layers import trunk_convs
+from ovstrans.clip.backbone import backbone_convs
 from ovstrans.costs.flops import count_flops
 from ovstrans.costs.params import kept_weights
 from ovstrans.costs.target import Target, resolve
@@ -99,7 +99,7 @@ def test_rn50_in_closed_form(rn50: Target, freeze_norms: bool) -> None:
 
 def test_stem_and_layer1_with_their_norms(rn50: Target) -> None:
     """Published: it saves 43.54 G at 800x1216, 19.88 G where only the weights are frozen."""
-    prefix = [name for name in trunk_convs(rn50.components["trunk"]) if name.startswith(("conv", "layer1"))]
+    prefix = [name for name in backbone_convs(rn50.components["trunk"]) if name.startswith(("conv", "layer1"))]
     everything = executed_training(rn50.module, RN50_SIZE).total
     weights = executed_training(rn50.module, RN50_SIZE, frozen=prefix).total
     both = executed_training(rn50.module, RN50_SIZE, frozen=prefix, freeze_norms=True).total

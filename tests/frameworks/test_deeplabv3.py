@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from ovstrans.clip.backbone import dense_embedding, stages
+from ovstrans.clip.backbone import encode_dense, encode_stages
 from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError, MismatchError
@@ -109,7 +109,7 @@ def test_trunk_is_exactly_clips(clip: Clip, text: TextClassifier) -> None:
     framework.aspp.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         framework.logits(images)
-        expected = stages(clip.visual, normalised(clip, images))["res5"]
+        expected = encode_stages(clip.visual, normalised(clip, images))["res5"]
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=0)
     assert "attnpool" in dict(clip.visual.named_children())  # the given tower stays whole
     assert clip.visual.attnpool is not None
@@ -232,10 +232,10 @@ def test_clip_path_sum_starts_at_clips_own_answer(clip: Clip, text: TextClassifi
     framework = make(clip, text, clip_path="sum", output_stride=32, decoder=decoder).eval()
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        res5 = stages(clip.visual, normalised(clip, images))["res5"]
+        res5 = encode_stages(clip.visual, normalised(clip, images))["res5"]
         if decoder == "plus":
             res5 = F.interpolate(res5, (16, 24), mode="bilinear")
-        dense = F.normalize(dense_embedding(clip.visual, res5), dim=1)
+        dense = F.normalize(encode_dense(clip.visual, res5), dim=1)
         rows = torch.einsum("behw,re->brhw", dense, text.embeddings) / 0.07
         expected = torch.stack([rows[:, :2].amax(1), rows[:, 2], rows[:, 3], rows[:, 4]], 1)
         torch.testing.assert_close(framework.logits(images), expected, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import stages
+from ovstrans.clip.backbone import encode_stages
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.costs.flops import count_flops
@@ -35,7 +35,7 @@ def test_decoder_is_deeplabv3_pluss(clip: Clip, text: TextClassifier) -> None:
 
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
-        features = stages(framework.backbone, normalised(clip, images))
+        features = encode_stages(framework.backbone, normalised(clip, images))
         near = conv(features["res2"], "decoder.reduce.0", "decoder.reduce.1")
         far = F.interpolate(framework.aspp(features["res5"]), scale_factor=4, mode="bilinear")
         joined = torch.cat([far, near], 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from ovstrans.clip.layers import find_image_encoder, scope_convs
+from ovstrans.clip.backbone import find_image_encoder, scope_convs
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip, create_image_encoder
-from ovstrans.clip.pooling import mask_embeddings
+from ovstrans.clip.pooling import encode_masks
 from ovstrans.clip.text import TextClassifier
 from ovstrans.costs.flops import count_flops
 from ovstrans.costs.params import count_params
@@ -296,7 +296,7 @@ def test_clip_path_starts_at_clips_own_answer(clip: Clip, text: TextClassifier) 
     with torch.no_grad():
         found = framework.head(framework.backbone_features(torch.rand(2, 3, 96, 64)))
         for prediction in range(3):
-            seen = F.normalize(mask_embeddings(clip.visual, found.features["res5"], found.masks[prediction]), dim=-1)
+            seen = F.normalize(encode_masks(clip.visual, found.features["res5"], found.masks[prediction]), dim=-1)
             expected = seen @ text.embeddings.t() / 0.07
             expected = torch.stack([expected[..., :2].amax(-1), *expected[..., 2:].unbind(-1)], -1)
             torch.testing.assert_close(framework.class_scores(found, prediction, text)[..., :-1], expected)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ovstrans import files
 from ovstrans.checkpoints.file import save_checkpoint
-from ovstrans.clip.layers import scope_convs
+from ovstrans.clip.backbone import scope_convs
 from ovstrans.clip.load import load_clip, random_clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.errors import CheckFailed, InputError, MismatchError

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovstrans import files
-from ovstrans.clip.backbone import stages
-from ovstrans.clip.layers import scope_convs
+from ovstrans.clip.backbone import encode_stages, scope_convs
 from ovstrans.clip.load import Clip, bundled_folder, random_clip
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.interop import export
@@ -270,7 +269,7 @@ def test_opentrans_backbone_becomes_a_whole_clip(clip_file: Path) -> None:
     mask.apply(clip.visual)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(stages(found.clip.visual, images)["res5"], stages(clip.visual, images)["res5"])
+        assert torch.equal(encode_stages(found.clip.visual, images)["res5"], encode_stages(clip.visual, images)["res5"])
     original = files.read_tensors(clip_file)[0]
     for key in ("visual.attnpool.positional_embedding", "token_embedding.weight"):
         assert torch.equal(found.state[key], original[key])
@@ -286,7 +285,7 @@ def assert_masks_equal(found: Mask, wanted: Mask) -> None:
 def test_what_does_not_fit_a_clip(clip_file: Path) -> None:
     state = dict(random_clip().visual.state_dict())
     narrow = {**state, "layer1.0.conv1.weight": torch.ones(1, 1, 1, 1)}
-    with pytest.raises(MismatchError, match=r"file: visual.layer1.0.conv1.weight has shape \[1, 1, 1, 1\], .* --model"):
+    with pytest.raises(MismatchError, match=r"file: visual.layer1.0.conv1.weight has shape \[1, 1, 1, 1\], .* `model`"):
         clip_from_weights(narrow, "file", model="RN-mini", pretrained=str(clip_file))
     del state["layer2.0.conv1.weight"]
     with pytest.raises(MismatchError, match=r"file: lacks 1 entry \(visual.layer2.0.conv1.weight\)"):

@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.interop.foreign import bake, read_foreign
-from ovstrans.interop.matching import match, rename
+from ovstrans.interop.matching import rename
 from ovstrans.interop.pickles import read_pickle
 from ovstrans.interop.upstream_names import from_fcclip
 
@@ -265,24 +265,6 @@ def test_what_is_no_checkpoint(tmp_path: Path, value: Any) -> None:
     torch.save(value, tmp_path / "m.pth")
     with pytest.raises(InputError, match="m.pth: (holds a|no tensors)"):
         read_foreign(tmp_path / "m.pth")
-
-
-def test_missing_and_unexpected_are_told_apart() -> None:
-    wanted = {"a": torch.empty(2, device="meta"), "b": torch.empty(3, device="meta"), "n.num_batches_tracked": None}
-    wanted["n.num_batches_tracked"] = torch.empty((), dtype=torch.int64, device="meta")
-    found = match({"c": torch.ones(1), "a": torch.ones(2)}, wanted, "file")  # type: ignore[arg-type]
-    assert (list(found.state), found.missing, found.unexpected) == (["a"], ("b",), ("c",))
-    with pytest.raises(MismatchError, match=r"file: lacks 1 entry \(b\) .* --partial"):
-        found.require("file")
-    found.require("file", needed=lambda key: key != "b")
-    with pytest.raises(MismatchError, match=r"file: a has shape \[2, 1\], the model needs \[2\]"):
-        match({"a": torch.ones(2, 1)}, wanted, "file")  # type: ignore[arg-type]
-
-
-def test_a_file_of_which_nothing_fits_is_refused() -> None:
-    """Also for `--partial`, which would write the model as it starts and call it imported."""
-    with pytest.raises(MismatchError, match=r"^file: has 1 entry \(b\), nothing that the model knows; .*--model"):
-        match({"b": torch.ones(2)}, {"a": torch.ones(2)}, "file")
 
 
 def test_renaming_keeps_what_it_knows() -> None:

@@ -185,7 +185,7 @@ def test_head_of_mask2former_is_a_start(
         "pretrained": str(tmp_path / "clip.safetensors"),
     }
     found = read_foreign(tmp_path / "coco.pkl")
-    with pytest.raises(MismatchError, match=r"coco.pkl: lacks \d+ entries \(backbone\.conv1\.weight, .*--partial"):
+    with pytest.raises(MismatchError, match=r"coco.pkl: lacks \d+ entries \(backbone\.conv1\.weight, .*`partial=True`"):
         import_checkpoint(found, **given)
     back, imported = import_checkpoint(found, **given, partial=True)
     head = {key: value for key, value in checkpoints[name].state.items() if key.startswith("head.")}

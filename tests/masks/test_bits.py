@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovstrans.errors import InputError
-from ovstrans.masks.bits import pack, parse_shapes, require_entries, unpack
+from ovstrans.masks.file import pack, parse_shapes, require_entries, unpack
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 

@@ -103,7 +103,7 @@ def test_other_shape_is_named() -> None:
 
 
 def test_deeper_trunk_of_equal_shapes_is_another_architecture() -> None:
-    from ovstrans.clip.layers import scope_convs
+    from ovstrans.clip.backbone import scope_convs
     from ovstrans.clip.load import create_image_encoder
 
     with torch.device("meta"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import stages
+from ovstrans.clip.backbone import encode_stages
 from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
@@ -99,7 +99,7 @@ def test_a_convnext_is_distilled_too() -> None:
     with torch.no_grad():
         same = FeatureDistillation()(student, encoder, pictures)
         assert torch.allclose(
-            pooled_embedding(encoder, stages(encoder, pictures.images)["res5"]), encoder(pictures.images)
+            pooled_embedding(encoder, encode_stages(encoder, pictures.images)["res5"]), encoder(pictures.images)
         )
         student.trunk.stages[0].blocks[0].mlp.fc1.weight.mul_(0.3)
         other = FeatureDistillation()(student, encoder, pictures)

@@ -14,7 +14,7 @@ from ovstrans.pruning.settings import Prune
 IMP = Prune(method="imp", sparsity=0.8, rate=0.5, steps=3, final_steps=0, scope="body")
 
 
-@pytest.mark.parametrize("scope", ["body", "trunk", "layer3.*,layer4.0.conv2"])
+@pytest.mark.parametrize("scope", ["body", "backbone", "layer3.*,layer4.0.conv2"])
 @pytest.mark.parametrize("method", ["imp", "magnitude", "random"])
 def test_final_count_is_exact_and_only_the_scope_is_cut(clip: Clip, method: str, scope: str) -> None:
     prune = dataclasses.replace(IMP, method=method, scope=scope)
@@ -27,7 +27,7 @@ def test_final_count_is_exact_and_only_the_scope_is_cut(clip: Clip, method: str,
     shapes = {name: parameter.shape for name, parameter in clip.visual.named_parameters()}
     total = sum(shapes[name].numel() for name in masks)
     assert plan.counts[-1] == round((1 - 0.8) * total)
-    allowed = {"body": ("layer",), "trunk": ("layer", "conv2", "conv3")}.get(scope, ("layer3", "layer4.0.conv2"))
+    allowed = {"body": ("layer",), "backbone": ("layer", "conv2", "conv3")}.get(scope, ("layer3", "layer4.0.conv2"))
     assert all(name.startswith(allowed) and len(shapes[name]) == 4 for name in masks)
     convs = {name for name, shape in shapes.items() if len(shape) == 4 and name.startswith(allowed)}
     assert set(masks) == convs
@@ -65,7 +65,7 @@ def test_like_takes_layers_densities_and_rounds(clip: Clip) -> None:
     plan = make_plan(clip.visual, IMP, seed=0)
     weights = weights_of(clip.visual, plan.names)
     pattern = Mask(plan.choose(2, weights, None), model="")
-    prune = dataclasses.replace(IMP, method="random", sparsity=0.1, scope="trunk")
+    prune = dataclasses.replace(IMP, method="random", sparsity=0.1, scope="backbone")
     alike = make_plan(clip.visual, prune, 0, like=pattern)
     drawn = Mask(alike.choose(0, weights_of(clip.visual, alike.names), None), model="")
     assert drawn.layer_densities() == pattern.layer_densities()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ovstrans.clip.layers import trunk_convs
+from ovstrans.clip.backbone import backbone_convs
 from ovstrans.costs.target import resolve
 from ovstrans.costs.training_step import executed_training
 from ovstrans.reports.report import cost_report
@@ -15,7 +15,7 @@ SIZE = (32, 32)
 def report(*settings: str) -> dict[str, Any]:
     """Of a recipe whose plan holds the first half of the trunk still."""
     target = resolve("deeplabv3-mini", settings=settings)
-    layers = list(trunk_convs(target.module.backbone))
+    layers = list(backbone_convs(target.module.backbone))
     target.frozen = layers[: len(layers) // 2]
     return cost_report(target, SIZE)
 
@@ -27,7 +27,7 @@ def test_norms_that_the_recipe_holds_still_end_the_input_gradients_of_a_frozen_p
     assert still["components"]["trunk"]["input_gradient"] < trains["components"]["trunk"]["input_gradient"]
     assert still["weight_gradient"] == trains["weight_gradient"] and still["forward"] == trains["forward"]
     target = resolve("deeplabv3-mini")
-    layers = list(trunk_convs(target.module.backbone))
+    layers = list(backbone_convs(target.module.backbone))
     direct = executed_training(target.module, SIZE, frozen=layers[: len(layers) // 2], norms="frozen")
     assert still["total"] == direct.total
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ovstrans import files
-from ovstrans.clip.layers import scope_convs
+from ovstrans.clip.backbone import scope_convs
 from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask

@@ -14,7 +14,7 @@ import torch
 
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
-from ovstrans.clip.layers import norm_of
+from ovstrans.clip.backbone import norm_name
 from ovstrans.clip.load import load_clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
@@ -97,7 +97,7 @@ def test_a_run_under_mask_and_plan(
         key = f"{name}.weight"
         kept = mask.tensors.get(key, torch.ones_like(start[key], dtype=torch.bool))
         assert torch.equal(end.state[f"backbone.{key}"], start[key] * kept), name
-        norm = f"{norm_of(name)}.weight"  # BatchNorm goes on learning by default
+        norm = f"{norm_name(name)}.weight"  # BatchNorm goes on learning by default
         assert not torch.equal(end.state[f"backbone.{norm}"], start[norm])
     moved = "layer3.0.conv2.weight"
     assert not torch.equal(end.state[f"backbone.{moved}"], start[moved] * mask.tensors[moved])
@@ -191,7 +191,7 @@ def test_a_plan_made_on_the_way_holds_from_then_on(
         assert torch.equal(end[key], weights[key])
         assert not torch.equal(end[key], start[f"{name}.weight"])
         for suffix in ("weight", "bias", "running_mean", "running_var"):
-            norm = f"backbone.{norm_of(name)}.{suffix}"
+            norm = f"backbone.{norm_name(name)}.{suffix}"
             assert torch.equal(end[norm], weights[norm])
     other = next(
         key for key in end if key.endswith("conv1.weight") and key[len("backbone.") : -len(".weight")] not in frozen

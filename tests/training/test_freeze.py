@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.layers import norm_of, trunk_convs
+from ovstrans.clip.backbone import backbone_convs, norm_name
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
@@ -32,8 +32,8 @@ class Segmenter(Framework):
 
 def test_every_conv_of_a_tower_is_followed_by_the_norm_of_its_name(encoders: list[nn.Module]) -> None:
     modules = dict(encoders[0].named_modules())
-    for name, conv in trunk_convs(encoders[0]).items():
-        norm = modules[norm_of(name)]
+    for name, conv in backbone_convs(encoders[0]).items():
+        norm = modules[norm_name(name)]
         assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels
 
 
@@ -49,7 +49,7 @@ def test_norms_freeze_with_their_layers_where_asked(encoders: list[nn.Module]) -
     encoder = encoders[1]
     freeze(encoder, PLAN, norms=True)
     train_mode(encoder, norms="train", frozen=PLAN, freeze_norms=True)
-    still = {norm_of(name) for name in PLAN}
+    still = {norm_name(name) for name in PLAN}
     for name, module in encoder.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert (module.training, module.weight.requires_grad) == ((name not in still),) * 2
