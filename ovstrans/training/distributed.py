@@ -1,9 +1,9 @@
-"""Running as one process or as many under `torchrun`: DDP on gloo (CPU) or NCCL (CUDA).
+"""Training in one process, or in several under `torchrun`: DDP on gloo (CPU) or NCCL (CUDA).
 
-The batch size of a recipe is that of all processes together; each takes its equal share of the very
-same images in the same order, so the number of processes changes the speed and nothing else but
-this: BatchNorm sees the share of its process (rank 0's running statistics are the ones kept), and a
-loss that averages over pixels averages within the share first. Only rank 0 writes and reports.
+The batch size of a recipe is that of all processes together. Each takes an equal share of the same images in the same
+order, so the number of processes changes the speed, and two things beside: BatchNorm sees the images of its process
+alone (the running statistics of rank 0 are kept), and a loss that averages over pixels averages within the share first.
+Only rank 0 writes files and reports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers, and the device it computes on."""
+    """This process in its group, and the device it computes on.
+
+    Attributes:
+        rank: Number of the process, from 0.
+        size: Number of processes.
+        device: Device of this process.
+    """
 
     rank: int
     size: int
@@ -33,24 +39,28 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Whether this is rank 0, the process that writes files and reports."""
         return self.rank == 0
 
     def share(self, batch: int) -> int:
-        """How many images of a global batch this process takes; InputError unless it divides."""
+        """Return how many images of a global batch each process takes.
+
+        Raises:
+            InputError: The batch is no multiple of the number of processes.
+        """
         if batch % self.size:
             raise InputError(
-                f"batch = {batch} cannot be shared by {self.size} processes; use a multiple of {self.size}"
+                f"`training.batch={batch}`: cannot be shared by {self.size} processes; use a multiple of {self.size}"
             )
         return batch // self.size
 
     def barrier(self) -> None:
-        """Wait for every process."""
+        """Wait until every process has come here."""
         if self.size > 1:
             dist.barrier()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process (every process must ask)."""
+        """Return whether the flag is set in any process. Every process must call this."""
         if self.size == 1:
             return flag
         value = torch.tensor(int(flag), device=self.device)
@@ -58,7 +68,7 @@ class World:
         return bool(value.item())
 
     def broadcast(self, value: _Value) -> _Value:
-        """Rank 0's value, in every process (plain Python data)."""
+        """Return the value that rank 0 has, in every process. It must be plain Python data."""
         if self.size == 1:
             return value
         box = [value]
@@ -66,7 +76,7 @@ class World:
         return box[0]
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The mean of each value over the processes (same keys in each)."""
+        """Return the mean of each value over the processes. Every process must give the same keys."""
         if self.size == 1 or not values:
             return dict(values)
         stacked = torch.tensor(list(values.values()), dtype=torch.float32, device=self.device)
@@ -75,20 +85,24 @@ class World:
 
 
 def launched() -> bool:
-    """Whether torchrun (or the like) started this process as one of a group."""
+    """Return whether torchrun, or a launcher like it, started this process as one of a group."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
 
 
 def is_worker_rank() -> bool:
-    """Whether this process is one of a group and not its rank 0 (known before the group is joined)."""
+    """Return whether this process is in a group and not its rank 0. The group need not be joined yet."""
     return launched() and os.environ["RANK"] != "0"
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device | str) -> Iterator[World]:
-    """Join the process group for the block, if there is one; else a world of one.
+    """Join the process group while the block runs, if torchrun started one.
 
-    On CUDA each process takes the GPU of its local rank.
+    Args:
+        device: Device to compute on. On CUDA each process of a group takes the GPU of its local rank.
+
+    Yields:
+        This process in its group; a group of one where torchrun started none.
     """
     device = torch.device(device)
     if not launched():
@@ -108,9 +122,9 @@ def process_group(device: torch.device | str) -> Iterator[World]:
 
 
 def parallel(module: nn.Module, world: World) -> nn.Module:
-    """The module, wrapped in DDP where there are peers.
+    """Wrap a module in DDP if there are several processes.
 
-    Call it after freezing and before the first step, and again whenever `requires_grad` changes.
+    Call it after freezing and before the first step, and again whenever `requires_grad` of a parameter changes.
     """
     if world.size == 1:
         return module

@@ -1,7 +1,7 @@
-"""The freeze plan in force, and how BatchNorm behaves under it.
+"""Freezing the layers of a plan, and the modes and statistics of BatchNorm.
 
-A frozen layer has no gradient, no optimizer state and an unchanging weight. Its BatchNorm goes on
-learning, as in the published code (OpenTrans freezes convolution weights only), unless `freeze_norms`.
+A frozen layer has no gradient and no optimizer state, and its weight does not change. The BatchNorm after it goes on
+learning, as in the published code (OpenTrans freezes the weights of convolutions only), unless `freeze_norms` is set.
 """
 
 from __future__ import annotations
@@ -16,60 +16,88 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ovstrans.clip.backbone import backbone_convs, find_image_encoder, norm_name
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
+from ovstrans.modules import eval_mode
 from ovstrans.training.precision import Precision
 
 
 def check_plan(frozen: Sequence[str], encoder: nn.Module, origin: str) -> None:
-    """MismatchError naming the first planned layer that the tower has not."""
+    """Check that an image encoder has every layer of a freeze plan.
+
+    Args:
+        frozen: Names of the layers.
+        encoder: The image encoder.
+        origin: Where the plan came from, for messages.
+
+    Raises:
+        MismatchError: A layer is missing; the first such one is named.
+    """
     convs = backbone_convs(encoder)
     for name in frozen:
         if name not in convs:
             raise MismatchError(
-                f"{origin}: freezes {name!r}, which this model has not ({len(convs)} convolutions, "
-                f"{next(iter(convs))} to {list(convs)[-1]}): a plan for another architecture; analyze this model"
+                f"{origin}: freezes {name!r}, but this model has no such layer ({len(convs)} convolutions, "
+                f"{next(iter(convs))} to {list(convs)[-1]}); the plan is for another architecture, analyze this model"
             )
 
 
 def freeze(module: nn.Module, frozen: Sequence[str], *, norms: bool = False) -> list[str]:
-    """Switch off the gradients of the planned layers, and of their BatchNorms where `norms`.
+    """Switch off the gradients of the layers of a plan.
 
-    Call it before the optimizer is built, or follow it with `optim.drop_frozen`. Everything else is
-    left as it is. Returns the names of the tower's parameters that it froze.
+    Call it before the optimizer is built, or call `optim.drop_frozen` after it.
+
+    Args:
+        module: An image encoder, a CLIP or a framework.
+        frozen: Names of the layers.
+        norms: Freeze the scale and shift of the BatchNorms after these layers too.
+
+    Returns:
+        Names of the image encoder's parameters that are frozen by this call.
     """
     encoder = find_image_encoder(module)
     layers = set(frozen) | ({norm_name(name) for name in frozen} if norms else set())
-    done = []
+    parameters = []
     for name, parameter in encoder.named_parameters():
         if name.rpartition(".")[0] in layers:
             parameter.requires_grad_(False)
             parameter.grad = None
-            done.append(name)
-    return done
+            parameters.append(name)
+    return parameters
 
 
 def train_mode(framework: nn.Module, *, norms: str, frozen: Sequence[str] = (), freeze_norms: bool = False) -> None:
-    """Put a framework in train mode, with those BatchNorms of the backbone in eval mode that must not move.
+    """Put a framework in train mode, except for BatchNorms of the image encoder that must not change.
 
-    norms: "train", or "frozen" (running statistics and affine of every backbone BatchNorm fixed).
-    freeze_norms: the same for the BatchNorms of frozen layers.
+    A BatchNorm that must not change is in eval mode, and its scale and shift get no gradient.
+
+    Args:
+        framework: The framework.
+        norms: "train", or "frozen" for every BatchNorm of the image encoder.
+        frozen: Names of the frozen layers.
+        freeze_norms: Keep the BatchNorms after frozen layers as they are.
     """
     framework.train()
-    still = {norm_name(name) for name in frozen} if freeze_norms else set()
+    after_frozen = {norm_name(name) for name in frozen} if freeze_norms else set()
     for name, module in find_image_encoder(framework).named_modules():
-        if isinstance(module, _BatchNorm) and (norms == "frozen" or name in still):
+        if isinstance(module, _BatchNorm) and (norms == "frozen" or name in after_frozen):
             module.eval()
             module.requires_grad_(False)
 
 
 def recalibrate(framework: Framework, batches: Iterable[Batch], precision: Precision) -> int:
-    """Recompute the running statistics of the backbone's BatchNorms as plain means over the batches.
+    """Recompute the running statistics of the image encoder's BatchNorms, as means over batches.
 
-    Pruning shifts what every layer sees; the statistics of the dense weights no longer fit. Weights
-    are untouched. Returns the number of batches seen.
+    Pruning shifts the inputs of every layer, so the statistics of the dense weights no longer fit. Weights stay.
+
+    Args:
+        framework: The framework; its modes are the same afterwards.
+        batches: Batches on the framework's device.
+        precision: Precision of the forward pass.
+
+    Returns:
+        The number of batches.
     """
     seen = 0
-    framework.eval()
-    with _cumulative(find_image_encoder(framework)), torch.no_grad():
+    with eval_mode(framework), _cumulative_statistics(find_image_encoder(framework)), torch.no_grad():
         for batch in batches:
             with precision.autocast():
                 framework.logits(batch.images)
@@ -78,7 +106,8 @@ def recalibrate(framework: Framework, batches: Iterable[Batch], precision: Preci
 
 
 @contextmanager
-def _cumulative(encoder: nn.Module) -> Iterator[None]:
+def _cumulative_statistics(encoder: nn.Module) -> Iterator[None]:
+    """Let every BatchNorm average what it sees in the block, from the first batch on."""
     norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -90,4 +119,3 @@ def _cumulative(encoder: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.eval()

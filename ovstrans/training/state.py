@@ -1,10 +1,10 @@
-"""What an exact resume needs: the state of a run on disk, and stopping at a step boundary.
+"""Resuming a run exactly: its state on disk, random numbers by step, and stopping between steps.
 
-A state is a nested dict of tensors, numbers, strings, lists and dicts, saved by `torch.save`
-(atomically) and read back with `weights_only=True`, so that loading one cannot run code.
+A state is a nested dict of tensors, numbers, strings, lists and dicts. It is written atomically by `torch.save` and
+read with `weights_only=True`, so that loading one cannot run code.
 
-Random numbers need no saving in a loop that calls `seed_step` before each step: they follow from
-(seed, step, rank).
+The state of random number generators is not saved: a loop calls `seed_step` before each step, so that they depend on
+(seed, step, rank) alone.
 """
 
 from __future__ import annotations
@@ -24,16 +24,29 @@ from ovstrans import files
 from ovstrans.errors import InputError
 
 FORMAT = "ovstrans.state/1"
+"""Format name that a state file holds."""
 
 
 def save_state(path: Path | str, state: dict[str, Any]) -> None:
-    """Write a state; a kill on the way leaves the previous one whole. InputError if unwritable."""
+    """Write a state. If the process is killed on the way, the previous state remains.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     with files.atomic_path(path) as temporary:
         torch.save({"format": FORMAT, **state}, temporary)
 
 
 def load_state(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a state; InputError for a missing, broken or foreign file."""
+    """Read a state.
+
+    Args:
+        path: The file.
+        device: Device to put the tensors on.
+
+    Raises:
+        InputError: The file is missing, damaged, or not a state.
+    """
     path = files.existing_file(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -46,18 +59,22 @@ def load_state(path: Path | str, device: torch.device | str = "cpu") -> dict[str
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed of 63 bits that depends on every part and on nothing else: (seed, "augment", 17)."""
+    """Return a seed of 63 bits that depends on the parts alone, for instance (seed, "augment", 17)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Set torch's generators for one step, so that its random numbers do not depend on the past."""
+    """Seed torch's generators for one step, so that its random numbers do not depend on the steps before."""
     torch.manual_seed(derive_seed(seed, "step", step, rank))
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM came; see `stopping`."""
+    """Remembers whether SIGINT or SIGTERM came; see `stopping`.
+
+    Attributes:
+        signum: Number of the signal that came last; None before the first.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -65,20 +82,23 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """True once a signal came."""
+        """Whether a signal came."""
         return self.signum is not None
 
     def now(self, signum: int | None = None) -> None:
-        """Give the handlers back and deliver the signal: KeyboardInterrupt, termination, or what the caller set.
+        """Restore the previous signal handlers and deliver the signal to them.
 
-        `signum` stands in where the signal came to another process of the group.
+        Python's own raise KeyboardInterrupt for SIGINT and end the process for SIGTERM.
+
+        Args:
+            signum: Signal to deliver if it came to another process of the group and not to this one; default SIGTERM.
         """
         self._restore()
         signal.raise_signal(self.signum or signum or signal.SIGTERM)
 
     def _install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers in the main thread only
+            return  # Python allows signal handlers in the main thread only
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._note)
 
@@ -88,17 +108,15 @@ class Stop:
         self._previous.clear()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        impatient = self.requested
+        second = self.requested
         self.signum = signum
-        if impatient:  # the second signal ends it at once; files are written atomically
+        if second:  # ends the run at once; files are written atomically
             self.now()
 
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Stop]:
-    """For the block, SIGINT and SIGTERM only set a flag, so that a loop can save and then call `stop.now()`.
-
-    A signal that the loop never looked at is delivered when the block ends.
+    """Let SIGINT and SIGTERM only set a flag while the block runs, so that a loop can save its state first.
 
         with stopping() as stop:
             for step in steps:
@@ -106,13 +124,18 @@ def stopping() -> Iterator[Stop]:
                 if stop.requested:
                     save_state(path, ...)
                     stop.now()
+
+    A signal that the loop did not react to is delivered when the block ends. A second signal is delivered at once.
+
+    Yields:
+        The flag.
     """
     stop = Stop()
     stop._install()
     try:
         yield stop
     finally:
-        unseen = bool(stop._previous) and stop.requested
+        undelivered = bool(stop._previous) and stop.requested
         stop._restore()
-    if unseen and stop.signum is not None:
+    if undelivered and stop.signum is not None:
         signal.raise_signal(stop.signum)

@@ -1,16 +1,15 @@
-"""Which of the names of its class CLIP finds likely for a segment (Han et al. 2023, GKC: text diversification).
+"""Synonyms of a class name that CLIP finds likely for a segment (Han et al. 2023, GKC: text diversification).
 
-CLIP compares a segment's region with a prompt around each name; the softmax over the names of the
-class says which of them fit what is to be seen ("animal" of a dog behind a fence). As published ViT-B/32
-looks at the plain box; here the run's own CLIP does, at the segment on grey that its teacher sees too.
+CLIP compares the segment's region with a prompt around each name of its class. Names with a high probability in the
+softmax over them fit what the region shows: "animal" for a dog behind a fence, say. GKC's code compares the plain
+bounding box by ViT-B/32; here the CLIP of the run compares the segment on grey, as the teacher sees it.
 
-What is likely never changes, so it is found once a segment and kept: in memory, and on disk for later
-runs, by what a region shows and not by where it comes from. Regions are therefore looked at one by one: in a
-batch of other make-up the last bits, and with them a name at the edge, would differ, and a run would
-depend on what had been kept before it.
+The likely names of a segment never change, so they are found once and kept: in memory, and in a cache on disk for later
+runs. The key is the content of the region, wherever it comes from. Regions are encoded one at a time: in a batch with
+others the last bits could differ, hence a name near the limit, and a run would depend on what was in the cache.
 
-A file of the cache: `keys` uint8 [n, 16], a hash of a region and its class's number; `likely` uint8
-[n, w], a bit a name, packed by `numpy.packbits`.
+A file of the cache holds `keys`, uint8 [n, 16], a hash of a region and the index of its class, and `likely`, uint8
+[n, w], one bit a name, packed by `numpy.packbits`.
 """
 
 from __future__ import annotations
@@ -35,31 +34,42 @@ from ovstrans.vocabulary.synonyms import find_synonyms
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 LIKELY = 0.1
-"""CLIP's probability from which on a synonym may be chosen (GKC's code, its `thresRand`)."""
+"""Least probability of a synonym that may be chosen (`thresRand` in GKC's code)."""
 PROMPT = "a photo of {}"
-"""What synonyms are judged in (GKC's code)."""
+"""Prompt in which synonyms are compared with a region (GKC's code)."""
 _FORMAT = "ovstrans.likely-names/1"
 _KEY = 16
 _FIRST_SAVE = 4096
-"""New segments after which they are first saved; then whenever there are twice as many."""
+"""Number of new segments at which the cache is first saved; then whenever the number has doubled."""
 
 
 class SynonymFilter:
-    """Finds, and keeps, the likely names of segments.
+    """Finds the likely names of segments, and keeps them in a cache.
 
-    clip: the CLIP that looks, with its text encoder.  vocabulary: of the segments' classes.  see: its unit
-    image embeddings [N, E] of regions uint8 [N, 3, S, S].  computed: where and in what `see` computes,
-    in words; what is kept belongs to it.  Raises InputError where the CLIP has no text encoder.
+    Args:
+        clip: The CLIP that compares, with its text encoder.
+        vocabulary: The classes of the segments.
+        encode_regions: Returns CLIP's unit image embeddings [N, E] of regions uint8 [N, 3, S, S].
+        computed: Device and precision of `encode_regions` in words; a cache is used under the same ones only.
+
+    Attributes:
+        names: Per class, its names: see `names_of`.
+        bare: Per class, the text embeddings [n, E] of its names without a prompt.
+
+    Raises:
+        InputError: The CLIP has no text encoder.
     """
 
-    def __init__(self, clip: Clip, vocabulary: Vocabulary, see: Callable[[Tensor], Tensor], computed: str) -> None:
+    def __init__(
+        self, clip: Clip, vocabulary: Vocabulary, encode_regions: Callable[[Tensor], Tensor], computed: str
+    ) -> None:
         self.names = tuple(names_of(each) for each in vocabulary.classes)
         counts = [len(each) for each in self.names]
         self.bare, self._prompts = (
             embed_vocabulary(clip, Vocabulary("synonyms", self.names, templates=(template,))).embeddings.split(counts)
             for template in ("{}", PROMPT)
         )
-        self._encode_regions, self._scale = see, clip.model.logit_scale.exp().item()
+        self._encode_regions, self._scale = encode_regions, clip.model.logit_scale.exp().item()
         self._width = -(-max(counts) // 8)
         weights = weights_sha256(clip.model.state_dict())
         words = [clip.name, weights, clip.mean, clip.std, self.names, PROMPT, LIKELY, computed]
@@ -71,26 +81,32 @@ class SynonymFilter:
         self._new: dict[bytes, bytes] = {}
         self._saved = 0
 
-    def __call__(self, region: Tensor, kind: int) -> list[int]:
-        """Which of `names[kind]` have a probability above `LIKELY`, or the likeliest where none has.
+    def __call__(self, region: Tensor, class_index: int) -> list[int]:
+        """Return the likely names of a segment, as indices into the names of its class.
 
-        region: uint8 [3, S, S], what CLIP sees of the segment (see `datasets.segments`).  kind: its class.
+        Args:
+            region: What CLIP sees of the segment, uint8 [3, S, S] (see `datasets.segments`).
+            class_index: Index of its class.
+
+        Returns:
+            Indices into `names[class_index]`: those with a probability above LIKELY, or the likeliest where none has.
         """
-        if len(self.names[kind]) == 1:
+        if len(self.names[class_index]) == 1:
             return [0]
-        shown = region.cpu().numpy().tobytes()
-        key = hashlib.blake2b(shown, digest_size=_KEY, salt=kind.to_bytes(8, "little")).digest()
+        content = region.cpu().numpy().tobytes()
+        key = hashlib.blake2b(content, digest_size=_KEY, salt=class_index.to_bytes(8, "little")).digest()
         if key not in self._kept:
-            found = likely_of(self._scale * (self._prompts[kind] @ self._encode_regions(region[None])[0].cpu()))
+            found = likely_of(self._scale * (self._prompts[class_index] @ self._encode_regions(region[None])[0].cpu()))
             flags = np.zeros(8 * self._width, dtype=bool)
             flags[found] = True
             self._kept[key] = self._new[key] = np.packbits(flags).tobytes()
             if len(self._new) >= max(_FIRST_SAVE, 2 * self._saved):
                 self.save()
-        return np.flatnonzero(np.unpackbits(np.frombuffer(self._kept[key], dtype=np.uint8))).tolist()
+        flags = np.unpackbits(np.frombuffer(self._kept[key], dtype=np.uint8))
+        return [int(index) for index in np.flatnonzero(flags)]
 
     def save(self) -> None:
-        """Leave what was found for later runs; without a word where the cache folder takes nothing."""
+        """Write what was found to the cache. Nothing happens where the cache folder cannot be written."""
         if len(self._new) == self._saved:
             return
         keys, likely = (
@@ -105,24 +121,26 @@ class SynonymFilter:
 
 
 def names_of(own: tuple[str, ...]) -> tuple[str, ...]:
-    """The names a class may go by: its own, then WordNet's synonyms of the first, each once."""
+    """Return the names of a class, each once: its own ones, then WordNet's synonyms of the first."""
     return tuple(dict.fromkeys((*own, *find_synonyms(own[0]))))
 
 
 def likely_of(logits: Tensor) -> list[int]:
-    """The names above `LIKELY` in the softmax of logits [n], or the likeliest where none is."""
+    """Return the indices above LIKELY in the softmax of logits [n], or the largest one where none is."""
     found = logits.softmax(0)
-    return (found > LIKELY).nonzero().flatten().tolist() or [int(found.argmax())]
+    likely: list[int] = (found > LIKELY).nonzero().flatten().tolist()
+    return likely or [int(found.argmax())]
 
 
 def _read(path: Path, width: int) -> dict[bytes, bytes]:
+    """Read a file of the cache; an empty dict if it is damaged or holds something else."""
     try:
         tensors = files.read_tensors(path)[0]
     except InputError:
-        return {}  # damaged: found again
+        return {}
     keys, likely = tensors.get("keys"), tensors.get("likely")
     if keys is None or likely is None or keys.dtype != torch.uint8 or likely.dtype != torch.uint8:
         return {}
     if keys.shape[1:] != (_KEY,) or likely.shape != (len(keys), width) or not likely.any(1).all():
-        return {}  # another thing's, or with a segment of which no name is likely
+        return {}  # something else, or a segment without a likely name
     return {bytes(key): bytes(value) for key, value in zip(keys.numpy(), likely.numpy(), strict=True)}

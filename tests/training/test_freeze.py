@@ -20,7 +20,7 @@ def encoders() -> list[nn.Module]:
 
 
 class Segmenter(Framework):
-    """A framework of a given tower, with nothing else."""
+    """A framework that is an image encoder and nothing else."""
 
     def __init__(self, encoder: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -30,7 +30,7 @@ class Segmenter(Framework):
         return self.backbone(images)
 
 
-def test_every_conv_of_a_tower_is_followed_by_the_norm_of_its_name(encoders: list[nn.Module]) -> None:
+def test_every_conv_of_an_encoder_is_followed_by_the_norm_of_its_name(encoders: list[nn.Module]) -> None:
     modules = dict(encoders[0].named_modules())
     for name, conv in backbone_convs(encoders[0]).items():
         norm = modules[norm_name(name)]
@@ -49,13 +49,13 @@ def test_norms_freeze_with_their_layers_where_asked(encoders: list[nn.Module]) -
     encoder = encoders[1]
     freeze(encoder, PLAN, norms=True)
     train_mode(encoder, norms="train", frozen=PLAN, freeze_norms=True)
-    still = {norm_name(name) for name in PLAN}
+    after_frozen = {norm_name(name) for name in PLAN}
     for name, module in encoder.named_modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert (module.training, module.weight.requires_grad) == ((name not in still),) * 2
+            assert (module.training, module.weight.requires_grad) == ((name not in after_frozen),) * 2
 
 
-def test_frozen_norms_of_the_backbone_hold_still_in_training() -> None:
+def test_frozen_norms_of_the_backbone_do_not_change_in_training() -> None:
     encoder = create_image_encoder()
     train_mode(encoder, norms="frozen")
     before = {name: value.clone() for name, value in encoder.state_dict().items() if "running" in name}
@@ -75,6 +75,10 @@ def test_recalibration_gives_the_plain_mean_over_the_batches(encoders: list[nn.M
     encoder = encoders[2]
     weights = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
     images = [torch.rand(2, 3, 96, 96) for _ in range(3)]
+    encoder.train()
+    encoder(5 + torch.rand(2, 3, 96, 96))  # statistics of other images, which must not count
+    encoder.layer1[0].bn1.eval()
+    modes = [module.training for module in encoder.modules()]
     seen = recalibrate(Segmenter(encoder), [Batch(each) for each in images], pick_precision("off", "cpu"))
     with torch.no_grad():
         first = [encoder.conv1(each) for each in images]  # the first norm's input depends on no other norm
@@ -83,5 +87,6 @@ def test_recalibration_gives_the_plain_mean_over_the_batches(encoders: list[nn.M
     assert seen == 3
     assert torch.allclose(encoder.bn1.running_mean, mean, atol=1e-6)
     assert torch.allclose(encoder.bn1.running_var, variance, rtol=1e-4)
-    assert encoder.bn1.momentum == 0.1 and not encoder.bn1.training
+    assert encoder.bn1.momentum == 0.1 and encoder.bn1.num_batches_tracked == 3
+    assert [module.training for module in encoder.modules()] == modes
     assert all(torch.equal(parameter, weights[name]) for name, parameter in encoder.named_parameters())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import embed_texts
-from ovstrans.training import synonym_filter as likely_names
+from ovstrans.training import synonym_filter
 from ovstrans.training.synonym_filter import SynonymFilter, likely_of, names_of
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -29,7 +29,7 @@ def clip() -> Clip:
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(likely_names, "synonyms", lambda name: KNOWN[name])
+    monkeypatch.setattr(synonym_filter, "find_synonyms", lambda name: KNOWN[name])
     monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "likely-names"
 
@@ -106,7 +106,7 @@ def test_processes_leave_files_of_their_own(clip: Clip, cache: Path) -> None:
 
 
 def test_it_is_saved_as_it_grows(clip: Clip, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likely_names, "_FIRST_SAVE", 2)
+    monkeypatch.setattr(synonym_filter, "_FIRST_SAVE", 2)
     kept, sizes = SynonymFilter(clip, NAMES, Eyes(), "cpu float32"), []
     for region in regions(9):
         kept(region, 0)
