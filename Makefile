@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-test  ## check style and types
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 costs: $(VENV)/.installed-test  ## compare the costs of every recipe with the recorded ones
 	$(BIN)/ovstrans bench --check $(LOCK)

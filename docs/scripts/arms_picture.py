@@ -1,0 +1,78 @@
+"""Draws docs/assets/arms.png: images of `scenes:test`, their labels, and the predictions of three models.
+
+    python docs/scripts/arms_picture.py --runs FOLDER [--images 45,78,120]
+
+The models are the arms dense, random and IMP of the study `tests.benchmarks.transfer` with seed 0. Those that are
+missing in FOLDER are trained first, which takes about ten minutes on two idle cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ovstrans.datasets.scenes.dataset import Scenes
+
+ROOT = Path(__file__).parents[2]
+ARMS = {"dense-0": "all weights", "random-0": "a random tenth", "imp-0": "the tenth IMP keeps"}
+SIZE, GAP, TITLE = 160, 6, 24
+
+
+def train(runs: Path) -> None:
+    """Train the arms that are missing."""
+    study = ["tests.benchmarks.transfer", "--out", str(runs), "--seeds", "1", "--arms", "dense,imp,random"]
+    subprocess.run([sys.executable, "-m", *study], cwd=ROOT, check=True)
+
+
+def predict(run: Path, images: list[Path], out: Path) -> list[Image.Image]:
+    """Return the predicted classes of images as coloured pictures."""
+    command = [sys.executable, "-m", "ovstrans", "predict", str(run), *map(str, images), "--out", str(out), "--quiet"]
+    subprocess.run(command, check=True)
+    return [Image.open(out / "labels" / image.name).convert("RGB") for image in images]
+
+
+def draw(rows: list[list[Image.Image]], titles: list[str]) -> Image.Image:
+    """Return a sheet with a column for each title."""
+    width, height = len(titles) * (SIZE + GAP) - GAP, TITLE + len(rows) * (SIZE + GAP) - GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, title in enumerate(titles):
+        x = column * (SIZE + GAP)
+        pen.text((x + SIZE // 2, TITLE // 2 - 2), title, fill="black", font=font, anchor="mm")
+        for row, pictures in enumerate(rows):
+            sheet.paste(pictures[column], (x, TITLE + row * (SIZE + GAP)))
+    return sheet
+
+
+def main() -> None:
+    """Train, predict and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--images", default="45,78,120", help="numbers of images in scenes:test")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "assets" / "arms.png")
+    options = parser.parse_args()
+    train(options.runs)
+    scenes = Scenes("test", size=SIZE)
+    samples = [scenes[int(number)] for number in options.images.split(",")]
+    palette = np.array(scenes.vocabulary.palette(), dtype=np.uint8)
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.png" for number in range(len(samples))]
+        photos = [Image.fromarray(sample.image.permute(1, 2, 0).numpy()) for sample in samples]
+        for photo, path in zip(photos, paths, strict=True):
+            photo.save(path)
+        truths = [Image.fromarray(palette[sample.label.numpy()]) for sample in samples if sample.label is not None]
+        predicted = [predict(options.runs / arm, paths, Path(folder) / arm) for arm in ARMS]
+    rows = [list(row) for row in zip(photos, truths, *predicted, strict=True)]
+    sheet = draw(rows, ["image", "labels", *ARMS.values()])
+    sheet.quantize(256, dither=Image.Dither.NONE).save(options.out, optimize=True)
+    print(f"wrote {options.out} ({options.out.stat().st_size // 1024} kB)")
+
+
+if __name__ == "__main__":
+    main()
