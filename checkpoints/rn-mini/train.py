@@ -1,10 +1,10 @@
-"""Train RN-mini, the bundled mini CLIP, from scratch on `scenes` image-caption pairs.
+"""Train RN-mini, the bundled mini CLIP, from scratch on images and captions of `scenes`.
 
     python checkpoints/rn-mini/train.py --out FOLDER --images 40000 --steps 2500
 
-Writes open_clip_model.safetensors (fp16), open_clip_config.json and card.json (settings and measured
-zero-shot accuracy) to FOLDER. Interrupted, the same command goes on from the last saved state.
-The learning rate is warmed up, held, and brought to zero over the last fifth of the steps.
+Writes open_clip_model.safetensors (fp16), open_clip_config.json and card.json (settings and measured zero-shot
+accuracy) to FOLDER. After an interruption, the same command goes on from the last saved state. The learning rate rises
+over the first 300 steps, stays constant, and falls to zero over the last fifth of the steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contrastive import caption_batch, contrastive_loss, encode_text, noun_loss
+from contrastive import contrastive_loss, encode_text, make_captions, noun_loss
 from torch.nn import functional as F
 
 from ovstrans import files
@@ -36,25 +36,29 @@ TEMPLATES = ("a {}", "{}", "a photo of a {}")
 
 
 def draw_many(arguments: tuple[int, int, int]) -> tuple[np.ndarray, list[Any]]:
-    """Images uint8 [N, 96, 96, 3] and visible facts of `pretrain` images first..last."""
+    """Draw images `first` to `last` - 1 of split `pretrain`: uint8 [N, 96, 96, 3], and their visible elements."""
     first, last, seed = arguments
     scenes = [draw_scene("pretrain", index, seed, SIZE, SIZE) for index in range(first, last)]
-    return np.stack([scene.image for scene in scenes]), [scene.visible() for scene in scenes]
+    return np.stack([scene.image for scene in scenes]), [scene.visible_elements() for scene in scenes]
 
 
 def draw_pool(count: int, seed: int, workers: int) -> tuple[torch.Tensor, list[Any]]:
-    """All training images, drawn once and kept in memory."""
-    pieces = [(first, min(first + 500, count), seed) for first in range(0, count, 500)]
-    images, facts = [], []
+    """Draw all training images, which are kept in memory: uint8 [N, 96, 96, 3], and their visible elements."""
+    chunks = [(first, min(first + 500, count), seed) for first in range(0, count, 500)]
+    images, elements = [], []
     with ProcessPoolExecutor(workers) as pool:
-        for some, said in pool.map(draw_many, pieces):
-            images.append(torch.from_numpy(some))
-            facts.extend(said)
-    return torch.cat(images), facts
+        for chunk_images, chunk_elements in pool.map(draw_many, chunks):
+            images.append(torch.from_numpy(chunk_images))
+            elements.extend(chunk_elements)
+    return torch.cat(images), elements
 
 
 def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """uint8 [B, 96, 96, 3] to float [B, 3, size, size]: flips, quarter turns, one scale a batch, shifts."""
+    """Augment images, uint8 [B, 96, 96, 3], by flips, quarter turns, scale and shift, the same for the whole batch.
+
+    Returns:
+        float32 [B, 3, size, size] in [0, 1].
+    """
     batch = images.permute(0, 3, 1, 2).float() / 255
     if size != SIZE:
         batch = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -78,7 +82,7 @@ def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torc
 
 
 def encode_image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Image embeddings [B, E] at any size: the attention pool's positions are resampled where it is not 96."""
+    """Compute image embeddings [B, E] at any size; the feature map is resized to that of 96x96 pixels for the pool."""
     encoder = model.visual
     if pixels.shape[-1] == SIZE:
         return encoder(pixels)
@@ -89,19 +93,19 @@ def encode_image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def zero_shot(clip: Any, limit: int = 1000) -> dict[str, float]:
-    """Top-1 accuracy on held-out images: shapes, colour x shape, grounds."""
+    """Measure the zero-shot top-1 accuracy on held-out images: shapes, colours with shapes, and grounds."""
     clip.model.eval()
     mean, std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
 
-    def images_of(split: str, count: int) -> tuple[torch.Tensor, list[Any]]:
+    def embed_images(split: str, count: int) -> tuple[torch.Tensor, list[Any]]:
         scenes = [draw_scene(split, index, 0, SIZE, SIZE) for index in range(count)]
         pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
             rows = [clip.model.encode_image(((part - mean) / std), normalize=True) for part in pixels.split(100)]
         return torch.cat(rows).float(), scenes
 
-    single, scenes = images_of("single", limit)
-    things = [scene.facts[1] for scene in scenes]
+    single, scenes = embed_images("single", limit)
+    things = [scene.elements[1] for scene in scenes]
     shapes = embed_texts(clip, list(SHAPES), TEMPLATES)
     pairs = [(color, shape) for shape in SHAPES for color in COLORS]
     both = embed_texts(clip, [f"{color} {shape}" for color, shape in pairs], TEMPLATES)
@@ -109,10 +113,10 @@ def zero_shot(clip: Any, limit: int = 1000) -> dict[str, float]:
     pair_right = [
         pairs[i] == (t.color, t.shape) for i, t in zip((single @ both.T).argmax(1).tolist(), things, strict=True)
     ]
-    alone, scenes = images_of("ground", max(100, limit // 4))
+    alone, scenes = embed_images("ground", max(100, limit // 4))
     stuff = embed_texts(clip, list(STUFF), ("{}", "a photo of {}"))
     stuff_right = [
-        STUFF[i] == s.facts[0].stuff for i, s in zip((alone @ stuff.T).argmax(1).tolist(), scenes, strict=True)
+        STUFF[i] == s.elements[0].stuff for i, s in zip((alone @ stuff.T).argmax(1).tolist(), scenes, strict=True)
     ]
     clip.model.train()
     return {
@@ -123,12 +127,12 @@ def zero_shot(clip: Any, limit: int = 1000) -> dict[str, float]:
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over 300 steps, constant, linear to zero over the last fifth."""
+    """Return the learning rate of a step: warm-up over 300 steps, constant, linear to zero over the last fifth."""
     return peak * min(1.0, (step + 1) / 300) * min(1.0, (steps - step) / max(1, steps // 5))
 
 
 def main() -> None:
-    """Train, save, measure."""
+    """Train, save and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=40_000)
@@ -157,9 +161,9 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         start, spent = state["step"], state["seconds"]
     began = time.monotonic()
-    images, facts = draw_pool(options.images, options.seed, options.workers)
+    images, elements = draw_pool(options.images, options.seed, options.workers)
     print(f"drew {len(images)} images in {time.monotonic() - began:.0f} s", flush=True)
-    alone = np.array([n for n, said in enumerate(facts) if sum(isinstance(fact, Thing) for fact in said) == 1])
+    alone = np.array([n for n, shown in enumerate(elements) if sum(isinstance(each, Thing) for each in shown) == 1])
     mean, std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
 
     def save(step: int) -> None:
@@ -190,7 +194,7 @@ def main() -> None:
         order = np.random.default_rng([options.seed, 2, epoch]).permutation(len(pool))
         chosen = pool[order[position : position + options.batch]]
         pixels = (augment(images[chosen], EASY_SIZE if first else SIZE, generator) - mean) / std
-        texts = caption_batch(rng, [facts[number] for number in chosen], hard=2, bank=32)
+        texts = make_captions(rng, [elements[number] for number in chosen], hard=2, bank=32)
         tokens = clip.tokenizer(texts.texts)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, options.steps, options.lr)

@@ -1,11 +1,9 @@
-"""`ovstrans data`: which datasets are there, whether they are sound, what they look like, and preparing them."""
+"""`ovstrans data`: list, check, show and prepare datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +11,7 @@ from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
-    from ovstrans.datasets.published.layouts import DatasetInfo
+    from ovstrans.datasets.catalog import DatasetStatus
 
 app = typer.Typer(
     name="data",
@@ -22,41 +20,40 @@ app = typer.Typer(
 )
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME[:SPLIT]", help="A dataset that `data list` names, or folder:PATH[:SPLIT].")
+    str,
+    typer.Argument(metavar="NAME[:SPLIT]", help="A dataset listed by `ovstrans data list`, or folder:PATH[:SPLIT]."),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Images at once; 0 for one a core.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Images to process at once; 0 for one per core.")]
 
 
 @app.command("list")
 def list_data(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only this one, with every layout it is read from.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show only this dataset, and every layout it can be read from."),
     ] = None,
     data_root: common.DataRoot = None,
     json: common.Json = None,
     force: common.Force = False,
     debug: common.Debug = False,
 ) -> None:
-    """Which datasets are there, in what layout and where, and which are missing."""
+    """List the datasets, and which of them are found on this machine."""
     common.start(debug=debug)
     from ovstrans import console
-    from ovstrans.datasets.catalog import GENERATED
-    from ovstrans.datasets.published.registry import PUBLISHED, format_roots, resolve_roots
+    from ovstrans.datasets.catalog import GENERATED, list_datasets
+    from ovstrans.datasets.published.registry import format_roots, resolve_roots
 
     common.check_json(json, force=force)
+    datasets = list_datasets(name, data_root=data_root)
     roots = resolve_roots(data_root)
-    chosen = list(PUBLISHED) if name is None else [_published(name)[0].name]
-    entries = {key: _entry(PUBLISHED[key], roots) for key in chosen}
     if json != "-":
-        rows = [[key, "-", "any", "-", "generated", "-"] for key in GENERATED if name is None]
-        rows += [row for key, entry in entries.items() for row in _rows(key, entry)]
-        heads = ["name", "classes", "split", "images", "layout", "where"]
-        console.table("datasets", heads, rows, caption=f"looked in {format_roots(roots)}", words=heads)
+        columns = ["name", "classes", "split", "images", "layout", "folder"]
+        rows = [[generated, "-", "any", "-", "generated", "-"] for generated in GENERATED if name is None]
+        rows += [row for dataset in datasets for row in _split_rows(dataset)]
+        console.table("datasets", columns, rows, caption=f"looked in {format_roots(roots)}", words=columns)
         if name is not None:
-            columns = ["layout", "splits", "needs"]
-            layouts = [[way["layout"], ", ".join(way["splits"]), way["needs"]] for way in entries[chosen[0]]["layouts"]]
-            title = f"{entries[chosen[0]]['title']}: from {entries[chosen[0]]['source']}, read from any of"
-            console.table(title, columns, layouts, words=columns)
+            _show_layouts(datasets[0])
+    entries = {dataset.info.name: dataset.to_json() for dataset in datasets}
     common.emit_json(
         json,
         {"schema": "ovstrans.datasets/1", "roots": [str(root) for root in roots], "datasets": entries},
@@ -74,49 +71,40 @@ def check(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Open every image and label map: all faults with their paths, and exit status 2 where there is one.
+    """Read every image and label map of a dataset, and report all faults with the paths of the files.
 
-    Without a split, every split that is there.
+    Without a split, every split that exists is checked. The exit status is 2 if there is a fault.
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
-    from ovstrans.datasets.catalog import open_dataset
-    from ovstrans.datasets.check import find_faults
+    from ovstrans.datasets.check import check_dataset
     from ovstrans.errors import InputError
 
     common.check_json(json, force=force)
-    found: list[str] = []
-    checked: dict[str, int] = {}
-    for spec in _to_check(name, data_root):
-        try:
-            dataset = open_dataset(spec, split="train", data_root=data_root, allow_missing=True)
-        except InputError as error:  # a broken listing is a fault like others
-            found.append(str(error))
-            continue
-        title = f"{dataset.name}:{dataset.split}"
-        with console.progress(f"check {title}", len(dataset), unit="images") as progress:
-            flaws = find_faults(dataset, progress, workers=workers)
-        checked[title] = len(dataset)
-        found += flaws
-        if not flaws:
-            console.say(f"{title}: {len(dataset)} images, all in order")
-    if not checked:
-        raise InputError("; ".join(found))
+    with console.progress_bar() as progress:
+        result = check_dataset(name, data_root=data_root, workers=workers, progress=progress)
     if json != "-":
-        for flaw in found:
-            console.show(flaw)
-    common.emit_json(json, {"schema": "ovstrans.datasets-check/1", "images": checked, "faults": found}, force=force)
-    if found:
-        what = common.counted(len(found), "fault")
-        raise InputError(f"data {name}: {what} in {sum(checked.values())} images")
+        for fault in result.faults:
+            console.show(fault)
+    common.emit_json(
+        json,
+        {"schema": "ovstrans.datasets-check/1", "images": dict(result.images), "faults": list(result.faults)},
+        force=force,
+    )
+    if result.faults:
+        faults = common.counted(len(result.faults), "fault")
+        images = common.counted(sum(result.images.values()), "image")
+        raise InputError(f"dataset {name}: {faults} in {images}")
 
 
 @app.command()
 def show(
     name: Name = "scenes:train",
     data_root: common.DataRoot = None,
-    count: Annotated[int, typer.Option("-n", "--images", min=1, help="How many, evenly spread.")] = 8,
-    size: Annotated[int | None, typer.Option(min=16, help="Side of generated images.")] = None,
+    images: Annotated[
+        int, typer.Option("-n", "--images", min=1, help="How many images to draw, spread evenly over the split.")
+    ] = 8,
+    size: Annotated[int | None, typer.Option(min=16, help="Side of generated images in pixels.")] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help=f"PNG to write; default {OUTPUT_DIR}/data/NAME-SPLIT.png."),
@@ -125,20 +113,12 @@ def show(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """A sheet of images with the names on their segments."""
+    """Draw some images of a dataset with the names of their classes."""
     common.start(quiet=quiet, debug=debug)
-    from ovstrans import console, files
-    from ovstrans.datasets.catalog import open_dataset
-    from ovstrans.datasets.drawing import choose_evenly, save_contact_sheet
+    from ovstrans import console
+    from ovstrans.datasets.show import show_dataset
 
-    if out is not None:
-        files.check_output(out, force=force)
-    dataset = open_dataset(name, split="val", size=size, data_root=data_root)
-    total = len(dataset)
-    shown = sorted(choose_evenly(total, count))
-    path = out or OUTPUT_DIR / "data" / f"{dataset.name}-{dataset.split}.png"
-    title = f"{dataset.name}:{dataset.split}, {len(shown)} of {total} images, {len(dataset.vocabulary)} classes"
-    save_contact_sheet(path, (dataset[index] for index in shown), dataset, title=title)
+    path = show_dataset(name, data_root=data_root, images=images, size=size, out=out, force=force)
     console.say(f"wrote {path}")
 
 
@@ -147,7 +127,8 @@ def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME[:SPLIT]", help="A published dataset, or one split of it.")],
     data_root: common.DataRoot = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Root to write below; default where the original is.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Root to write below; default: the root of the original."),
     ] = None,
     workers: Workers = 0,
     force: common.Force = False,
@@ -156,142 +137,34 @@ def prepare(
 ) -> None:
     """Convert an original download to the layout that detectron2 and FC-CLIP read.
 
-    Not needed for ovstrans, which reads originals too, only slower. What is converted already stays, so the same
-    command goes on after an interruption.
+    This is optional: ovstrans reads originals, too, only more slowly. Images that are converted already are skipped, so
+    that the same command goes on after an interruption.
     """
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
-    from ovstrans.datasets.published.prepare import plan_preparation, summarize
-    from ovstrans.datasets.published.prepare import prepare as convert
-    from ovstrans.datasets.published.registry import resolve_roots
-    from ovstrans.errors import InputError
+    from ovstrans.datasets.published.prepare import prepare_dataset
 
-    published, splits = _published(name)[0], _splits(name, data_root)
-    flaws: list[str] = []
-    broken: list[str] = []
-    for split in splits:
-        title = f"{published.name}:{split}"
-        try:
-            work = plan_preparation(published, split, resolve_roots(data_root), out)
-        except InputError as error:  # the other splits can do without this one
-            broken.append(str(error))
-            continue
-        if isinstance(work, str):
-            console.say(f"{title} {work}")
-            continue
-        total = len(work.source)
-        done = total - len(work.todo(force=force))
-        with console.progress(f"prepare {title}", total, done=done, unit="images") as progress:
-            try:
-                found = convert(work, progress, workers=workers, force=force)
-            except BaseException:  # also SIGTERM's
-                console.warn(
-                    f"{title}: {total - len(work.todo())} of {total} images are there; the same command goes on"
-                )
-                raise
-        flaws += found
-        if not found:
-            console.say(f"{title}: {total} images in {work.top} ({total - done} converted now)")
-    if flaws:
-        what = common.counted(len(flaws), "image")
-        broken.append(f"{what} could not be converted: {summarize(flaws)}")
-    if broken:
-        raise InputError("; ".join(broken))
+    with console.progress_bar() as progress:
+        prepare_dataset(name, data_root=data_root, out=out, workers=workers, force=force, progress=progress)
 
 
-def _published(name: str) -> tuple[DatasetInfo, str]:
-    """The published dataset that `NAME[:SPLIT]` names, and its split or ""; InputError where it is none."""
-
-    from ovstrans.datasets.published.registry import PUBLISHED, lookup_published
-    from ovstrans.errors import InputError, did_you_mean
-
-    known = lookup_published(name)
-    if known is None:
-        name = name.partition(":")[0]
-        hint = did_you_mean(name, PUBLISHED)
-        raise InputError(f"data {name!r}: no published dataset; {hint}known are {', '.join(PUBLISHED)}")
-    return known
-
-
-def _splits(name: str, data_root: Path | None) -> Sequence[str]:
-    """The split that the name says, or all that are there; InputError where none is."""
-    from ovstrans.datasets.published.registry import locate_dataset, not_found_error, resolve_roots
-    from ovstrans.errors import InputError
-
-    (published, split), roots = _published(name), resolve_roots(data_root)
-    if split:
-        return (split,)
-    there = []
-    for split in published.splits:
-        with suppress(InputError):  # a broken listing is there, and whoever opens it says what is wrong
-            if locate_dataset(published, split, roots) is None:
-                continue
-        there.append(split)
-    if not there:
-        raise not_found_error(published, published.splits[-1], roots)
-    return there
-
-
-def _to_check(name: str, data_root: Path | None) -> list[str]:
-    """What to check, each as `open_dataset` takes it: the split that is named, or all that are there."""
-    from ovstrans.datasets.catalog import GENERATED, list_folder_splits
-
-    kind, _, rest = name.partition(":")
-    if kind in GENERATED:
-        return [name if rest else f"{name}:train"]
-    if kind == "folder":
-        splits = list_folder_splits(name)
-        return [f"{name}:{split}" for split in splits] if len(splits) > 1 else [name]
-    return [f"{_published(name)[0].name}:{split}" for split in _splits(name, data_root)]
-
-
-def _entry(published: DatasetInfo, roots: Sequence[Path]) -> dict[str, Any]:
-    """What `list` says of a dataset, as plain values."""
-    from ovstrans.datasets.published.registry import locate_dataset
-    from ovstrans.errors import InputError
-
-    splits: dict[str, Any] = {}
-    for split in published.splits:
-        try:
-            found = locate_dataset(published, split, roots)
-            splits[split] = None
-            if found is not None:
-                splits[split] = {
-                    "layout": found.layout.name,
-                    "root": str(found.root),
-                    "images": len(found.pairs),
-                    "missing": len(found.missing),
-                }
-        except InputError as error:  # a broken listing is no reason to say nothing of the others
-            splits[split] = {"error": str(error)}
-    ways = [
-        {
-            "layout": layout.name,
-            "splits": list(layout.words),
-            "needs": f"{layout.tops[0]}/ with "
-            + ", ".join(" or ".join(places) for places in layout.needs(list(layout.words)[-1])),
-        }
-        for layout in published.layouts
-    ]
-    return {
-        "title": published.title,
-        "classes": published.classes,
-        "source": published.source,
-        "splits": splits,
-        "layouts": ways,
-    }
-
-
-def _rows(name: str, entry: dict[str, Any]) -> list[list[str]]:
-    """The rows of a dataset: one for each split that is there."""
+def _split_rows(dataset: DatasetStatus) -> list[list[str]]:
+    """Return one row for each split that was found, or a single row if there is none."""
     rows = []
-    for split, found in entry["splits"].items():
-        if found is None:
-            continue
-        if "error" in found:
-            rows.append([split, "-", "broken", found["error"]])
-        else:
-            gaps = f" ({found['missing']} files missing)" if found["missing"] else ""
-            rows.append([split, f"{found['images']}{gaps}", found["layout"], found["root"]])
-    head = [name, str(entry["classes"])]
-    return [head + row for row in rows or [["-", "-", "missing", "-"]]]
+    for status in dataset.splits:
+        if status.error:
+            rows.append([status.split, "-", "broken", status.error])
+        elif status.location is not None:
+            location = status.location
+            missing = f" ({len(location.missing)} files missing)" if location.missing else ""
+            rows.append([status.split, f"{len(location.pairs)}{missing}", location.layout.name, str(location.folder)])
+    first_columns = [dataset.info.name, str(dataset.info.classes)]
+    return [first_columns + row for row in rows or [["-", "-", "missing", "-"]]]
+
+
+def _show_layouts(dataset: DatasetStatus) -> None:
+    from ovstrans import console
+
+    columns = ["layout", "splits", "needs"]
+    rows = [[each["layout"], ", ".join(each["splits"]), each["needs"]] for each in dataset.to_json()["layouts"]]
+    console.table(f"{dataset.info.title}: from {dataset.info.source}, read from any of", columns, rows, words=columns)

@@ -1,7 +1,7 @@
-"""Augmentation of labelled images, and the resizing of evaluation.
+"""Augmentation of labelled images, and resizing for evaluation.
 
-Every random choice comes from the generator that is passed in, so an augmented sample is a function
-of its seed alone, and a resumed run sees what an uninterrupted one would have.
+All randomness comes from the generator that is passed in. An augmented sample therefore depends on its seed alone, and
+a resumed run sees the same samples as an uninterrupted one.
 
 Shapes: `H W` image, `h w` crop.
 """
@@ -21,19 +21,24 @@ from ovstrans.datasets.sample import Sample
 from ovstrans.errors import InputError
 
 CLIP_MEAN = (123, 117, 104)
-"""The mean RGB of CLIP's training images, 0..255: what lies around an image that is smaller than its crop."""
+"""Mean RGB of CLIP's training images, 0 to 255. Pads an image that is smaller than its crop."""
 
 Transform = Callable[[Sample, torch.Generator], Sample]
+"""A function that augments a sample with the randomness of a generator."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images vary.
+    """Settings of the augmentation of training images; see `AugmentedCrop`.
 
-    scale: smallest and largest factor of the size, drawn evenly.
-    flip: chance of a horizontal flip.
-    jitter: largest relative change of brightness, contrast and saturation; 0 is none.
-    short_side: side that scale 1 means, in pixels; 0 keeps the image's own.
+    Attributes:
+        scale: Smallest and largest factor by which an image is scaled, drawn uniformly.
+        flip: Probability of a horizontal flip.
+        jitter: Largest relative change of brightness, contrast and saturation; 0 for none.
+        short_side: Short side of the image at scale 1, in pixels; 0 for the image's own.
+
+    Raises:
+        InputError: A value is out of range.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -43,26 +48,38 @@ class Augment:
 
     def __post_init__(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise InputError(f"augment.scale is {list(self.scale)}; two numbers above 0 are needed, the smaller first")
+            raise InputError(f"`augment.scale={list(self.scale)}`: must be two numbers above 0, the smaller first")
         if not 0 <= self.flip <= 1:
-            raise InputError(f"augment.flip is {self.flip}; a chance from 0 to 1 is needed")
+            raise InputError(f"`augment.flip={self.flip}`: must be a probability from 0 to 1")
         if not 0 <= self.jitter < 1:
-            raise InputError(f"augment.jitter is {self.jitter}; a number from 0 to below 1 is needed")
+            raise InputError(f"`augment.jitter={self.jitter}`: must be at least 0 and below 1")
         if self.short_side < 0:
-            raise InputError(f"augment.short_side is {self.short_side}; 0 (the image's own) or pixels are needed")
+            raise InputError(
+                f"`augment.short_side={self.short_side}`: must be a number of pixels, or 0 for the image's"
+            )
 
     def transform(self, size: int | tuple[int, int], ignore: int) -> Transform:
-        """The transform that crops to `size` (a side, or h and w) and labels what it pads with `ignore`."""
+        """Return the transform that augments a sample and crops it.
+
+        Args:
+            size: Side of the crop, or its height and width, in pixels.
+            ignore: Label of padding.
+        """
         return AugmentedCrop(self, (size, size) if isinstance(size, int) else size, ignore)
 
 
 @dataclass(frozen=True)
 class AugmentedCrop:
-    """Scale, crop, flip and jitter an image together with its label map (and segment map).
+    """Scales, crops, flips and jitters an image together with its label map and segment map.
 
-    The crop is cut out before it is scaled, so its cost does not depend on the size of the image.
-    An image smaller than the crop is padded right and below: the image with CLIP's mean colour, the
-    label with `ignore`, the segment map with 0.
+    The crop is cut out before it is scaled, so its cost does not depend on the size of the image. An image smaller than
+    the crop is padded on the right and at the bottom: the image with `CLIP_MEAN`, the label map with `ignore`, the
+    segment map with 0.
+
+    Attributes:
+        augment: The settings.
+        size: Height and width of the crop.
+        ignore: Label of padding.
     """
 
     augment: Augment
@@ -70,7 +87,7 @@ class AugmentedCrop:
     ignore: int
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """A new sample of uint8 [3, h, w] and [h, w]; `segments` keep describing the whole image."""
+        """Return a new sample with image uint8 [3, h, w], maps [h, w], and the `segments` of the whole image."""
         low, high = self.augment.scale
         factor = low + (high - low) * _draw(generator)
         height, width = sample.image.shape[-2:]
@@ -78,16 +95,16 @@ class AugmentedCrop:
             factor *= self.augment.short_side / min(height, width)
         top, rows, out_rows = _window(height, self.size[0], factor, _draw(generator))
         left, columns, out_columns = _window(width, self.size[1], factor, _draw(generator))
-        flipped = _draw(generator) < self.augment.flip
+        flip = _draw(generator) < self.augment.flip
 
         def cut(pixels: Tensor, scale: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
             window = pixels[..., top : top + rows, left : left + columns]
             scaled = scale(window, (out_rows, out_columns))
-            return F.horizontal_flip(scaled) if flipped else scaled
+            return F.horizontal_flip(scaled) if flip else scaled
 
         def pad(pixels: Tensor, fill: list[float]) -> Tensor:
-            below, right = self.size[0] - out_rows, self.size[1] - out_columns
-            return F.pad(pixels, [0, 0, right, below], fill=fill) if below or right else pixels.contiguous()
+            bottom, right = self.size[0] - out_rows, self.size[1] - out_columns
+            return F.pad(pixels, [0, 0, right, bottom], fill=fill) if bottom or right else pixels.contiguous()
 
         def cut_map(labels: Tensor | None, fill: int) -> Tensor | None:
             return None if labels is None else pad(cut(labels[None], resize_labels), [float(fill)])[0]
@@ -105,12 +122,16 @@ class AugmentedCrop:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """No augmentation: the short side to the crop's, and the middle of it. For batches of plain images."""
+    """Scales an image to cover the crop and cuts out its center. Not random: for batches of images as they are.
+
+    Attributes:
+        size: Height and width of the crop.
+    """
 
     size: tuple[int, int]
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """A new sample of uint8 [3, h, w] and [h, w]."""
+        """Return a new sample with image uint8 [3, h, w] and maps [h, w]."""
         height, width = sample.image.shape[-2:]
         factor = max(self.size[0] / height, self.size[1] / width)
         scaled = (max(self.size[0], round(height * factor)), max(self.size[1], round(width * factor)))
@@ -118,7 +139,8 @@ class CenterCrop:
         def cut(labels: Tensor | None) -> Tensor | None:
             if labels is None:
                 return None
-            return F.center_crop(resize_labels(labels[None], scaled), list(self.size))[0].contiguous()
+            cropped: Tensor = F.center_crop(resize_labels(labels[None], scaled), list(self.size))[0]
+            return cropped.contiguous()
 
         return replace(
             sample,
@@ -129,27 +151,36 @@ class CenterCrop:
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image [3, H, W] at another size, bilinear with antialiasing; of the same type."""
+    """Resize an image [3, H, W] bilinearly with antialiasing; the dtype stays the same."""
     if tuple(image.shape[-2:]) == size:
         return image
-    return F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    resized: Tensor = F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps [1, H, W] at another size: each pixel takes the value at its centre, so nothing shifts."""
+    """Resize label maps [1, H, W]: each pixel takes the value at its center, so that nothing shifts."""
     if tuple(labels.shape[-2:]) == size:
         return labels
-    # resize() of a Mask would use "nearest", which is off by up to half a pixel
-    return F.resize_image(labels, list(size), interpolation=InterpolationMode.NEAREST_EXACT, antialias=False)
+    # resize() of a Mask would use NEAREST, which shifts by up to half a pixel
+    nearest = InterpolationMode.NEAREST_EXACT
+    resized: Tensor = F.resize_image(labels, list(size), interpolation=nearest, antialias=False)
+    return resized
 
 
 def compute_evaluation_size(
     height: int, width: int, short_side: int | None, max_side: int | None = None
 ) -> tuple[int, int]:
-    """The size an image is evaluated at: short side brought to `short_side`, long one to at most `max_side`.
+    """Return the height and width at which an image is evaluated.
 
-    None for `short_side` keeps the image's own size (still at most `max_side`). Halves are rounded up, as
-    published evaluations do.
+    The image is scaled until its short side is `short_side`, or less if its long side would exceed `max_side`. Sides
+    are rounded, halves up, as in detectron2.
+
+    Args:
+        height: Height of the image.
+        width: Width of the image.
+        short_side: Short side at evaluation; None keeps the image's own.
+        max_side: Largest long side at evaluation; None for no limit.
     """
     factor = 1.0 if short_side is None else short_side / min(height, width)
     if max_side is not None:
@@ -158,12 +189,22 @@ def compute_evaluation_size(
 
 
 def _window(length: int, crop: int, factor: float, chance: float) -> tuple[int, int, int]:
-    """Along one side: where the cut starts, its length in the image, and its length once scaled."""
+    """Choose the window that a crop takes along one axis of the image.
+
+    Args:
+        length: Length of the image.
+        crop: Length of the crop.
+        factor: Scale.
+        chance: Where the window lies, from 0 (start) to 1 (end).
+
+    Returns:
+        Start of the window, its length in the image, and its length after scaling.
+    """
     scaled = max(1, round(length * factor))
     if scaled <= crop:
         return 0, length, scaled
-    taken = min(length, max(1, round(crop / factor)))
-    return math.floor(chance * (length - taken + 1)), taken, crop
+    window = min(length, max(1, round(crop / factor)))
+    return math.floor(chance * (length - window + 1)), window, crop
 
 
 def _jitter(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -173,5 +214,5 @@ def _jitter(image: Tensor, strength: float, generator: torch.Generator) -> Tenso
 
 
 def _draw(generator: torch.Generator) -> float:
-    """Evenly from [0, 1)."""
+    """Draw a number uniformly from [0, 1)."""
     return float(torch.rand((), generator=generator, dtype=torch.float64))

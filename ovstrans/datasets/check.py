@@ -1,53 +1,127 @@
-"""Looking for whatever is wrong with a dataset: every file opened, every size compared, every label read."""
+"""Checking a dataset: opens every file, compares sizes, and reads every label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from ovstrans.datasets.catalog import list_splits, open_dataset
 from ovstrans.datasets.folder import FolderDataset
-from ovstrans.datasets.parallel import Counter, map_in_threads
+from ovstrans.datasets.parallel import map_in_threads
 from ovstrans.datasets.published.dataset import PublishedDataset
 from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file
+from ovstrans.progress import ProgressCallback, ProgressReporter
+
+logger = logging.getLogger(__name__)
+
+_FAULTS_SHOWN = 3
 
 
-def find_faults(dataset: Dataset, counter: Counter, *, workers: int = 0) -> list[str]:
-    """A message with the path for every fault there is: missing, broken, of another size, with illegal labels.
+@dataclass(frozen=True, repr=False)
+class CheckResult:
+    """What `check_dataset` found.
 
-    dataset: opened with `allow_missing=True`, or generated.  workers: images at once; 0 for one a core.
+    Attributes:
+        images: Number of images of each split that was checked, such as {"camvid:val": 101}.
+        faults: A message for each fault, with the path of the file.
     """
-    missing = list(dataset.missing) if isinstance(dataset, FolderDataset) else []
-    missing = list(dataset.found.missing) if isinstance(dataset, PublishedDataset) else missing
-    looks = map_in_threads(lambda index: _look_at(dataset, index), range(len(dataset)), counter, workers=workers)
-    found = [flaw for several, _ in looks for flaw in several]
-    sizes = [size for _, size in looks]
-    return list(dict.fromkeys([*missing, *found, *_unequal_frames(dataset, sizes)]))
+
+    images: Mapping[str, int]
+    faults: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Return the splits and the first few faults."""
+        splits = ", ".join(f"{split}: {number} images" for split, number in self.images.items())
+        more = len(self.faults) - _FAULTS_SHOWN
+        lines = [f"{splits}; {len(self.faults)} faults", *self.faults[:_FAULTS_SHOWN]]
+        return "\n  ".join([*lines, f"and {more} more"] if more > 0 else lines)
 
 
-def _look_at(dataset: Dataset, index: int) -> tuple[list[str], tuple[int, int] | None]:
-    """What is wrong with one image and its files, but for those that are not there; height and width if nothing is."""
+def check_dataset(
+    name: str,
+    *,
+    data_root: Path | str | None = None,
+    workers: int = 0,
+    progress: ProgressCallback | None = None,
+) -> CheckResult:
+    """Check every file of a dataset.
+
+    Args:
+        name: Name of the dataset. Without a split, every split that exists is checked.
+        data_root: Where to look for published datasets, see `resolve_roots`.
+        workers: Images at once; 0 for one per core.
+        progress: Called after each image.
+
+    Raises:
+        InputError: The dataset is unknown, or none of its splits could be opened.
+    """
+    images: dict[str, int] = {}
+    faults: list[str] = []
+    for spec in list_splits(name, data_root=data_root):
+        try:
+            dataset = open_dataset(spec, split="train", data_root=data_root, allow_missing=True)
+        except InputError as error:  # such as a broken listing; the other splits are checked all the same
+            faults.append(str(error))
+            continue
+        title = f"{dataset.name}:{dataset.split}"
+        reporter = ProgressReporter(progress, f"check {title}", len(dataset), unit="images")
+        split_faults = find_faults(dataset, reporter, workers=workers)
+        images[title] = len(dataset)
+        faults += split_faults
+        if not split_faults:
+            logger.info("%s: %d images, no fault", title, len(dataset))
+    if not images:
+        raise InputError("; ".join(faults))
+    return CheckResult(images, tuple(faults))
+
+
+def find_faults(dataset: Dataset, reporter: ProgressReporter, *, workers: int = 0) -> list[str]:
+    """Return a message for each file that is missing, broken, of the wrong size, or has an illegal label value.
+
+    Args:
+        dataset: Opened with `allow_missing`.
+        reporter: Advanced by one for each image.
+        workers: Images at once; 0 for one per core.
+    """
+    missing = dataset.missing if isinstance(dataset, (FolderDataset, PublishedDataset)) else []
+    results = map_in_threads(
+        lambda index: _check_sample(dataset, index), range(len(dataset)), reporter, workers=workers
+    )
+    faults = [fault for sample_faults, _ in results for fault in sample_faults]
+    sizes = [size for _, size in results]
+    return list(dict.fromkeys([*missing, *faults, *_find_unequal_frames(dataset, sizes)]))
+
+
+def _check_sample(dataset: Dataset, index: int) -> tuple[list[str], tuple[int, int] | None]:
+    """Return the faults of a sample, apart from missing files, and the size of its image if there is none."""
     files = dataset.files(index) if isinstance(dataset, (FolderDataset, PublishedDataset)) else []
-    found: list[str] = []
+    faults: list[str] = []
     if all(path.exists() for path, _ in files):
         try:
             height, width = dataset[index].image.shape[1:]
             return [], (int(height), int(width))
         except InputError as error:
-            found.append(str(error))
-    # Reading stops at the first fault of an image; each file has its own say.
+            faults.append(str(error))
+    # Reading a sample stops at its first fault, so read each file on its own, too.
     for path, read in files:
         if path.exists():
             try:
                 existing_file(path)
                 read(path)
             except InputError as error:
-                found.append(str(error))
-    return found, None
+                faults.append(str(error))
+    return faults, None
 
 
-def _unequal_frames(dataset: Dataset, sizes: Sequence[tuple[int, int] | None]) -> Iterator[str]:
-    """Frames of another size than the first of their video, where consistency cannot be measured."""
+def _find_unequal_frames(dataset: Dataset, sizes: Sequence[tuple[int, int] | None]) -> Iterator[str]:
+    """Yield a message for each frame whose size differs from its video's first frame.
+
+    Video consistency cannot be measured on such a video.
+    """
     if not isinstance(dataset, PublishedDataset):
         return
     for video in dataset.videos:
@@ -56,6 +130,6 @@ def _unequal_frames(dataset: Dataset, sizes: Sequence[tuple[int, int] | None]) -
             first, (rows, columns) = known[0]
             if (height, width) != (rows, columns):
                 yield (
-                    f"{dataset.paths(index)[0]}: is {width}x{height}, {dataset.paths(first)[0]} of the same video "
-                    f"{columns}x{rows}; all must be of one size, copy it again"
+                    f"{dataset.paths(index)[0]}: is {width}x{height}, but {dataset.paths(first)[0]} of the same video "
+                    f"is {columns}x{rows}; all frames must have the same size, copy it again"
                 )

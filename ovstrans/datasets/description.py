@@ -1,32 +1,62 @@
-"""The `dataset.toml` that describes a user's images and label maps.
+"""The file `dataset.toml`, which describes a user's images and label maps.
 
-    classes = ["sky", "building", "car, automobile"]   # index order; synonyms after a comma
-    images = "{split}"                # folder of the images; {split} becomes the split's name
-    labels = "{split}annot"           # folder of the label maps
+Put it into the folder of the dataset and open the dataset as `folder:PATH`, where PATH is that folder. If nothing may
+be written there, put the description elsewhere under any name that ends in `.toml`, give the folder as `root`, and open
+the dataset as `folder:FILE.toml`. Add the name of a split at the end to choose one: `folder:PATH:val`.
 
-Nothing else is needed where folders are called `train` and `val`, images and label maps share their
-file names, values are class indices and 255 is ignored. Otherwise:
+A complete description:
 
-    name = "camvid"                   # what reports call it; default: this file's name, for dataset.toml its folder's
-    root = "/data/camvid"             # where `images` and `labels` are; default: beside this file
-    image_suffix = ".jpg"             # or a list; default: the usual image suffixes
-    label_suffix = ".png"             # replaces the image's suffix in the label map's name
-    ignore = [11]                     # label values that count nowhere; default 255 and 65535
-    offset = 1                        # the label value of class 0; default 0
-    list = "lists/{split}.txt"        # file of image names, one a line, suffix optional; under root or here
-    novel = ["car"]                   # classes never labelled in training
-    things, templates, colors         # see `ovstrans.vocabulary.vocabulary`
+    classes = ["sky", "building", "car, automobile"]
+    images = "{split}"
+    labels = "{split}annot"
 
-    [splits]                          # only where folders are not called after their split
-    train = "training"                # what {split} becomes
+`classes` lists the names of the classes; names after a comma are synonyms. A class's position in the list, counted from
+0, is its value in the label maps. `images` and `labels` are the folders of the images and of the label maps, in which
+`{split}` stands for the name of the split. The description above fits these files:
+
+    train/0001.png   trainannot/0001.png
+    train/0002.png   trainannot/0002.png
+    val/0001.png     valannot/0001.png
+
+A label map is a grey or palette image of the same size as its image, with one class value per pixel, 8 or 16 bits. It
+has the image's file name, with the suffix `.png`. Pixels of value 255 or 65535 are ignored, in training and in
+evaluation. Folders are searched at any depth; links to folders are not followed.
+
+All other keys are optional:
+
+    name = "camvid"                   # name in reports; default: name of the folder that holds dataset.toml, or name
+                                      # of the description file without .toml
+    root = "/data/camvid"             # folder that `images` and `labels` are in; default: folder of the description
+    image_suffix = ".jpg"             # how image names end, or a list; default: .jpg, .jpeg, .png, .webp, .bmp, .tif,
+                                      # .tiff, .ppm
+    label_suffix = ".png"             # how the name of the label map ends instead; default: .png
+    ignore = [11]                     # label values that are ignored; default: 255 and 65535, unless they are classes
+    offset = 1                        # label value of the first class; default: 0
+    list = "lists/{split}.txt"        # text file that names the images to use, one per line, with or without suffix; in
+                                      # `root` or in the folder of the description; default: all images
+    novel = ["car"]                   # classes that training must not see
+    things = ["car"]                  # countable classes
+    templates = ["a photo of a {}."]  # prompts
+    colors = [[70, 130, 180], ...]    # one RGB colour per class
+    plain, display                    # other names of the classes, see `ovstrans.vocabulary.files`
+
+    [splits]                          # needed only if folders are not named like their splits
+    train = "training"                # text in place of {split}
     val = { images = "other/images", labels = "other/maps" }
-    test = { list = "test.txt" }      # images, labels and list, each instead of the one above
+    test = { list = "test.txt" }      # any of images, labels and list, in place of the one above
 
-Suffixes may hold more than an extension, and folders are searched at any depth: Cityscapes is
-`images = "leftImg8bit/{split}"`, `image_suffix = "_leftImg8bit.png"`, `labels = "gtFine/{split}"`,
-`label_suffix = "_gtFine_labelTrainIds.png"`. Without `{split}` and `[splits]` all images form one
-split, `all`. `folder:PATH` is the folder with the `dataset.toml`, or a `.toml` file of any name,
-for images in a place where nothing may be written.
+With `[splits]`, the dataset has the splits named there. Without it, any name will do that gives existing folders. If no
+folder depends on `{split}`, the dataset has one split, `all`.
+
+Suffixes may be longer than a file extension. Cityscapes, for instance, is described by
+
+    images = "leftImg8bit/{split}"
+    image_suffix = "_leftImg8bit.png"
+    labels = "gtFine/{split}"
+    label_suffix = "_gtFine_labelTrainIds.png"
+
+`ovstrans data check folder:PATH` reads every file of a dataset and reports all faults. `ovstrans data show folder:PATH`
+draws some of its images with their labels.
 """
 
 from __future__ import annotations
@@ -45,26 +75,35 @@ from ovstrans.vocabulary.files import VOCABULARY_KEYS, check_keys, parse_vocabul
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 DESCRIPTION_FILE = "dataset.toml"
+"""Usual name of a description."""
 ALL_SPLIT = "all"
-"""The one split of a dataset that has no splits."""
-USUAL = ("train", "val", "test")
-"""Splits that are what they are called, whatever they lack."""
+"""The split of a dataset without splits."""
+USUAL_SPLITS = ("train", "val", "test")
+"""Splits that are listed if their folder of images or labels exists, even if the rest of them is missing."""
 LABEL_VALUES = 65536
-"""Label maps have up to 16 bits."""
+"""Number of values of a 16-bit label map."""
 
-_PLACES = ("images", "labels", "list")
-_KEYS = (*VOCABULARY_KEYS, "root", *_PLACES, "image_suffix", "label_suffix", "ignore", "offset", "splits")
+_LOCATIONS = ("images", "labels", "list")
+_KEYS = (*VOCABULARY_KEYS, "root", *_LOCATIONS, "image_suffix", "label_suffix", "ignore", "offset", "splits")
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a `dataset.toml` says.
+    """The contents of a `dataset.toml`; see the module's documentation.
 
-    path: the file.  root: folder that `images` and `labels` are relative to.
-    images, labels, listing: the places, perhaps with `{split}`; listing is "" where all images count.
-    image_suffix, label_suffix: how image names end, and what label maps end with instead.
-    ignore: label values that count nowhere.  offset: the label value of class 0.
-    splits: per named split its own places, or what {split} becomes under "folder".
+    Attributes:
+        path: The description file.
+        root: Folder that `images` and `labels` are relative to.
+        vocabulary: The classes.
+        images: Folder of the images, with `{split}` unreplaced.
+        labels: Folder of the label maps, likewise.
+        listing: File that lists the images, likewise; "" to use all images.
+        image_suffix: Possible ends of image names.
+        label_suffix: End of the name of a label map, in place of the image's suffix.
+        ignore: Label values that are ignored.
+        offset: Label value of the first class.
+        splits: For each named split its own `images`, `labels` and `list`, and the text in place of `{split}` under the
+            key "folder".
     """
 
     path: Path
@@ -80,109 +119,123 @@ class Description:
     splits: Mapping[str, Mapping[str, str]]
 
     def split_names(self) -> list[str] | None:
-        """The splits it names; None where any name that has a folder will do."""
+        """Return the splits that the description names; None if it accepts any name."""
         if self.splits:
             return list(self.splits)
-        return None if any("{split}" in place for place in (self.images, self.labels, self.listing)) else [ALL_SPLIT]
+        has_splits = any("{split}" in template for template in (self.images, self.labels, self.listing))
+        return None if has_splits else [ALL_SPLIT]
 
-    def splits_there(self) -> list[str]:
-        """The splits it names; where any name will do, those whose images and labels are there."""
-        named = self.split_names()
-        if named is not None:
-            return named
-        place = next(each for each in (self.images, self.labels, self.listing) if "{split}" in each)
-        before, after = (re.escape(part) for part in place.split("{split}", 1))
-        rule = re.compile(f"{before}([^/]+){after}".replace(re.escape("{split}"), r"\1"))
-        depth = place.count("/") + 1
-        below = [base for base in dict.fromkeys((self.root, self.path.parent)) if base.is_dir()]
-        found = (
-            rule.fullmatch(p.relative_to(base).as_posix()) for base in below for p in base.glob("/".join("*" * depth))
+    def existing_splits(self) -> list[str]:
+        """Return the splits that the description names; if it accepts any name, those that exist on disk, sorted."""
+        names = self.split_names()
+        if names is not None:
+            return names
+        template = next(each for each in (self.images, self.labels, self.listing) if "{split}" in each)
+        before, after = (re.escape(part) for part in template.split("{split}", 1))
+        pattern = re.compile(f"{before}([^/]+){after}".replace(re.escape("{split}"), r"\1"))
+        wildcard = "/".join("*" * (template.count("/") + 1))
+        folders = [folder for folder in dict.fromkeys((self.root, self.path.parent)) if folder.is_dir()]
+        matches = (
+            pattern.fullmatch(path.relative_to(folder).as_posix())
+            for folder in folders
+            for path in folder.glob(wildcard)
         )
-        splits = sorted({match[1] for match in found if match})
-        return [split for split in splits if split in USUAL or self._is_whole(split)]
+        splits = sorted({match[1] for match in matches if match})
+        return [split for split in splits if split in USUAL_SPLITS or self._is_complete(split)]
 
-    def _is_whole(self, split: str) -> bool:
-        places = [place for kind in _PLACES if (place := self.place(kind, split))]
-        return all((self.root / place).exists() or (self.path.parent / place).exists() for place in places)
+    def _is_complete(self, split: str) -> bool:
+        """Return whether the folders and the list of a split exist."""
+        locations = [location for kind in _LOCATIONS if (location := self.location(kind, split))]
+        return all((self.root / each).exists() or (self.path.parent / each).exists() for each in locations)
 
-    def place(self, kind: str, split: str) -> str:
-        """Where the `images`, `labels` or `list` of a split are, as written, with the split filled in."""
+    def location(self, kind: str, split: str) -> str:
+        """Return the relative path of the `images`, `labels` or `list` of a split, "" if it has none."""
         own = self.splits.get(split, {})
         shared = {"images": self.images, "labels": self.labels, "list": self.listing}[kind]
         return own.get(kind, shared).replace("{split}", own.get("folder", split))
 
 
 def read_description(path: Path) -> Description:
-    """The description at a folder (its `dataset.toml`) or a `.toml` file; InputError where it is wrong."""
+    """Read the description in a folder, or a `.toml` file.
+
+    Raises:
+        InputError: The file is missing, or a key or value is wrong.
+    """
     path = path / DESCRIPTION_FILE if path.is_dir() else path
     if not path.exists():
         raise InputError(
-            f"{path}: missing; write one with classes, images and labels (see README, On your own model and images)"
+            f'{path}: missing; write one, for instance classes = ["sky", "car"], images = "{{split}}", '
+            'labels = "{split}annot" (all keys: python -m pydoc ovstrans.datasets.description)'
         )
     table = read_toml(path)
     where = str(path)
     check_keys(table, _KEYS, where)
-    words = {key: table[key] for key in VOCABULARY_KEYS if key in table}
-    own = path.resolve().parent.name if path.name == DESCRIPTION_FILE else path.stem
-    vocabulary = parse_vocabulary(words, where=where, name=own)
-    suffixes = table.get("image_suffix", list(IMAGE_SUFFIXES))
-    suffixes = [suffixes] if isinstance(suffixes, str) else suffixes
-    if not isinstance(suffixes, list) or not suffixes or not all(isinstance(s, str) and s for s in suffixes):
-        raise InputError(f'{where}: image_suffix is {suffixes!r}; write ".jpg" or a list of such')
-    offset = _whole(table.get("offset", 0), "offset", where)
+    own_name = path.resolve().parent.name if path.name == DESCRIPTION_FILE else path.stem
+    vocabulary_table = {key: table[key] for key in VOCABULARY_KEYS if key in table}
+    vocabulary = parse_vocabulary(vocabulary_table, where=where, name=own_name)
+    offset = _parse_label_value(table.get("offset", 0), "offset", where)
     values = range(offset, offset + len(vocabulary))
     if values.stop > LABEL_VALUES:
         raise InputError(f"{where}: offset {offset} and {len(vocabulary)} classes do not fit 16-bit label maps")
-    splits = {str(name): _split(entry, f"{where}: splits.{name}") for name, entry in _table(table, where).items()}
+    splits = _parse_splits(table, where)
     for kind in ("images", "labels"):
         if kind not in table and not (splits and all(kind in split for split in splits.values())):
             raise InputError(f'{where}: {kind} is missing; name the folder, for instance {kind} = "{{split}}/{kind}"')
     return Description(
         path=path,
-        root=path.parent / Path(_text(table, "root", where, ".")).expanduser(),
+        root=path.parent / Path(_parse_text(table, "root", where, ".")).expanduser(),
         vocabulary=vocabulary,
-        images=_text(table, "images", where, ""),
-        labels=_text(table, "labels", where, ""),
-        listing=_text(table, "list", where, ""),
-        image_suffix=tuple(suffixes),
-        label_suffix=_text(table, "label_suffix", where, ".png"),
-        ignore=_ignored(table, values, where),
+        images=_parse_text(table, "images", where, ""),
+        labels=_parse_text(table, "labels", where, ""),
+        listing=_parse_text(table, "list", where, ""),
+        image_suffix=_parse_suffixes(table, where),
+        label_suffix=_parse_text(table, "label_suffix", where, ".png"),
+        ignore=_parse_ignore(table, values, where),
         offset=offset,
         splits=splits,
     )
 
 
-def _split(entry: Any, where: str) -> dict[str, str]:
+def _parse_splits(table: Mapping[str, Any], where: str) -> dict[str, dict[str, str]]:
+    splits = table.get("splits", {})
+    if not isinstance(splits, Mapping):
+        raise InputError(f"{where}: splits must be a section, [splits]")
+    return {str(name): _parse_split(entry, f"{where}: splits.{name}") for name, entry in splits.items()}
+
+
+def _parse_split(entry: Any, where: str) -> dict[str, str]:
     if isinstance(entry, str):
         return {"folder": entry}
     if not isinstance(entry, Mapping):
         raise InputError(f"{where} is {entry!r}; write a folder name or {{ images = ..., labels = ... }}")
-    check_keys(entry, _PLACES, where)
-    return {key: _text(entry, key, where, "") for key in entry}
+    check_keys(entry, _LOCATIONS, where)
+    return {key: _parse_text(entry, key, where, "") for key in entry}
 
 
-def _table(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    splits = table.get("splits", {})
-    if not isinstance(splits, Mapping):
-        raise InputError(f"{where}: splits must be a section, [splits]")
-    return splits
+def _parse_suffixes(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    suffixes = table.get("image_suffix", list(IMAGE_SUFFIXES))
+    suffixes = [suffixes] if isinstance(suffixes, str) else suffixes
+    if not isinstance(suffixes, list) or not suffixes or not all(isinstance(s, str) and s for s in suffixes):
+        raise InputError(f'{where}: image_suffix is {suffixes!r}; write ".jpg" or a list of suffixes')
+    return tuple(suffixes)
 
 
-def _text(table: Mapping[str, Any], key: str, where: str, default: str) -> str:
+def _parse_text(table: Mapping[str, Any], key: str, where: str, default: str) -> str:
     value = table.get(key, default)
     if not isinstance(value, str) or not (value or key not in table):
         raise InputError(f"{where}: {key} is {value!r}; a non-empty string is needed")
     return value
 
 
-def _whole(value: Any, key: str, where: str) -> int:
+def _parse_label_value(value: Any, key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LABEL_VALUES:
         raise InputError(f"{where}: {key} is {value!r}; a whole number from 0 to {LABEL_VALUES - 1} is needed")
     return value
 
 
-def _ignored(table: Mapping[str, Any], classes: range, where: str) -> frozenset[int]:
+def _parse_ignore(table: Mapping[str, Any], classes: range, where: str) -> frozenset[int]:
+    """Return the ignored label values; `classes` are the values that classes have."""
     if "ignore" not in table:
         return frozenset({IGNORE, IGNORE_WIDE} - set(classes))
     values = table["ignore"] if isinstance(table["ignore"], list) else [table["ignore"]]
-    return frozenset(_whole(value, "ignore", where) for value in values)
+    return frozenset(_parse_label_value(value, "ignore", where) for value in values)

@@ -1,4 +1,4 @@
-"""`folder:PATH`: a user's own images and label maps, or any folder of images.
+"""Datasets in a folder: images and label maps described by a `dataset.toml`, or any folder of images.
 
 Shapes: `H W` image, `K` classes.
 """
@@ -14,22 +14,27 @@ import torch
 from torch import Tensor
 
 from ovstrans.datasets.description import ALL_SPLIT, LABEL_VALUES, Description
-from ovstrans.datasets.images import IMAGE_SUFFIXES, find_images, read_image, read_label
+from ovstrans.datasets.images import IMAGE_SUFFIXES, check_equal_size, find_images, read_image, read_label
 from ovstrans.datasets.sample import IGNORE, Sample, get_ignore_label
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError
 from ovstrans.files import existing_file, missing_file_message, refuse_missing
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
 class FolderDataset:
-    """A split of a described folder.
+    """A split of a folder with a `dataset.toml`.
 
-    Pairs are checked when it is opened (every image has its label map), contents when they are read.
+    Opening it checks that every image has a label map. What is in the files is checked when they are read.
 
-    description: from `read_description`.  split: one that it has.
-    labels: False leaves label maps alone and yields samples without.
-    complete: False leaves it to reading to complain of files that are missing; `missing` names them all.
-    Raises InputError for an unknown split, a missing folder, no image, an image without label map.
+    Args:
+        description: From `read_description`.
+        split: A split of it.
+        labels: If False, label maps are not read and need not exist.
+        allow_missing: If True, files may be missing; reading them fails. `missing` has a message for each.
+
+    Raises:
+        InputError: The split is unknown, a folder is missing or has no image, or, unless `allow_missing`, a file is
+            missing.
     """
 
     published_size: tuple[int, int] | None = None
@@ -43,56 +48,70 @@ class FolderDataset:
         self.name = description.vocabulary.name
         self.split = split
         self.ignore = get_ignore_label(len(self.vocabulary))
-        self._images, self.missing = _images_of(description, split)
-        self._labels = _labels_of(description, split, self._images) if labels else None
-        self.missing += _unlabelled(self._images, self._labels or ())
+        self._images, self.missing = _find_images(description, split)
+        self._labels = _find_labels(description, split, self._images) if labels else None
+        self.missing += _list_unlabelled(self._images, self._labels or ())
         if not allow_missing or not self._images:
             refuse_missing(self.missing)
-        self._table = _label_table(description, self.ignore)
+        self._table = _make_label_table(description, self.ignore)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one pair; InputError for a broken file or label value, MismatchError for unequal sizes."""
+        """Read an image and its label map.
+
+        Raises:
+            InputError: A file is missing or broken, or the label map holds a value that is no class.
+            MismatchError: Image and label map differ in size.
+        """
         name, path = self._images[index]
         image = read_image(path)
-        label = None if self._labels is None else self._read_label(self._labels[index], path, image)
-        return Sample(image=image, label=label, name=name)
+        if self._labels is None:
+            return Sample(image=image, name=name)
+        label_path = self._labels[index]
+        raw = read_label(label_path)
+        check_equal_size(raw, label_path, image, path)
+        return Sample(image=image, label=self._to_classes(raw, label_path), name=name)
 
     def files(self, index: int) -> list[tuple[Path, Callable[[Path], Any]]]:
-        """The files of an image, each with what reads it without the others."""
+        """Return the files of a sample, each with the function that reads it on its own."""
         image = (self._images[index][1], read_image)
         return [image] if self._labels is None else [image, (self._labels[index], self._read_label)]
 
-    def _read_label(self, path: Path, image_path: Path | None = None, image: Tensor | None = None) -> Tensor:
-        raw = read_label(path)
-        if image is not None and raw.shape != tuple(image.shape[1:]):
-            (height, width), (rows, columns) = image.shape[1:], raw.shape
-            raise MismatchError(
-                f"{path}: the label map is {columns}x{rows}, its image {image_path} is {width}x{height}; "
-                "they must be the same"
-            )
-        classes = self._table[raw.clip(-1, LABEL_VALUES)]  # the last entry (also -1) stands for every other value
+    def _read_label(self, path: Path) -> Tensor:
+        """Read a label map, uint8 or int64 [H, W]."""
+        return self._to_classes(read_label(path), path)
+
+    def _to_classes(self, raw: np.ndarray, path: Path) -> Tensor:
+        """Convert the raw values of a label map to class indices."""
+        classes = self._table[raw.clip(-1, LABEL_VALUES)]  # the last entry, also reached by -1, is for all other values
         if (classes < 0).any():
-            value, toml, count = int(raw[classes < 0][0]), self.description, len(self.vocabulary)
+            value, description, count = int(raw[classes < 0][0]), self.description, len(self.vocabulary)
             raise InputError(
                 f"{path}: label value {value} is none of the {count} classes "
-                f"({toml.offset} to {toml.offset + count - 1}); "
-                f"add it to ignore in {toml.path}, or correct classes or offset there"
+                f"({description.offset} to {description.offset + count - 1}); "
+                f"add it to ignore in {description.path}, or correct classes or offset there"
             )
         return torch.from_numpy(classes.astype(np.uint8 if self.ignore == IGNORE else np.int64))
 
 
 class ImageFolder:
-    """Any folder of images, at any depth, in the order of their paths: samples without labels."""
+    """All images below a folder, sorted by path, without labels.
+
+    Args:
+        folder: The folder.
+        split: Name of the split in reports.
+
+    Raises:
+        InputError: The folder is missing, holds no image, or an image may not be read.
+    """
 
     ignore = IGNORE
     published_size: tuple[int, int] | None = None
     videos: Sequence[range] = ()
 
     def __init__(self, folder: Path, split: str = ALL_SPLIT) -> None:
-        """Raises InputError where there is no folder, or no image in it."""
         self._folder = folder
         self._paths = find_images(folder)
         if not self._paths:
@@ -111,50 +130,52 @@ class ImageFolder:
         return Sample(image=read_image(path), name=path.relative_to(self._folder).with_suffix("").as_posix())
 
 
-def _images_of(description: Description, split: str) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Names (path below their folder, without suffix) and files of a split's images, sorted or as listed.
+def _find_images(description: Description, split: str) -> tuple[list[tuple[str, Path]], list[str]]:
+    """List the images of a split, sorted by path or in the order of the list.
 
-    Also a message for each that is listed, or linked to, and not there.
+    Returns:
+        Name and path of each image, where the name is the path below the folder without suffix; and a message for each
+        image that is missing although it is listed or linked to.
     """
     names = description.split_names()
     if names is not None and split not in names:
         raise InputError(f"{description.path}: no split {split!r}; it has {', '.join(names)}")
-    folder = description.root / description.place("images", split)
+    folder = description.root / description.location("images", split)
     if not folder.is_dir():
         what = (
             f"no folder of images for split {split!r}" if names is None or split != ALL_SPLIT else "no folder of images"
         )
         raise InputError(f"{folder}: {what}; correct images, root or splits in {description.path}")
-    listed = description.place("list", split)
+    listed = description.location("list", split)
     if listed:
-        return _listed(_lines(listed, description), folder, description)
+        return _find_listed(_read_list(listed, description), folder, description)
     paths = find_images(folder, description.image_suffix)
     if not paths:
         raise InputError(
             f"{folder}: no image ends in {' or '.join(description.image_suffix)}; "
             f"correct images or image_suffix in {description.path}"
         )
-    images = [(_stem(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths]
+    images = [(_remove_suffix(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths]
     return images, [missing_file_message(path) for path in paths if not path.is_file()]
 
 
-def _labels_of(description: Description, split: str, images: Sequence[tuple[str, Path]]) -> list[Path]:
-    folder = description.root / description.place("labels", split)
+def _find_labels(description: Description, split: str, images: Sequence[tuple[str, Path]]) -> list[Path]:
+    folder = description.root / description.location("labels", split)
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder of label maps; correct labels, root or splits in {description.path}")
     return [folder / (name + description.label_suffix) for name, _ in images]
 
 
-def _unlabelled(images: Sequence[tuple[str, Path]], labels: Sequence[Path]) -> list[str]:
-    """A message for each image whose label map is not there."""
+def _list_unlabelled(images: Sequence[tuple[str, Path]], labels: Sequence[Path]) -> list[str]:
+    """Return a message for each image whose label map is missing."""
     return [
-        f"{image}: has no label map {label}; add it, or list the others"
+        f"{image}: has no label map {label}; add it, or name the images to use with list"
         for label, (_, image) in zip(labels, images, strict=False)
         if not label.is_file()
     ]
 
 
-def _lines(listed: str, description: Description) -> list[str]:
+def _read_list(listed: str, description: Description) -> list[str]:
     path = description.root / listed
     if not path.is_file():
         path = description.path.parent / listed
@@ -163,36 +184,38 @@ def _lines(listed: str, description: Description) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file; write one image name a line") from error
+        raise InputError(f"{path}: not a UTF-8 text file; write one image name per line") from error
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise InputError(f"{path}: lists no image; write one image name a line")
+        raise InputError(f"{path}: lists no image; write one image name per line")
     return lines
 
 
-def _listed(lines: Sequence[str], folder: Path, description: Description) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Names and files of listed images, written with or without their suffix; a message for each that is missing."""
+def _find_listed(
+    lines: Sequence[str], folder: Path, description: Description
+) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Find listed images, which may be written with or without suffix; returns the same as `_find_images`."""
     images, missing = [], []
     for line in lines:
-        places = (folder / (line + suffix) for suffix in ("", *description.image_suffix))
-        path = next((place for place in places if place.is_file()), None)
+        candidates = (folder / (line + suffix) for suffix in ("", *description.image_suffix))
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             missing.append(f"{folder / line}: listed, but there is no such image; correct the list or image_suffix")
         else:
-            images.append((_stem(line, description.image_suffix), path))
+            images.append((_remove_suffix(line, description.image_suffix), path))
     return images, missing
 
 
-def _stem(name: str, suffixes: Sequence[str]) -> str:
-    """The name without its image suffix, the longest that fits."""
+def _remove_suffix(name: str, suffixes: Sequence[str]) -> str:
+    """Remove the longest image suffix that the name ends with."""
     for suffix in sorted(suffixes, key=len, reverse=True):
         if name.lower().endswith(suffix.lower()):
             return name[: -len(suffix)]
     return name
 
 
-def _label_table(description: Description, ignore: int) -> np.ndarray:
-    """Class index of every raw label value 0..65535, -1 where it has no meaning, and -1 at the end."""
+def _make_label_table(description: Description, ignore: int) -> np.ndarray:
+    """Return the class index or ignore label of each label value 0 to 65535, -1 if it has none, and a final -1."""
     table = np.full(LABEL_VALUES + 1, -1, dtype=np.int64)
     classes = np.arange(len(description.vocabulary))
     table[description.offset + classes] = classes

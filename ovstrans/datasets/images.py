@@ -1,4 +1,4 @@
-"""Reading pictures: photographs as RGB, label maps as the numbers they hold.
+"""Reading image files: photographs as RGB, label maps as the numbers they hold.
 
 Shapes: `H W` image.
 """
@@ -16,11 +16,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, MismatchError
 from ovstrans.files import existing_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-"""File suffixes taken for images where a user names none; compared without case."""
+"""File suffixes of images, unless a user names others; compared without case."""
 
 _INDEX_MODES = ("P", "L", "1")
 _COLOR_MODES = ("RGB", "RGBA", "RGBX")
@@ -28,54 +28,85 @@ _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_image(path: Path | str, *, upright: bool = True) -> Tensor:
-    """An image as uint8 [3, H, W] in RGB, turned by its EXIF orientation if `upright`, else as it is stored.
+    """Read an image as RGB. Grayscale, palette, CMYK and 16-bit images are converted; transparency is dropped.
 
-    Grayscale, palette, CMYK and 16-bit images are converted; transparency is dropped. Raises
-    InputError where the file is missing, or is no whole image.
+    Args:
+        path: The file.
+        upright: If True, rotate the image by its EXIF orientation. If False, keep the pixels as they are stored.
+
+    Returns:
+        uint8 [3, H, W].
+
+    Raises:
+        InputError: The file is missing, or not a complete image.
     """
     with _opened(path) as picture:
-        turned = ImageOps.exif_transpose(picture) if upright else picture
-        if turned.mode in _WIDE_MODES:  # convert() would cut off at 255, not scale
-            scaled = (np.asarray(turned, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            turned = Image.fromarray(scaled)
-        pixels = np.array(turned.convert("RGB"))
+        rotated = ImageOps.exif_transpose(picture) if upright else picture
+        if rotated.mode in _WIDE_MODES:  # convert() would clip 16 bits to 255 instead of scaling them
+            scaled = (np.asarray(rotated, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            rotated = Image.fromarray(scaled)
+        pixels = np.array(rotated.convert("RGB"))
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def read_label(path: Path | str) -> np.ndarray:
-    """A label map's raw values [H, W], uint8 or int64.
+    """Read the raw values of a label map: the indices of a palette image, all 16 bits of a 16-bit image.
 
-    A palette image gives its indices and a 16-bit one its full values. Raises InputError where the
-    file is missing or broken, or holds colours instead of one number a pixel.
+    Returns:
+        uint8 or int64 [H, W].
+
+    Raises:
+        InputError: The file is missing or broken, or holds colours instead of one number per pixel.
     """
     with _opened(path) as picture:
         if picture.mode not in _INDEX_MODES + _WIDE_MODES:
             raise InputError(
-                f"{path}: a label map must hold one number a pixel (gray or palette), not {picture.mode}; "
-                "turn its colours into class numbers first"
+                f"{path}: a label map must hold one number per pixel (gray or palette), not {picture.mode}; "
+                "convert its colours to class indices first"
             )
         values = np.array(picture)
     return values.astype(np.uint8 if values.dtype in (np.uint8, np.bool_) else np.int64)
 
 
 def read_colors(path: Path | str) -> np.ndarray:
-    """The colours of a picture whose colours are numbers, uint8 [H, W, 3]; transparency is dropped.
+    """Read an image whose colours encode numbers; nothing is converted, transparency is dropped.
 
-    Raises InputError where the file is missing or broken, or holds one number a pixel.
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        InputError: The file is missing or broken, or holds one number per pixel.
     """
     with _opened(path) as picture:
         if picture.mode not in _COLOR_MODES:
             raise InputError(
-                f"{path}: holds one number a pixel ({picture.mode}), where three (RGB) are needed; "
+                f"{path}: holds one number per pixel ({picture.mode}), but three (RGB) are needed; "
                 "copy it again, without conversion"
             )
         return np.array(picture)[..., :3]
 
 
-def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """The image files under a folder, at any depth, sorted by path; hidden ones are left out, links to nothing are not.
+def check_equal_size(label: np.ndarray, path: Path, image: Tensor, image_path: Path) -> None:
+    """Raise MismatchError if a label map [H, W], read from `path`, and its image [3, H, W] differ in size."""
+    if label.shape != tuple(image.shape[1:]):
+        (height, width), (rows, columns) = image.shape[1:], label.shape
+        raise MismatchError(
+            f"{path}: the label map is {columns}x{rows}, its image {image_path} is {width}x{height}; "
+            "the sizes must be equal"
+        )
 
-    Raises InputError where the folder is missing, and for folders in it that may not be read.
+
+def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """List the image files below a folder, at any depth, sorted by path.
+
+    Hidden files and folders are left out. Dangling symlinks are included, so that the caller can report them.
+
+    Args:
+        folder: The folder.
+        suffixes: How names of image files end, compared without case.
+
+    Raises:
+        InputError: The folder is missing, or a folder below it may not be read.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
@@ -86,13 +117,20 @@ def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
     return sorted(found)
 
 
-def walk_folders(folder: Path | str, passed_by: str = ".") -> Iterator[tuple[str, list[str], set[str]]]:
-    """A folder and those in it, at any depth: the path of each, its files, and which of them are links to nothing.
+def walk_folders(folder: Path | str, skip: str = ".") -> Iterator[tuple[str, list[str], set[str]]]:
+    """Walk a folder and all folders below it, in order of their paths. Symlinks to folders are not followed.
 
-    passed_by: how the names begin of folders that are left out. Links to folders are not followed. What is not there
-    is empty; raises InputError for a folder that may not be read.
+    Args:
+        folder: Where to begin. If it does not exist, nothing is yielded.
+        skip: Folders whose name begins with this are skipped.
+
+    Yields:
+        The path of a folder, the sorted names of its files, and which of these are dangling symlinks.
+
+    Raises:
+        InputError: A folder may not be read.
     """
-    below: list[str] = []
+    folders: list[str] = []
     files: list[str] = []
     dangling: set[str] = set()
     try:
@@ -106,22 +144,22 @@ def walk_folders(folder: Path | str, passed_by: str = ".") -> Iterator[tuple[str
                         files.append(entry.name)
                 elif entry.is_file():
                     files.append(entry.name)
-                elif entry.is_dir() and not entry.name.startswith(passed_by):
-                    below.append(entry.path)
+                elif entry.is_dir() and not entry.name.startswith(skip):
+                    folders.append(entry.path)
     except PermissionError as error:
         raise InputError(
-            f"{error.filename}: no permission to read this folder; give it, or take the folder out"
+            f"{error.filename}: no permission to read this folder; grant it, or move the folder elsewhere"
         ) from error
     except (FileNotFoundError, NotADirectoryError):
         return
     yield os.fspath(folder), sorted(files), dangling
-    for each in sorted(below):
-        yield from walk_folders(each, passed_by)
+    for each in sorted(folders):
+        yield from walk_folders(each, skip)
 
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator[Image.Image]:
-    """The open, wholly decoded picture; whatever pillow complains of becomes an InputError."""
+    """Open and completely decode an image; every error of pillow becomes an InputError."""
     path = existing_file(path)
     try:
         with warnings.catch_warnings():
@@ -131,5 +169,7 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
                 yield picture
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: not an image; remove it or copy it again") from error
+    except InputError:  # a ValueError, too
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: a broken image ({error}); remove it or copy it again") from error

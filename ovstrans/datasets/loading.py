@@ -1,9 +1,9 @@
-"""Batches without end, in an order that is a pure function of the seed and the step.
+"""Endless batches, in an order that depends on the seed and the step alone.
 
-Epochs follow each other in one stream of sample positions: position p is place p mod n of the
-permutation of epoch p div n. Step t of R ranks with batches of B takes positions t B R to (t+1) B R, and
-each rank every R-th of them. So within an epoch nothing repeats over all ranks, every rank has
-equally many batches, nothing is dropped, and resuming at a step needs the step alone.
+Epochs follow each other in one sequence of positions. Position p is sample p mod n of the permutation of epoch p div n.
+Step t of R ranks with batches of B takes positions t B R to (t + 1) B R, and each rank every R-th of them. Hence no
+sample repeats within an epoch on any rank, all ranks have the same number of batches, no sample is dropped, and
+resuming needs nothing but the step.
 
 Shapes: `B` batch of one rank, `H W` image, `n` samples, `R` ranks.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,20 @@ from ovstrans.datasets.segments import Segments, make_segments
 from ovstrans.errors import InputError, OvstransError
 
 Item = tuple[int, int]
-"""(epoch, index): which sample, and with which augmentation."""
+"""(epoch, index): the sample to read; its augmentation differs from epoch to epoch."""
 
 
 @dataclass
 class SampleBatch:
-    """images: float32 [B, 3, H, W], RGB in [0, 1].  labels: int64 [B, H, W], or None.
-    names, captions: of the samples.  segments: of the samples, where the transform worked them out."""
+    """A batch of samples.
+
+    Attributes:
+        images: float32 [B, 3, H, W], RGB in [0, 1].
+        labels: int64 [B, H, W], or None if any sample has no label map.
+        names: Name of each sample.
+        captions: Caption of each sample.
+        segments: Panoptic targets of each sample, or None if they were not asked for.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -42,21 +50,21 @@ class SampleBatch:
 
 @lru_cache(maxsize=4)
 def draw_epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of 0..n-1 that an epoch goes through, int64 [n], read only."""
+    """Draw the permutation of 0 to n - 1 that an epoch follows, int64 [n], read-only."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     order.setflags(write=False)
     return order
 
 
-def step_items(step: int, *, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[Item]:
-    """The B samples of a rank at a step (counted from 0), as (epoch, index)."""
-    first = step * batch_size * world + rank
-    positions = range(first, first + batch_size * world, world)
+def step_items(step: int, *, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> list[Item]:
+    """Return the B items that a rank reads at a step, counted from 0."""
+    first = step * batch_size * world_size + rank
+    positions = range(first, first + batch_size * world_size, world_size)
     return [(p // n, int(draw_epoch_order(n, seed, p // n)[p % n])) for p in positions]
 
 
 def make_generator(seed: int, item: Item) -> torch.Generator:
-    """The generator of one sample's augmentation, a function of (seed, epoch, index)."""
+    """Return the generator for the augmentation of an item, seeded by (seed, epoch, index)."""
     state = np.random.SeedSequence([seed, *item]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
@@ -69,33 +77,47 @@ def stream_batches(
     start_step: int = 0,
     transform: Transform | None = None,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     workers: int = 0,
     indices: Sequence[int] | None = None,
     segments: bool = False,
 ) -> Iterator[SampleBatch]:
-    """Batches from `start_step` on, without end.
+    """Return an endless iterator over batches.
 
-    batch_size: of this rank.  transform: called with each sample and its own generator; without one all
-    images must be of one size.  workers: processes that read ahead; 0 reads when asked. The batches do
-    not depend on it.  indices: the samples to use, all by default.  segments: see `collate`.
+    Args:
+        dataset: The samples.
+        batch_size: Samples per batch of this rank.
+        seed: Seed of the order and the augmentation.
+        start_step: Step of the first batch.
+        transform: Augments a sample with the generator of its item. Without one, all images must have the same size.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        workers: Processes that read ahead; with 0 a batch is read when it is asked for. The batches are the same.
+        indices: Samples to use; all by default.
+        segments: Whether to collect panoptic targets; `transform` must then be a `WithSegments`.
 
-    Raises InputError for an empty dataset, images of different sizes, and whatever reading raises.
+    Raises:
+        InputError: The dataset is empty, images have different sizes, or a sample cannot be read.
     """
-    chosen = range(len(dataset)) if indices is None else indices
-    if len(chosen) == 0:
+    selected = range(len(dataset)) if indices is None else indices
+    if len(selected) == 0:
         raise InputError(f"{dataset.name}:{dataset.split}: no image to load; choose another split")
-    if batch_size < 1 or not 0 <= rank < world:
-        raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}")
-    reader = _Reader(dataset, transform, seed, chosen)
-    batches = _batches(reader, batch_size, start_step, rank, world, workers)
+    if batch_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
+    reader = _Reader(dataset, transform, seed, selected)
+    batches = _read_batches(reader, batch_size, start_step, rank, world_size, workers)
     return (collate(samples, segments=segments) for samples in batches)
 
 
 def collate(samples: Sequence[Sample], *, segments: bool = False) -> SampleBatch:
-    """Samples of one size as a batch; labels are None where any sample has none.
+    """Stack samples of the same size into a batch.
 
-    segments: whether the samples come from `WithSegments` and the batch is to have them.
+    Args:
+        samples: The samples.
+        segments: Whether to collect their panoptic targets; the samples must come from `WithSegments`.
+
+    Raises:
+        InputError: The images have different sizes.
     """
     shapes = {tuple(sample.image.shape) for sample in samples}
     if len(shapes) > 1:
@@ -113,16 +135,16 @@ def collate(samples: Sequence[Sample], *, segments: bool = False) -> SampleBatch
 
 @dataclass
 class _Reader:
-    """Reads and transforms one item; a map-style dataset for torch's DataLoader."""
+    """Reads and augments one item; a map-style dataset for torch's DataLoader."""
 
     dataset: Dataset
     transform: Transform | None
     seed: int
-    chosen: Sequence[int]
+    selected: Sequence[int]
 
     def read(self, item: Item) -> Sample:
         epoch, number = item
-        index = self.chosen[number]
+        index = self.selected[number]
         sample = self.dataset[index]
         if self.transform is None:
             return sample
@@ -131,24 +153,22 @@ class _Reader:
     def __getitem__(self, item: Item) -> Sample | OvstransError:
         try:
             return self.read(item)
-        except OvstransError as error:  # a worker would wrap it in its traceback
+        except OvstransError as error:  # raised in a worker, it would arrive wrapped in a traceback
             return error
 
 
-def _batches(
-    reader: _Reader, batch_size: int, start_step: int, rank: int, world: int, workers: int
+def _read_batches(
+    reader: _Reader, batch_size: int, start_step: int, rank: int, world_size: int, workers: int
 ) -> Iterator[list[Sample]]:
-    def steps() -> Iterator[list[Item]]:
-        step = start_step
-        while True:
-            n = len(reader.chosen)
-            yield step_items(step, n=n, batch_size=batch_size, seed=reader.seed, rank=rank, world=world)
-            step += 1
+    def iterate_steps() -> Iterator[list[Item]]:
+        n = len(reader.selected)
+        for step in count(start_step):
+            yield step_items(step, n=n, batch_size=batch_size, seed=reader.seed, rank=rank, world_size=world_size)
 
     if workers == 0:
-        for items in steps():
+        for items in iterate_steps():
             yield [reader.read(item) for item in items]
-    for samples in _read_ahead(reader, steps(), workers):
+    for samples in _read_ahead(reader, iterate_steps(), workers):
         for sample in samples:
             if isinstance(sample, OvstransError):
                 raise sample
@@ -156,12 +176,13 @@ def _batches(
 
 
 def _read_ahead(reader: _Reader, steps: Iterator[list[Item]], workers: int) -> Any:
+    """Read the items of each step in worker processes."""
     from torch.utils.data import DataLoader
 
     return DataLoader(
-        reader,  # type: ignore[arg-type]
-        batch_sampler=steps,  # type: ignore[arg-type]
+        reader,  # type: ignore[arg-type]  # needs only __getitem__, as the sampler yields the items
+        batch_sampler=steps,
         num_workers=workers,
         collate_fn=list,
-        generator=torch.Generator(),  # the default would draw from the global one, which a resume restores
+        generator=torch.Generator(),  # the default would draw from the global generator, whose state a resume restores
     )

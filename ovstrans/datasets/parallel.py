@@ -1,34 +1,38 @@
-"""Working on many images at once, in threads: decoding, looking up and encoding all let go of Python's lock."""
+"""Work on many images at once, in threads. Decoding and encoding of images release Python's lock."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
+
+from ovstrans.progress import ProgressReporter
 
 Result = TypeVar("Result")
 
 
-class Counter(Protocol):
-    """What is told of every image that is done; `console.Progress` is one."""
-
-    def advance(self, steps: int = 1) -> None: ...
-
-
 def map_in_threads(
-    work: Callable[[int], Result], indices: Iterable[int], counter: Counter, *, workers: int = 0
+    function: Callable[[int], Result], indices: Sequence[int], reporter: ProgressReporter, *, workers: int = 0
 ) -> list[Result]:
-    """The results of `work` for each index, in order.
+    """Call a function for each index in threads.
 
-    counter: told of every one.  workers: how many at once; 0 for one a core.  After Ctrl-C what is at hand is
-    finished and the rest left.
+    After an interrupt the calls that have begun are completed and the others cancelled.
+
+    Args:
+        function: The function.
+        indices: Its arguments.
+        reporter: Advanced by one for each result.
+        workers: Number of threads; 0 for one per core.
+
+    Returns:
+        The results, in the order of `indices`.
     """
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     results = []
     try:
-        for result in pool.map(work, indices):
-            counter.advance()
+        for result in pool.map(function, indices):
+            reporter.advance()
             results.append(result)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

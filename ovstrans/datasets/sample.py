@@ -1,6 +1,6 @@
-"""What every dataset yields: an image with its label map, and the shape of a dataset.
+"""What every dataset yields, a `Sample`, and the interface of a dataset.
 
-Shapes: `H W` image.
+Shapes: `H W` image, `N` segments, `S` side of a region.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from torch import Tensor
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 IGNORE = 255
-"""The label of pixels that count nowhere, for up to 254 classes."""
+"""Label of pixels that are ignored, in datasets of up to 254 classes."""
 IGNORE_WIDE = 65535
-"""The same for larger vocabularies."""
+"""Label of pixels that are ignored, in datasets of more classes."""
 
 
 def get_ignore_label(num_classes: int) -> int:
-    """The ignore label of a dataset with that many classes: 255, or 65535 above 254 classes."""
+    """Return the ignore label of a dataset: 255 for up to 254 classes, else 65535."""
     return IGNORE if num_classes < IGNORE else IGNORE_WIDE
 
 
 @dataclass
 class Segment:
-    """One panoptic segment: a thing, or all of one kind of stuff.
+    """A panoptic segment: one thing, or all of one kind of stuff in an image.
 
-    id: its value in the segment map (0 is no segment).
-    class_index: its class in the vocabulary, or the ignore label.
-    isthing: whether it is countable.
-    area: its visible pixels.
-    iscrowd: whether it is a group of things that nobody told apart; evaluation neither wants nor minds it.
-    attributes: what is known beyond the class, such as colour and texture.
+    Attributes:
+        id: Value of its pixels in the segment map; 0 means no segment.
+        class_index: Its class in the vocabulary, or the ignore label.
+        isthing: Whether its class is countable.
+        area: Number of its visible pixels.
+        attributes: Properties beyond the class, such as colour and texture.
+        iscrowd: Whether it is a group of things that were not annotated one by one. Panoptic quality neither expects
+            such a segment nor counts a prediction on it as wrong.
     """
 
     id: int
@@ -46,15 +48,17 @@ class Segment:
 
 @dataclass
 class Sample:
-    """One image and what is known of it.
+    """An image with its annotations.
 
-    image: uint8 [3, H, W], RGB.
-    label: class index per pixel [H, W], uint8 where the ignore label is 255, else int64; None unlabelled.
-    name: unique in its dataset and split.
-    caption: a sentence about the image, or "".
-    segments: panoptic segments, or none.
-    segment_map: int32 [H, W] of segment ids, or None.
-    regions: uint8 [N, 3, S, S], what a teacher sees of each segment, or None (see `datasets.segments`).
+    Attributes:
+        image: uint8 [3, H, W], RGB.
+        label: Class index of each pixel [H, W]: uint8 if the ignore label is 255, else int64. None if unlabelled.
+        name: Name of the image, unique in its dataset and split.
+        caption: A sentence about the image, or "".
+        segments: Its panoptic segments; empty if there are none.
+        segment_map: Segment id of each pixel, int32 [H, W], or None.
+        regions: Crop of each segment for the teacher, uint8 [N, 3, S, S] (see `datasets.segments.crop_region`), or
+            None.
     """
 
     image: Tensor
@@ -67,15 +71,16 @@ class Sample:
 
 
 class Dataset(Protocol):
-    """A sized, indexed set of samples with one vocabulary.
+    """A split of a dataset: a sequence of samples with one vocabulary.
 
-    name: as reports call it.
-    split: which part of it this is.
-    vocabulary: its classes; empty where nothing is labelled.
-    ignore: the label of pixels that count nowhere.
-    published_size: short and long side of images at evaluation, as papers on this dataset have it; None for
-    the images' own.
-    videos: index ranges of the frames that follow each other, a range a video; empty for single images.
+    Attributes:
+        name: Name of the dataset in reports.
+        split: Name of the split.
+        vocabulary: Its classes; empty if nothing is labelled.
+        ignore: Label of pixels that are ignored.
+        published_size: Short and long side of the image at evaluation in papers that use the dataset. None means the
+            image's own size.
+        videos: Range of indices of each video, whose frames follow each other. Empty for single images.
     """
 
     name: str
@@ -85,6 +90,8 @@ class Dataset(Protocol):
     published_size: tuple[int, int] | None
     videos: Sequence[range]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of samples."""
 
-    def __getitem__(self, index: int, /) -> Sample: ...
+    def __getitem__(self, index: int, /) -> Sample:
+        """Read the sample with the given index."""

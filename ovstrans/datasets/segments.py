@@ -1,7 +1,7 @@
-"""Panoptic targets: the segments of a training image, with the regions a teacher looks at.
+"""Panoptic training targets: the segments of an image, and their crops for the teacher.
 
-Mask-classification frameworks learn from segments where DeepLab learns from a label map. Data with
-panoptic labels bring their own segments; a plain label map gives one segment a class.
+Frameworks that classify masks learn from segments, as DeepLab learns from a label map. Datasets with panoptic ground
+truth have segments of their own. In any other dataset all pixels of a class in an image form one segment.
 
 Shapes: `H W` image, `N` segments, `S` side of a region.
 """
@@ -20,16 +20,19 @@ from ovstrans.datasets.augment import Transform
 from ovstrans.datasets.sample import Sample, Segment
 
 GREY = 128
-"""What surrounds a segment in its region (GKC's crops)."""
+"""Gray level around a segment in its region, as in GKC's crops."""
 
 
 @dataclass
 class Segments:
-    """The segments of one image, as it is trained on.
+    """The segments of one augmented image.
 
-    masks: bool [N, H, W].  classes: int64 [N], indices in the dataset's vocabulary.
-    ids: int64 [N], their values in the segment map of the image on disk.
-    regions: uint8 [N, 3, S, S], see `region_of`; None where no teacher asks for them.
+    Attributes:
+        masks: bool [N, H, W].
+        classes: Class indices in the dataset's vocabulary, int64 [N].
+        ids: Segment ids in the segment map of the image on disk, int64 [N].
+        regions: Crop of each segment for the teacher, uint8 [N, 3, S, S], see `crop_region`. None if no teacher needs
+            them.
     """
 
     masks: Tensor
@@ -41,50 +44,51 @@ class Segments:
         return len(self.classes)
 
     def to(self, device: torch.device | str) -> Segments:
-        """The same on another device."""
+        """Return the segments on another device."""
 
-        def moved(tensor: Tensor) -> Tensor:
+        def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        regions = None if self.regions is None else moved(self.regions)
-        return Segments(moved(self.masks), moved(self.classes), moved(self.ids), regions)
+        regions = None if self.regions is None else move(self.regions)
+        return Segments(move(self.masks), move(self.classes), move(self.ids), regions)
 
 
 @dataclass(frozen=True)
 class WithSegments:
-    """A transform that works out a sample's segments before `then` augments it.
+    """A transform that finds the segments of a sample before another transform augments it.
 
-    then: the augmentation.  ignore: label of pixels that count nowhere.  novel: classes that give no
-    training signal; their segments are left out.  region_size: S; 0 for no regions.
+    Attributes:
+        augment: The other transform.
+        ignore: Label of pixels that are ignored.
+        novel: Classes that must not be trained on; their segments are left out.
+        region_size: Side of the regions in pixels; 0 for no regions.
     """
 
-    then: Transform
+    augment: Transform
     ignore: int
     novel: Collection[int] = ()
     region_size: int = 0
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """The augmented sample, its `segments` those that are still to be seen, `regions` beside them."""
+        """Return the augmented sample with the segments that are visible in it, and their regions."""
         sample = add_segment_map(sample, self.ignore)
-        shown = self.then(sample, generator)
-        assert sample.segment_map is not None and shown.segment_map is not None
-        visible = set(torch.unique(shown.segment_map).tolist())
-        wanted = [
+        augmented = self.augment(sample, generator)
+        assert sample.segment_map is not None and augmented.segment_map is not None
+        visible = set(torch.unique(augmented.segment_map).tolist())
+        segments = [
             segment
             for segment in sample.segments
             if segment.id in visible and segment.class_index != self.ignore and segment.class_index not in self.novel
         ]
         regions = None
         if self.region_size:
-            found = [
-                crop_region(sample.image, sample.segment_map == segment.id, self.region_size) for segment in wanted
-            ]
-            regions = torch.stack(found) if found else torch.zeros(0, 3, self.region_size, self.region_size).byte()
-        return replace(shown, segments=wanted, regions=regions)
+            crops = [crop_region(sample.image, sample.segment_map == each.id, self.region_size) for each in segments]
+            regions = torch.stack(crops) if crops else torch.zeros(0, 3, self.region_size, self.region_size).byte()
+        return replace(augmented, segments=segments, regions=regions)
 
 
 def add_segment_map(sample: Sample, ignore: int) -> Sample:
-    """The sample itself where it has panoptic segments, else with one segment for each class it labels."""
+    """Return the sample with one segment per class of its label map; unchanged if it has segments or no label map."""
     if sample.segment_map is not None or sample.label is None:
         return sample
     label = sample.label.to(torch.int32)
@@ -97,22 +101,30 @@ def add_segment_map(sample: Sample, ignore: int) -> Sample:
 
 
 def crop_region(image: Tensor, mask: Tensor, size: int) -> Tensor:
-    """What a teacher sees of a segment: uint8 [3, size, size].
+    """Crop a segment for the teacher: its bounding box, gray outside the mask, resized to a square.
 
-    image: uint8 [3, H, W], not augmented.  mask: bool [H, W], with a pixel at least.  The segment's
-    bounding box, grey outside the mask, resized without keeping the aspect (bicubic), as GKC's crops,
-    but with the box's last row and column, which those lose.
+    The crop is that of GKC's code, except that it includes the last row and column of the box. Resizing is bicubic and
+    does not keep the aspect ratio.
+
+    Args:
+        image: The image before augmentation, uint8 [3, H, W].
+        mask: Pixels of the segment, bool [H, W], at least one.
+        size: Side of the crop in pixels.
+
+    Returns:
+        uint8 [3, size, size].
     """
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
     inside = mask[top:bottom, left:right]
     crop = torch.where(inside, image[:, top:bottom, left:right], torch.tensor(GREY, dtype=torch.uint8))
-    return F.resize(crop, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    region: Tensor = F.resize(crop, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return region
 
 
 def make_segments(sample: Sample) -> Segments:
-    """The targets of a sample that `WithSegments` made."""
+    """Return the training targets of a sample that comes from `WithSegments`."""
     assert sample.segment_map is not None
     ids = torch.tensor([segment.id for segment in sample.segments], dtype=torch.int64)
     return Segments(

@@ -87,7 +87,7 @@ def stream(
         start_step=start,
         transform=transform,
         rank=world.rank,
-        world=world.size,
+        world_size=world.size,
         workers=settings.data.workers,
         segments=requirements.segments,
     )

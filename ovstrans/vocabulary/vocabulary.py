@@ -153,6 +153,8 @@ class Vocabulary:
                 plain=None if plain is None else tuple(tuple(str(name) for name in names) for names in plain),
                 display=None if display is None else tuple(str(name) for name in display),
             )
+        except InputError:  # a ValueError, too
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"not a vocabulary ({type(error).__name__}: {error})") from error
 
@@ -268,4 +270,5 @@ def _rgb_to_oklab(rgb: np.ndarray) -> np.ndarray:
             [0.0259040371, 0.7827717662, -0.8086757660],
         ]
     )
-    return np.cbrt(linear @ to_lms.T) @ to_lab.T
+    lab: np.ndarray = np.cbrt(linear @ to_lms.T) @ to_lab.T
+    return lab

@@ -62,14 +62,14 @@ def test_list_of_one_says_every_layout(capsys: pytest.CaptureFixture[str]) -> No
 def test_check_lists_all_faults_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     put_camvid(Path("sets"), 5)
     assert main.run(["data", "check", "camvid", "--data-root", "sets"]) == 0
-    assert "camvid:val: 5 images, all in order" in capsys.readouterr().err
+    assert "camvid:val: 5 images, no fault" in capsys.readouterr().err
     put_gray(Path("sets/camvid/valannot/1.png"), [[50] * 16] * 16)
     put_gray(Path("sets/camvid/valannot/2.png"), [[0] * 4] * 4)
     Path("sets/camvid/valannot/3.png").unlink()
     assert main.run(["data", "check", "camvid:val", "--data-root", "sets"]) == 2
     out, err = capsys.readouterr()
     assert [f"valannot/{number}.png" in out for number in range(5)] == [False, True, True, True, False]
-    assert err.splitlines()[-1] == "error: data camvid:val: 3 faults in 5 images"
+    assert err.splitlines()[-1] == "error: dataset camvid:val: 3 faults in 5 images"
     assert main.run(["data", "check", "camvid", "--data-root", "sets", "--json", "-", "--quiet"]) == 2
     assert len(json.loads(capsys.readouterr().out)["faults"]) == 3
     assert main.run(["data", "check", "camvid:test", "--data-root", "sets"]) == 2
@@ -85,7 +85,7 @@ def test_check_looks_at_every_split_of_a_folder(capsys: pytest.CaptureFixture[st
         put_gray(Path(f"mine/{split}annot/1.png"), [[value]])
     assert main.run(["data", "check", "folder:mine"]) == 2
     out, err = capsys.readouterr()
-    assert "mine/valannot/1.png: label value 9" in out and "mine:train: 1 images, all in order" in err
+    assert "mine/valannot/1.png: label value 9" in out and "mine:train: 1 images, no fault" in err
     assert "mine:later: 1 images" in err and err.splitlines()[-1].endswith("1 fault in 3 images")
     assert main.run(["data", "check", "folder:mine:train", "--quiet"]) == 0
 
@@ -99,7 +99,7 @@ def test_a_broken_listing_is_a_fault_among_others(capsys: pytest.CaptureFixture[
     assert main.run(["data", "check", "vspw", "--data-root", "sets"]) == 2
     out, err = capsys.readouterr()
     assert "train.txt: lists nothing" in out and "mask/1.png: label value 200" in out
-    assert err.splitlines()[-1] == "error: data vspw: 2 faults in 1 images"
+    assert err.splitlines()[-1] == "error: dataset vspw: 2 faults in 1 image"
 
 
 def test_show_draws_a_sheet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,4 +156,4 @@ def test_prepare_says_how_to_go_on_when_terminated(
     monkeypatch.setattr(prepare, "_convert", convert)
     command = ["data", "prepare", "coco-stuff:val", "--data-root", "sets", "--workers", "1", "--quiet"]
     assert main.run(command) == 143
-    assert "2 of 3 images are there; the same command goes on" in capsys.readouterr().err
+    assert "2 of 3 images are converted; run it again to go on" in capsys.readouterr().err

@@ -150,6 +150,6 @@ def test_bundled_weights_keep_the_cards_promise():
         with torch.inference_mode():
             images = clip.model.encode_image((pixels - mean) / std, normalize=True)
         best = (images @ embed_texts(clip, list(names), ("a {}", "{}")).T).argmax(dim=1).tolist()
-        truth = [getattr(scene.facts[at], "shape" if at else "stuff") for scene in scenes]
+        truth = [getattr(scene.elements[at], "shape" if at else "stuff") for scene in scenes]
         right = sum(names[guess] == name for guess, name in zip(best, truth, strict=True))
         assert right >= least * len(scenes)

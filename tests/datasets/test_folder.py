@@ -247,7 +247,7 @@ def test_a_label_value_beyond_16_bits_is_named(folder: Path) -> None:
 
 def test_a_label_map_of_colours_is_refused(folder: Path) -> None:
     put_image(folder / "trainannot/a.png")
-    assert "one number a pixel" in fault(folder)
+    assert "one number per pixel" in fault(folder)
 
 
 @pytest.mark.parametrize("place", ["train/a.png", "trainannot/a.png"])

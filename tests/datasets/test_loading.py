@@ -50,7 +50,7 @@ def test_every_sample_comes_once_an_epoch_over_all_ranks(n: int, batch: int, wor
         item
         for step in range(steps)
         for rank in range(world)
-        for item in step_items(step, n=n, batch_size=batch, seed=1, rank=rank, world=world)
+        for item in step_items(step, n=n, batch_size=batch, seed=1, rank=rank, world_size=world)
     ]
     assert len(items) == steps * batch * world
     for epoch in range(epochs):
@@ -59,7 +59,7 @@ def test_every_sample_comes_once_an_epoch_over_all_ranks(n: int, batch: int, wor
 
 @given(start=st.integers(0, 30), rank=st.integers(0, 1))
 def test_a_resumed_sequence_goes_on_where_it_stopped(start: int, rank: int) -> None:
-    options: dict[str, Any] = {"batch_size": 3, "seed": 5, "rank": rank, "world": 2}
+    options: dict[str, Any] = {"batch_size": 3, "seed": 5, "rank": rank, "world_size": 2}
     assert names(start + 4, **options)[start:] == names(4, start_step=start, **options)
 
 
@@ -73,7 +73,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_ranks_share_the_batch_of_one() -> None:
     """Two ranks with batches of 2 see together what one rank with a batch of 4 sees."""
     alone = names(5, batch_size=4, seed=2)
-    first, second = (names(5, batch_size=2, seed=2, rank=rank, world=2) for rank in (0, 1))
+    first, second = (names(5, batch_size=2, seed=2, rank=rank, world_size=2) for rank in (0, 1))
     assert [sorted(a) for a in alone] == [sorted(a + b) for a, b in zip(first, second, strict=True)]
 
 

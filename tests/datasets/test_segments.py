@@ -36,7 +36,7 @@ def panoptic() -> Sample:
 
 
 def made(sample: Sample, **given: object) -> Sample:
-    transform = WithSegments(**{"then": keep, "ignore": IGNORE, **given})  # type: ignore[arg-type]
+    transform = WithSegments(**{"augment": keep, "ignore": IGNORE, **given})  # type: ignore[arg-type]
     return transform(sample, torch.Generator())
 
 
@@ -49,7 +49,7 @@ def test_novel_and_ignored_segments_are_left_out() -> None:
 
 
 def test_invisible_segments_are_left_out() -> None:
-    found = make_segments(made(panoptic(), then=left_half))
+    found = make_segments(made(panoptic(), augment=left_half))
     assert found.ids.tolist() == [11, 12] and found.masks.shape == (2, 4, 4)
     assert found.masks.flatten(1).any(1).all()
 
@@ -99,7 +99,7 @@ def test_region_is_grey_outside_the_mask() -> None:
 
 
 def test_regions_are_those_of_the_image_before_augmentation() -> None:
-    sample = made(panoptic(), then=left_half, region_size=2)
+    sample = made(panoptic(), augment=left_half, region_size=2)
     found = make_segments(sample)
     assert found.ids.tolist() == [11, 12] and found.regions is not None
     assert torch.equal(found.regions[1], crop_region(panoptic().image, panoptic().segment_map == 12, 2))

@@ -17,36 +17,37 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "checkpoints" / "rn-mini"))
 
 from contrastive import (
     TextBatch,
-    caption_batch,
     change_one_word,
     contrastive_loss,
     encode_text,
+    is_true,
+    make_captions,
+    make_truth_table,
     noun_loss,
-    truth_table,
 )
 
 
 def _scenes(count):
-    return [draw_scene("pretrain", index, 0, 32, 32).visible() for index in range(count)]
+    return [draw_scene("pretrain", index, 0, 32, 32).visible_elements() for index in range(count)]
 
 
 def test_truth_table_agrees_with_reading_each_caption():
     scenes = _scenes(30)
-    batch = caption_batch(np.random.default_rng(0), scenes)
+    batch = make_captions(np.random.default_rng(0), scenes)
     assert len(set(batch.texts)) == len(batch.texts)
     mentions = [
         [Mention(shape="star")],
         [Mention(shape="ring", color="red"), Mention(stuff="grass")],
         [Mention(stuff="sky")],
     ]
-    table = truth_table(scenes, mentions)
-    for row, facts in enumerate(scenes):
-        for column, said in enumerate(mentions):
-            assert table[row, column] == all(any(mention.fits(fact) for fact in facts) for mention in said)
+    table = make_truth_table(scenes, mentions)
+    for row, elements in enumerate(scenes):
+        for column, caption in enumerate(mentions):
+            assert table[row, column] == all(any(is_true(mention, each) for each in elements) for mention in caption)
 
 
 def test_own_captions_are_true_and_most_others_are_not():
-    batch = caption_batch(np.random.default_rng(1), _scenes(40))
+    batch = make_captions(np.random.default_rng(1), _scenes(40))
     assert bool((batch.true | ~batch.own).all())
     assert batch.own.any(dim=1).all()
     assert batch.true.float().mean() < 0.2

@@ -1,5 +1,6 @@
-"""The published datasets: where they lie on disk, how their labels are encoded, and reading them.
+"""Published datasets, read from the folders that their archives unpack to or that detectron2's scripts prepare.
 
-`registry` knows them by name and finds them; `ade`, `coco`, `pascal`, `roads` and `videos` say of each what there is,
-in the terms of `layouts`, `pairing`, `encodings` and `panoptic`; `dataset` reads a split and `prepare` converts one.
+`registry` knows the datasets by name and locates them on disk. `ade`, `coco`, `pascal`, `roads` and `videos` define
+them in terms of `layouts` (folders), `pairing` (which label file belongs to an image), `encodings` (what the numbers
+in label files mean) and `panoptic` (segments in COCO's format). `dataset` reads a split, and `prepare` converts one.
 """

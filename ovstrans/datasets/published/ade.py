@@ -1,7 +1,8 @@
-"""ADE20K (Zhou et al., CVPR 2017), with the 150 classes of its parsing challenge and with all 847.
+"""ADE20K (Zhou et al., CVPR 2017) with the 150 classes of its scene parsing challenge and with 847 classes.
 
-The 847 are evaluated on images and label maps whose short side was reduced to 512 (FC-CLIP's preparation, which
-takes images as they are stored). That script writes below `ade/`, FC-CLIP reads beside it: both will do here.
+With 847 classes, images and label maps are evaluated at a short side of at most 512, as FC-CLIP's preparation script
+writes them; it does not rotate images by their EXIF orientation. The script writes to `ade/ADE20K_2021_17_01` and
+FC-CLIP reads from `ADE20K_2021_17_01`. Both are read here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ovstrans.datasets.published.encodings import (
     make_one_based_encoding,
     read_ade_objects,
 )
-from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout, split_words
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout
 from ovstrans.datasets.published.pairing import pair_by_name, pair_in_ade_tree
 from ovstrans.datasets.published.panoptic import Panoptic
 
@@ -63,10 +64,10 @@ ADE_847 = (
     264, 2927, 2752, 679, 2493, 1658, 2466, 1057, 2444, 2093, 2248, 2432, 726, 816, 1171, 2766, 2900, 2313, 488,
     2265, 2043, 332, 1771, 2320, 2646, 1089, 2826, 3148,
 )
-"""Object ids of release 2021_17_01."""
+"""Object ids of release 2021_17_01 in the order of the 847 classes of MaskFormer (Cheng et al., NeurIPS 2021)."""
 # fmt: on
 
-_FOLDERS = split_words("training", "validation")
+_SPLIT_NAMES = {"train": "training", "val": "validation"}
 _CHALLENGE = ("ADEChallengeData2016", "ade/ADEChallengeData2016")
 _RELEASE = ("ADE20K_2021_17_01", "ade/ADE20K_2021_17_01")
 _PANOPTIC = Panoptic(
@@ -82,22 +83,22 @@ ADE = (
         layouts=(
             Layout(
                 name=PREPARED,
-                tops=_CHALLENGE,
+                folders=_CHALLENGE,
                 images="images/{split}",
                 labels="annotations_detectron2/{split}",
                 encoding=make_index_encoding(150),
                 pairing=pair_by_name,
-                words=_FOLDERS,
+                split_names=_SPLIT_NAMES,
                 panoptic=_PANOPTIC,
             ),
             Layout(
                 name=ORIGINAL,
-                tops=_CHALLENGE,
+                folders=_CHALLENGE,
                 images="images/{split}",
                 labels="annotations/{split}",
                 encoding=make_one_based_encoding(150),
                 pairing=pair_by_name,
-                words=_FOLDERS,
+                split_names=_SPLIT_NAMES,
                 panoptic=_PANOPTIC,
             ),
         ),
@@ -111,17 +112,17 @@ ADE = (
         layouts=(
             Layout(
                 name=PREPARED,
-                tops=_RELEASE,
+                folders=_RELEASE,
                 images="images_detectron2/{split}",
                 labels="annotations_detectron2/{split}",
                 encoding=make_index_encoding(847),
                 pairing=pair_by_name,
-                words=_FOLDERS,
+                split_names=_SPLIT_NAMES,
                 label_suffixes=(".tif", ".tiff", ".png"),
             ),
             Layout(
                 name=ORIGINAL,
-                tops=_RELEASE,
+                folders=_RELEASE,
                 images="images",
                 labels="images",
                 encoding=make_encoding(

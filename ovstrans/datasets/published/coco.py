@@ -1,8 +1,8 @@
-"""COCO 2017 with panoptic labels (133 classes) and with those of COCO-Stuff-164k (171, or 156 and 15 held back).
+"""COCO 2017 with panoptic labels (133 classes) and with those of COCO-Stuff-164k (171, of which 15 may be novel).
 
-The label map of a panoptic image starts from ignored, and every segment is painted, crowds included, as
-Mask2Former's `prepare_coco_semantic_annos_from_panoptic_annos.py` does. The maps of COCO-Stuff hold the
-category id less one.
+Category ids are from Kirillov et al., CVPR 2019, and Caesar et al., CVPR 2018. The label map of a panoptic image holds
+the class of each segment, crowds included; pixels without segment are ignored, as in Mask2Former's
+`prepare_coco_semantic_annos_from_panoptic_annos.py`. Label maps of COCO-Stuff hold the category id minus 1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from ovstrans.datasets.published.encodings import Encoding, make_encoding, make_index_encoding
-from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout, split_words
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout
 from ovstrans.datasets.published.pairing import pair_by_annotation, pair_by_name
 from ovstrans.datasets.published.panoptic import Panoptic
 
@@ -25,15 +25,15 @@ COCO_PANOPTIC = (
 )
 """Category ids of the 80 things and 53 kinds of stuff."""
 COCO_UNUSED = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
-"""Ids from 1 to 182 that COCO-Stuff never uses."""
+"""Category ids from 1 to 182 that COCO-Stuff does not use."""
 COCO_STUFF = tuple(number for number in range(1, 183) if number not in COCO_UNUSED)
 """Category ids of the 80 things and 91 kinds of stuff."""
 COCO_STUFF_NOVEL = (21, 25, 33, 34, 41, 57, 87, 100, 106, 124, 145, 148, 149, 169, 172)
-"""The 15 of them that zero-shot segmentation holds back (Xian et al., CVPR 2019; DeOP's split)."""
+"""Category ids of the 15 novel classes of zero-shot segmentation (Xian et al., CVPR 2019; DeOP's split)."""
 # fmt: on
 
-_TOPS = ("coco", "COCO")
-_FOLDERS = split_words("train2017", "val2017")
+_DATASET_FOLDERS = ("coco", "COCO")
+_SPLIT_NAMES = {"train": "train2017", "val": "val2017"}
 _CAPTIONS = "annotations/captions_{split}.json"
 _CATEGORIES = {number: index for index, number in enumerate(COCO_PANOPTIC)}
 _PANOPTIC = Panoptic("panoptic_{split}", "annotations/panoptic_{split}.json", _CATEGORIES)
@@ -42,52 +42,59 @@ _STUFF_BASE = tuple(index for index in range(len(COCO_STUFF)) if index not in _S
 _SOURCE = "https://cocodataset.org"
 
 
-def _stuff_prepared(held_back: Collection[int]) -> Encoding:
-    """Class indices, some of which training does not see."""
-    return _without(held_back, {index: index for index in range(171)}, "0 to 170, 255 ignored")
+def _stuff_prepared(ignored: Collection[int]) -> Encoding:
+    """Make the encoding of prepared label maps, which hold class indices."""
+    return _ignore_classes(ignored, {index: index for index in range(171)}, "0 to 170, 255 ignored")
 
 
-def _stuff_original(held_back: Collection[int]) -> Encoding:
-    """Category ids less one."""
+def _stuff_original(ignored: Collection[int]) -> Encoding:
+    """Make the encoding of original label maps, which hold the category id minus 1."""
     numbers = {number - 1: index for index, number in enumerate(COCO_STUFF)}
-    return _without(held_back, numbers, "0 to 181 but for 11 that no category has, 255 ignored")
+    return _ignore_classes(ignored, numbers, "0 to 181 except 11 unused numbers, 255 ignored")
 
 
-def _without(held_back: Collection[int], classes: Mapping[int, int], legal: str) -> Encoding:
-    seen = {number: index for number, index in classes.items() if index not in held_back}
-    return make_encoding(seen, 171, legal=legal, ignored=(255, *(number for number in classes if number not in seen)))
+def _ignore_classes(ignored: Collection[int], classes: Mapping[int, int], legal: str) -> Encoding:
+    """Make an encoding from the class index of each number, with some classes ignored."""
+    used = {number: index for number, index in classes.items() if index not in ignored}
+    return make_encoding(used, 171, legal=legal, ignored=(255, *(number for number in classes if number not in used)))
 
 
-def _stuff_layouts(words: Mapping[str, str], held_back: Collection[int]) -> tuple[Layout, ...]:
+def _stuff_layouts(split_names: Mapping[str, str], ignored: Collection[int]) -> tuple[Layout, ...]:
+    """Make the layouts of COCO-Stuff.
+
+    Args:
+        split_names: The layouts' own name of each split.
+        ignored: Indices of classes whose pixels are ignored, because training must not see them.
+    """
     return (
         Layout(
             name=PREPARED,
-            tops=_TOPS,
+            folders=_DATASET_FOLDERS,
             images="{split}",
             labels="stuffthingmaps_detectron2/{split}",
-            encoding=_stuff_prepared(held_back),
+            encoding=_stuff_prepared(ignored),
             pairing=pair_by_name,
-            words=words,
+            split_names=split_names,
             captions=_CAPTIONS,
         ),
         Layout(
             name=ORIGINAL,
-            tops=_TOPS,
+            folders=_DATASET_FOLDERS,
             images="{split}",
             labels="stuffthingmaps/{split}",
-            encoding=_stuff_original(held_back),
+            encoding=_stuff_original(ignored),
             pairing=pair_by_name,
-            words=words,
+            split_names=split_names,
             captions=_CAPTIONS,
         ),
         Layout(
             name="mmsegmentation",
-            tops=("coco_stuff164k",),
+            folders=("coco_stuff164k",),
             images="images/{split}",
             labels="annotations/{split}",
-            encoding=_stuff_original(held_back),
+            encoding=_stuff_original(ignored),
             pairing=pair_by_name,
-            words=words,
+            split_names=split_names,
         ),
     )
 
@@ -101,34 +108,34 @@ COCO = (
         layouts=(
             Layout(
                 name=PREPARED,
-                tops=_TOPS,
+                folders=_DATASET_FOLDERS,
                 images="{split}",
                 labels="panoptic_semseg_{split}",
                 encoding=make_index_encoding(133),
                 pairing=pair_by_name,
-                words=_FOLDERS,
+                split_names=_SPLIT_NAMES,
                 panoptic=_PANOPTIC,
                 captions=_CAPTIONS,
             ),
             Layout(
                 name=ORIGINAL,
-                tops=_TOPS,
+                folders=_DATASET_FOLDERS,
                 images="{split}",
                 labels="",
                 encoding=None,
                 pairing=pair_by_annotation,
-                words=_FOLDERS,
+                split_names=_SPLIT_NAMES,
                 panoptic=_PANOPTIC,
                 captions=_CAPTIONS,
             ),
             Layout(
                 name="panopticapi's sample",
-                tops=("panopticapi/sample_data", "sample_data", "coco-panoptic-sample"),
+                folders=("panopticapi/sample_data", "sample_data", "coco-panoptic-sample"),
                 images="input_images",
                 labels="",
                 encoding=None,
                 pairing=pair_by_annotation,
-                words={"val": "val2017"},
+                split_names={"val": "val2017"},
                 panoptic=Panoptic("panoptic_examples", "panoptic_examples.json", _CATEGORIES),
             ),
         ),
@@ -139,7 +146,7 @@ COCO = (
         title="COCO-Stuff-164k, 171 classes",
         vocabulary="coco-stuff",
         classes=171,
-        layouts=_stuff_layouts(_FOLDERS, ()),
+        layouts=_stuff_layouts(_SPLIT_NAMES, ()),
         source="https://github.com/nightrome/cocostuff",
     ),
     DatasetInfo(
@@ -149,15 +156,15 @@ COCO = (
         classes=171,
         layouts=(
             Layout(
-                name="DeOP",  # base classes renumbered; images without any are left out
-                tops=_TOPS,
+                name="DeOP",  # base classes are renumbered, images without any are left out
+                folders=_DATASET_FOLDERS,
                 images="{split}",
                 labels="stuffthingmaps_detectron2/{split}_base",
                 encoding=make_encoding(
                     dict(enumerate(_STUFF_BASE)), 171, legal="0 to 155, 255 ignored", ignored=(255,)
                 ),
                 pairing=pair_by_name,
-                words={"train": "train2017"},
+                split_names={"train": "train2017"},
                 partial=True,
                 captions=_CAPTIONS,
             ),

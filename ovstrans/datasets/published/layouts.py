@@ -1,7 +1,8 @@
-"""How a published dataset may lie on disk, and what was found of it.
+"""Layouts: how a published dataset may lie on disk, and where a split of it was found.
 
-A layout names folders and files below a *top*, the folder that the dataset's archive unpacks to, with
-`{part}` for "train" or "val", `{split}` for the layout's own word for it and `{video}` for a video's folder.
+A layout gives paths below the *dataset folder*, which is the folder that the dataset's archive unpacks to. In these
+paths `{part}` stands for our name of the split, "train" or "val", `{split}` for the layout's own name of the split,
+such as "train2017", and `{video}` for the folder of a video.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from ovstrans.datasets.published.encodings import Encoding
 from ovstrans.datasets.published.panoptic import Annotations, Panoptic, read_annotations
 
 PREPARED = "prepared"
-"""The name of layouts that detectron2's users make from the original downloads."""
+"""Name of the layouts that detectron2's preparation scripts make from the original downloads."""
 ORIGINAL = "original"
-"""The name of layouts as archives unpack."""
+"""Name of the layouts that archives unpack to."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label file, both perhaps missing. Paths are kept as text: a split may have 118,287.
+    """An image and its label file; either may be missing on disk. Paths are strings, as a split may have 118,287 pairs.
 
-    name: unique in its split.  label_file: None where labels are not asked for.
-    panoptic_file: the PNG of its segments, where the layout has them.  video: the video it is a frame of.
+    Attributes:
+        name: Name of the image, unique in its split.
+        image_file: Path of the image.
+        label_file: Path of the label file; None if labels are not wanted.
+        panoptic_file: Path of the PNG of panoptic segments, if the layout has them.
+        video: Name of the video that the image is a frame of, or "".
     """
 
     name: str
@@ -37,23 +42,28 @@ class Pair:
 
     @property
     def image(self) -> Path:
-        """The image."""
+        """Path of the image."""
         return Path(self.image_file)
 
     @property
     def label(self) -> Path | None:
-        """Its label file, or None where labels are not asked for."""
+        """Path of the label file; None if labels are not wanted."""
         return None if self.label_file is None else Path(self.label_file)
 
     @property
     def panoptic(self) -> Path | None:
-        """The PNG of its segments, or None."""
+        """Path of the PNG of panoptic segments, or None."""
         return None if self.panoptic_file is None else Path(self.panoptic_file)
 
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """The pairs of a split, and a message for each file that should be there and is not."""
+    """The files of a split.
+
+    Attributes:
+        pairs: Its images with their label files.
+        missing: A message for each file that should exist and does not.
+    """
 
     pairs: list[Pair]
     missing: list[str]
@@ -61,31 +71,35 @@ class SplitIndex:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way a dataset lies on disk.
+    """One way in which a dataset may lie on disk.
 
-    name: what it is called, `PREPARED`, `ORIGINAL` or whose it is.
-    tops: folders below a root that it may be in; the first is the usual one.
-    images, labels: folders below a top; `labels` is "" where they are painted from the panoptic PNGs.
-    encoding: what the label files' numbers mean; None where they are painted.
-    pairing: finds the pairs, see `datasets.pairing`.
-    words: what `{split}` becomes; the splits it has are its keys.
-    image_suffixes, label_suffixes: what names end with; the first label suffix is the usual one.
-    listings: files with a name a line; the first that is there counts.  Empty: all images.
-    panoptic: where panoptic segments are, if they are there.
-    instances: each number of a label file is a segment of its own.
-    partial: images without label file are left out, instead of missed.
-    captions: a COCO captions file, used where it is there.
-    short_side: images and label maps whose short side is longer are reduced to it; 0 for none.
-    upright: images are turned by their EXIF orientation, as detectron2 does.
+    Attributes:
+        name: `PREPARED`, `ORIGINAL`, or the project whose layout it is.
+        folders: Possible paths of the dataset folder below a root; the first is the usual one.
+        images: Folder of the images.
+        labels: Folder of the label files; "" if label maps are made from the panoptic PNGs.
+        encoding: Meaning of the numbers in label files; None if label maps are made from the panoptic PNGs.
+        pairing: Function that finds the pairs, see `datasets.published.pairing`.
+        split_names: The layout's own name of each split that it has.
+        image_suffixes: How image names may end.
+        label_suffixes: How names of label files may end; the first is the usual one.
+        listings: Files that list the images or videos of a split, one name per line; the first that exists is used.
+            Empty to use all images.
+        panoptic: Where panoptic segments are; they are used if they exist.
+        instances: Whether every number in a label file is a segment of its own.
+        partial: Whether to leave out images without label file, instead of reporting them.
+        captions: A file of captions in COCO's format, used if it exists; "" for none.
+        short_side: Reduce images and label maps to this short side if theirs is longer; 0 to keep their size.
+        upright: Whether to rotate images by their EXIF orientation, as detectron2 does.
     """
 
     name: str
-    tops: tuple[str, ...]
+    folders: tuple[str, ...]
     images: str
     labels: str
     encoding: Encoding | None
     pairing: Callable[[DatasetLocation], SplitIndex]
-    words: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "val": "val"})
+    split_names: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "val": "val"})
     image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     label_suffixes: tuple[str, ...] = (".png",)
     listings: tuple[str, ...] = ()
@@ -96,43 +110,53 @@ class Layout:
     short_side: int = 0
     upright: bool = True
 
-    def places(self, root: Path) -> Iterator[Path]:
-        """Where its top may be below a root; a root that is named like the top may be the top itself."""
-        for top in self.tops:
-            if root.absolute().name == top.rpartition("/")[2]:
+    def candidate_folders(self, root: Path) -> Iterator[Path]:
+        """Yield where the dataset folder may be below a root, or the root itself if it has the folder's name."""
+        for folder in self.folders:
+            if root.absolute().name == folder.rpartition("/")[2]:
                 yield root
-            yield root / top
+            yield root / folder
 
-    def filled(self, place: str, split: str) -> str:
-        """A place with the split's words in it."""
-        return place.replace("{split}", self.words[split]).replace("{part}", split)
+    def fill(self, template: str, split: str) -> str:
+        """Replace `{split}` and `{part}` in a path."""
+        return template.replace("{split}", self.split_names[split]).replace("{part}", split)
 
-    def splits_images(self) -> bool:
-        """Whether the images of a split are in a folder of their own."""
+    def has_split_folders(self) -> bool:
+        """Return whether every split has its own folder of images."""
         return "{split}" in self.images or "{part}" in self.images
 
-    def needs(self, split: str, labels: bool = True) -> list[tuple[str, ...]]:
-        """The paths below a top that must be there, each with those that would do as well."""
-        places: list[tuple[str, ...]] = [(self.images,)]
+    def required_paths(self, split: str, labels: bool = True) -> list[tuple[str, ...]]:
+        """Return the paths that must exist below the dataset folder, each as a tuple of alternatives."""
+        templates: list[tuple[str, ...]] = [(self.images,)]
         if labels and self.labels:
-            places.append((self.labels,))
+            templates.append((self.labels,))
         if not self.labels and self.panoptic is not None:
-            places += [(self.panoptic.folder,)] if labels else []
-            places += [(self.panoptic.json,)] if labels or not self.splits_images() else []
+            templates += [(self.panoptic.folder,)] if labels else []
+            templates += [(self.panoptic.json,)] if labels or not self.has_split_folders() else []
         if self.listings:
-            places.append(self.listings)
-        needs = [tuple(self.filled(place.partition("/{video}")[0], split) for place in each) for each in places]
-        return list(dict.fromkeys(needs))
+            templates.append(self.listings)
+        paths = [tuple(self.fill(each.partition("/{video}")[0], split) for each in group) for group in templates]
+        return list(dict.fromkeys(paths))
+
+    def describe(self, split: str, labels: bool = True) -> str:
+        """Say in words which paths are required, such as `camvid/ with val, valannot`."""
+        paths = ", ".join(" or ".join(alternatives) for alternatives in self.required_paths(split, labels))
+        return f"{self.folders[0]}/ with {paths}"
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
     """A published dataset.
 
-    name: as commands call it.  title: as people do.  vocabulary: name of its classes.  classes: how many.
-    layouts: those it is read from, the preferred first.
-    published_size: short and long side at evaluation (FC-CLIP's configurations); None for the images' own.
-    source: where its authors have it.
+    Attributes:
+        name: Its name in commands.
+        title: Its name in prose.
+        vocabulary: Name of its vocabulary.
+        classes: Number of its classes.
+        layouts: Layouts that it is read from, the preferred first.
+        published_size: Short and long side of images at evaluation, as in FC-CLIP's configurations; None for the
+            image's own size.
+        source: Web page of the dataset.
     """
 
     name: str
@@ -145,45 +169,50 @@ class DatasetInfo:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that some layout has."""
-        return tuple(dict.fromkeys(split for layout in self.layouts for split in layout.words))
+        """The splits that at least one layout has."""
+        return tuple(dict.fromkeys(split for layout in self.layouts for split in layout.split_names))
 
 
 @dataclass
 class DatasetLocation:
-    """A split of a dataset in one layout, below one folder; files are listed once, when asked for.
+    """A split of a dataset in a layout, found in a dataset folder. Its files are listed once, on first use.
 
-    root: the top it was found in.  labels: whether label files are looked for.
+    Attributes:
+        info: The dataset.
+        split: Our name of the split.
+        layout: The layout.
+        folder: The dataset folder.
+        labels: Whether to look for label files.
     """
 
-    published: DatasetInfo
+    info: DatasetInfo
     split: str
     layout: Layout
-    root: Path
+    folder: Path
     labels: bool = True
 
-    def path(self, place: str) -> Path:
-        """A place of the layout, with the split's words filled in."""
-        return self.root / self.layout.filled(place, self.split)
+    def path(self, template: str) -> Path:
+        """Return the path of a file or folder of the layout for this split."""
+        return self.folder / self.layout.fill(template, self.split)
 
     @cached_property
     def index(self) -> SplitIndex:
-        """Its pairs and what is missing; InputError for a broken listing or annotation file."""
+        """Pairs and missing files; InputError if a listing or annotation file is broken."""
         return self.layout.pairing(self)
 
     @property
     def pairs(self) -> list[Pair]:
-        """Its images with their label files, in order."""
+        """The images with their label files, in order."""
         return self.index.pairs
 
     @property
     def missing(self) -> list[str]:
-        """A message, with paths, for each image or label file that should be there."""
+        """A message with the path of each image or label file that should exist and does not."""
         return self.index.missing
 
     @cached_property
     def has_panoptic(self) -> bool:
-        """Whether the layout's panoptic segments are there."""
+        """Whether the layout's panoptic segments exist."""
         panoptic = self.layout.panoptic
         if panoptic is None or not self.path(panoptic.json).is_file():
             return False
@@ -191,7 +220,7 @@ class DatasetLocation:
 
     @cached_property
     def annotations(self) -> Annotations:
-        """The panoptic segments of all images; none where they are not there."""
+        """The panoptic segments of all images; empty if there are none."""
         panoptic = self.layout.panoptic
         if panoptic is None or not self.has_panoptic:
             return {}
@@ -199,26 +228,21 @@ class DatasetLocation:
 
     @cached_property
     def listing(self) -> Path | None:
-        """The listing that is there, or None where the layout has none."""
-        there = [self.path(name) for name in self.layout.listings]
-        return next((path for path in there if path.is_file()), there[0] if there else None)
+        """The first listing that exists, or the usual one if none does; None if the layout has no listings."""
+        paths = [self.path(template) for template in self.layout.listings]
+        return next((path for path in paths if path.is_file()), paths[0] if paths else None)
 
 
-def split_words(train: str, val: str) -> Mapping[str, str]:
-    """The words of a layout with both splits."""
-    return {"train": train, "val": val}
-
-
-def list_candidates(published: DatasetInfo, split: str, roots: Sequence[Path]) -> Iterator[tuple[Layout, Path]]:
-    """The layouts that have the split, with each folder it might be in, the preferred first."""
+def list_candidates(info: DatasetInfo, split: str, roots: Sequence[Path]) -> Iterator[tuple[Layout, Path]]:
+    """Yield the layouts that have the split with each folder that the dataset may be in, the preferred first."""
     for root in roots:
-        for layout in published.layouts:
-            if split in layout.words:
-                for top in layout.places(root):
-                    yield layout, top
+        for layout in info.layouts:
+            if split in layout.split_names:
+                for folder in layout.candidate_folders(root):
+                    yield layout, folder
 
 
-def list_absent(layout: Layout, top: Path, split: str, labels: bool = True) -> list[Path]:
-    """What a layout needs in a folder and does not find there."""
-    needs = layout.needs(split, labels)
-    return [top / paths[0] for paths in needs if not any((top / path).exists() for path in paths)]
+def list_absent(layout: Layout, folder: Path, split: str, labels: bool = True) -> list[Path]:
+    """Return the paths that a layout requires in a dataset folder and that do not exist."""
+    required = layout.required_paths(split, labels)
+    return [folder / paths[0] for paths in required if not any((folder / path).exists() for path in paths)]

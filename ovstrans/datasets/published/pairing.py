@@ -1,6 +1,6 @@
-"""Which image belongs to which label file, in the ways that datasets do it. Nothing is decoded.
+"""Pairing: which label file belongs to which image, in the ways that datasets do it. No file is decoded.
 
-A folder is listed once, however many files are looked up in it.
+Each folder is listed once, however many files are looked up in it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from ovstrans.errors import InputError
 from ovstrans.files import missing_file_message, read_json
 
 
-def pair_by_name(found: DatasetLocation) -> SplitIndex:
-    """Image and label file share their path below their folders, but for the suffix."""
-    layout = found.layout
-    images = _Files(found.path(layout.images), layout.image_suffixes)
-    labels = _Files(found.path(layout.labels), layout.label_suffixes) if found.labels else None
-    panoptic = layout.panoptic if found.labels and found.has_panoptic else None
-    segments = None if panoptic is None else _Files(found.path(panoptic.folder), (".png",))
-    names = sorted(images.names) if found.listing is None else read_listing(found)
+def pair_by_name(location: DatasetLocation) -> SplitIndex:
+    """Pair images and label files that have the same path below their folders, apart from the suffix."""
+    layout = location.layout
+    images = _Files(location.path(layout.images), layout.image_suffixes)
+    labels = _Files(location.path(layout.labels), layout.label_suffixes) if location.labels else None
+    panoptic = layout.panoptic if location.labels and location.has_panoptic else None
+    segments = None if panoptic is None else _Files(location.path(panoptic.folder), (".png",))
+    names = sorted(images.names) if location.listing is None else read_listing(location)
     pairs, missing = [], []
     for name in names:
         if labels is not None and layout.partial and name not in labels.names:
             continue
-        png = None if panoptic is None else panoptic.png(name)
+        png = None if panoptic is None else panoptic.png_name(name)
         pair = Pair(
             name,
             images.path(name),
@@ -38,92 +38,103 @@ def pair_by_name(found: DatasetLocation) -> SplitIndex:
             missing.append(
                 f"{pair.image_file}: has no panoptic PNG {pair.panoptic_file}; add it, or remove {segments.folder}"
             )
-        missing += _missing(pair, name, images, labels, "" if found.listing is None else f"{found.listing}")
-    return _some(found, pairs, missing)
+        listing = "" if location.listing is None else f"{location.listing}"
+        missing += _list_missing(pair, name, images, labels, listing)
+    return _make_index(location, pairs, missing)
 
 
-def pair_by_video(found: DatasetLocation) -> SplitIndex:
-    """Frames and their label files in a folder each a video; the listing names videos."""
-    layout = found.layout
+def pair_by_video(location: DatasetLocation) -> SplitIndex:
+    """Pair frames and label files that are in one folder per video; the listing names the videos."""
+    layout = location.layout
     pairs: list[Pair] = []
     missing = []
-    for video in read_listing(found):
-        folder = found.path(layout.images.replace("{video}", video))
+    for video in read_listing(location):
+        folder = location.path(layout.images.replace("{video}", video))
         if not folder.is_dir():
-            missing.append(f"{folder}: no such folder, though {found.listing} lists the video; add it, or take it out")
+            missing.append(
+                f"{folder}: no such folder, though {location.listing} lists the video; add it, or remove it there"
+            )
             continue
         images = _Files(folder, layout.image_suffixes)
         labels = None
-        if found.labels:
-            labels = _Files(found.path(layout.labels.replace("{video}", video)), layout.label_suffixes)
-        for stem in sorted(images.names):
-            label = None if labels is None else labels.path(stem)
-            pair = Pair(f"{video}/{stem}", images.path(stem), label, video=video)
+        if location.labels:
+            labels = _Files(location.path(layout.labels.replace("{video}", video)), layout.label_suffixes)
+        for frame in sorted(images.names):
+            label = None if labels is None else labels.path(frame)
+            pair = Pair(f"{video}/{frame}", images.path(frame), label, video=video)
             pairs.append(pair)
-            missing += _missing(pair, stem, images, labels, "")
-    return _some(found, pairs, missing)
+            missing += _list_missing(pair, frame, images, labels, "")
+    return _make_index(location, pairs, missing)
 
 
-def pair_by_annotation(found: DatasetLocation) -> SplitIndex:
-    """The images that the panoptic JSON annotates; without labels, all there are in the split's folder."""
-    layout, panoptic = found.layout, found.layout.panoptic
+def pair_by_annotation(location: DatasetLocation) -> SplitIndex:
+    """Pair the images that the panoptic JSON annotates with their PNGs.
+
+    Without labels, all images in the split's folder are taken, if it has one.
+    """
+    layout, panoptic = location.layout, location.layout.panoptic
     assert panoptic is not None
-    if not found.labels and layout.splits_images():
-        return pair_by_name(found)
-    images = _Files(found.path(layout.images), layout.image_suffixes)
-    labels = _Files(found.path(panoptic.folder), (panoptic.suffix,)) if found.labels else None
-    json = str(found.path(panoptic.json))
+    if not location.labels and layout.has_split_folders():
+        return pair_by_name(location)
+    images = _Files(location.path(layout.images), layout.image_suffixes)
+    labels = _Files(location.path(panoptic.folder), (panoptic.suffix,)) if location.labels else None
+    json = str(location.path(panoptic.json))
     pairs, missing = [], []
-    for name in sorted(found.annotations):
+    for name in sorted(location.annotations):
         video = name.rpartition("/")[0]
         label = None if labels is None else labels.path(name)
         pair = Pair(name, images.path(name), label, label, video)
         pairs.append(pair)
-        missing += _missing(pair, name, images, labels, json)
-    return _some(found, pairs, missing)
+        missing += _list_missing(pair, name, images, labels, json)
+    return _make_index(location, pairs, missing)
 
 
-def pair_in_ade_tree(found: DatasetLocation) -> SplitIndex:
-    """ADE20K's full release: `X.jpg` beside `X_seg.png`, by scene; the name's second field says the split.
+def pair_in_ade_tree(location: DatasetLocation) -> SplitIndex:
+    """Pair `X.jpg` with `X_seg.png` in the same folder, as in ADE20K's full release.
 
-    Folders named like an image hold masks of its instances, hundreds of thousands in all, and are passed by.
+    Folders are scenes. The second field of an image's name, ADE_train_... or ADE_val_..., tells its split. Folders
+    named like an image hold masks of its instances, hundreds of thousands in all, and are skipped.
     """
-    layout = found.layout
+    layout = location.layout
     pairs, missing = [], []
-    word = layout.words[found.split]
-    for folder, files, dangling in walk_folders(found.path(layout.images), "ADE_"):
-        there = set(files) - dangling
+    split = layout.split_names[location.split]
+    for folder, files, dangling in walk_folders(location.path(layout.images), "ADE_"):
+        existing = set(files) - dangling
         for file in files:
             fields = file.split("_")
             if not file.endswith(layout.image_suffixes) or fields[0] != "ADE" or len(fields) < 2:
                 continue
-            if ("val" if fields[1] == "val" else "train") != word:
+            if ("val" if fields[1] == "val" else "train") != split:
                 continue
-            stem = file[: -len(_suffix(file, layout.image_suffixes))]
+            stem = file[: -len(_find_suffix(file, layout.image_suffixes))]
             label = stem + layout.label_suffixes[0]
-            pair = Pair(stem, f"{folder}/{file}", f"{folder}/{label}" if found.labels else None)
+            pair = Pair(stem, f"{folder}/{file}", f"{folder}/{label}" if location.labels else None)
             pairs.append(pair)
             if file in dangling:
                 missing.append(missing_file_message(pair.image_file))
-            if found.labels and label not in there:
-                missing.append(_unlabelled(pair))
+            if location.labels and label not in existing:
+                missing.append(_unlabelled_message(pair))
     pairs.sort(key=lambda pair: pair.name)
-    return _some(found, pairs, missing)
+    return _make_index(location, pairs, missing)
 
 
-def read_listing(found: DatasetLocation) -> list[str]:
-    """The names in a listing, one a line, without suffix; a detail-API JSON lists images of all phases.
+def read_listing(location: DatasetLocation) -> list[str]:
+    """Return the names in the listing of a location, without suffix.
 
-    Raises InputError where the file is no such list, or is empty.
+    A listing is a text file with one name per line, or the JSON of PASCAL-Context's detail API, which holds the images
+    of all splits.
+
+    Raises:
+        InputError: The file is not a listing, or is empty.
     """
-    path = found.listing
+    path = location.listing
     assert path is not None
     if path.suffix == ".json":
         try:
             names = [
                 str(image["file_name"])
                 for image in read_json(path)["images"]
-                if image["phase"] == found.layout.words[found.split]
+                if image["phase"] == location.layout.split_names[location.split]
             ]
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not a list of images of the detail API (no {error})") from error
@@ -133,64 +144,79 @@ def read_listing(found: DatasetLocation) -> list[str]:
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not a UTF-8 text file; copy it again") from error
     if not names:
-        raise InputError(f"{path}: lists nothing for split {found.split!r}; copy it again")
-    return list(dict.fromkeys(name[: len(name) - len(_suffix(name, found.layout.image_suffixes))] for name in names))
+        raise InputError(f"{path}: lists nothing for split {location.split!r}; copy it again")
+    suffixes = location.layout.image_suffixes
+    return list(dict.fromkeys(name[: len(name) - len(_find_suffix(name, suffixes))] for name in names))
 
 
 class _Files:
-    """The files of a folder, at any depth, by their path without suffix."""
+    """The files below a folder, by their path without suffix.
+
+    Args:
+        folder: The folder.
+        suffixes: How names of the files may end; the first is the usual one.
+    """
 
     def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
-        self.folder, self.usual = folder, suffixes[0]
+        self.folder, self._usual_suffix = folder, suffixes[0]
         self.names: dict[str, str] = {}
-        """The path of each, by the same without suffix."""
-        nothing: set[str] = set()
-        endings = tuple(suffixes)
+        """Maps the path of a file without suffix to its path, both below the folder."""
+        all_dangling: set[str] = set()
         for parent, files, dangling in walk_folders(folder):
             prefix = Path(parent).relative_to(folder).as_posix() + "/"
             prefix = "" if prefix == "./" else prefix
-            nothing |= {prefix + file for file in dangling}
+            all_dangling |= {prefix + file for file in dangling}
             for file in files:
-                stem = file[: len(file) - len(_suffix(file, endings))]
+                stem = file[: len(file) - len(_find_suffix(file, suffixes))]
                 if len(stem) < len(file) and not file.startswith("."):
                     self.names.setdefault(prefix + stem, prefix + file)
-        self.files = frozenset(self.names.values()) - nothing
-        """All of them but for links to nothing."""
+        self.files = frozenset(self.names.values()) - all_dangling
+        """Paths of all files that are not dangling symlinks."""
 
     def path(self, name: str) -> str:
-        """The file of that name, or where it would usually be."""
-        return f"{self.folder}/{self.names.get(name, name + self.usual)}"
+        """Return the path of a file by its name, or its usual path if it does not exist."""
+        return f"{self.folder}/{self.names.get(name, name + self._usual_suffix)}"
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Return whether a file of that name exists."""
         return self.names.get(name) in self.files
 
 
-def _missing(pair: Pair, name: str, images: _Files, labels: _Files | None, listed: str) -> list[str]:
-    """A message for each file of a pair that is not there.  name: of both, in their folders."""
-    found = []
+def _list_missing(pair: Pair, name: str, images: _Files, labels: _Files | None, listing: str) -> list[str]:
+    """Return a message for each file of a pair that does not exist.
+
+    Args:
+        pair: The pair.
+        name: Name of image and label file in `images` and `labels`.
+        images: Images that exist.
+        labels: Label files that exist; None if labels are not wanted.
+        listing: Path of the file that lists the image.
+    """
+    missing = []
     if name not in images.names:
-        found.append(f"{pair.image_file}: no such image, though {listed} lists it; add it, or take it out")
+        missing.append(f"{pair.image_file}: no such image, though {listing} lists it; add it, or remove it there")
     elif not images.has(name):
-        found.append(missing_file_message(pair.image_file))
+        missing.append(missing_file_message(pair.image_file))
     if labels is not None and not labels.has(name):
-        found.append(_unlabelled(pair))
-    return found
+        missing.append(_unlabelled_message(pair))
+    return missing
 
 
-def _unlabelled(pair: Pair) -> str:
-    return f"{pair.image_file}: has no label map {pair.label_file}; add it, or take the image out"
+def _unlabelled_message(pair: Pair) -> str:
+    return f"{pair.image_file}: has no label map {pair.label_file}; add it, or remove the image"
 
 
-def _some(found: DatasetLocation, pairs: list[Pair], missing: list[str]) -> SplitIndex:
+def _make_index(location: DatasetLocation, pairs: list[Pair], missing: list[str]) -> SplitIndex:
+    """Return the index; a split without any image is reported as missing."""
     if not pairs and not missing:
-        what = "no image" if not found.layout.partial else "no image with a label map"
-        missing = [f"{found.path(found.layout.images)}: {what} of split {found.split!r} in it; unpack it again"]
+        kind = "no image" if not location.layout.partial else "no image with a label map"
+        folder = location.path(location.layout.images)
+        missing = [f"{folder}: {kind} of split {location.split!r} in it; unpack it again"]
     return SplitIndex(pairs, missing)
 
 
-def _suffix(name: str, suffixes: Sequence[str]) -> str:
-    """The suffix of a file name that fits, compared without case, or ""."""
+def _find_suffix(name: str, suffixes: Sequence[str]) -> str:
+    """Return the first suffix that a file name ends with, compared without case, as it is written; "" if none."""
     lower = name.lower()
     for suffix in suffixes:
         if lower.endswith(suffix.lower()):

@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 (Everingham et al., IJCV 2010) and PASCAL-Context (Mottaghi et al., CVPR 2014).
 
-PAS-20 ignores the background, PAS-21 counts it as a class. Context-59 is read from the map of all 459
-classes where it is not prepared: its classes have the same numbers there, and the rest is ignored.
+PAS-20 ignores the background, PAS-21 has it as a class. Unless it is prepared, Context-59 is read from the label maps
+of all 459 classes: its classes have the same numbers there, and all others are ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ovstrans.datasets.published.encodings import (
     make_one_based_encoding,
     read_matlab_map,
 )
-from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout, split_words
+from ovstrans.datasets.published.layouts import ORIGINAL, PREPARED, DatasetInfo, Layout
 from ovstrans.datasets.published.pairing import pair_by_name
 
 # fmt: off
@@ -22,10 +22,10 @@ CONTEXT_59 = (
     159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366,
     368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
 )
-"""The 59 frequent classes, by their numbers among the 459."""
+"""Numbers of the 59 frequent classes among the 459."""
 # fmt: on
 
-_FOLDERS = split_words("training", "validation")
+_SPLIT_NAMES = {"train": "training", "val": "validation"}
 _VOC = ("VOCdevkit/VOC2012", "VOC2012")
 _CONTEXT = ("VOCdevkit/VOC2010", "VOC2010")
 _CONTEXT_LIST = "ImageSets/SegmentationContext/{part}.txt"
@@ -37,22 +37,22 @@ _ALL_CONTEXT = range(1, 460)
 def _voc_prepared(labels: str, classes: int) -> Layout:
     return Layout(
         name=PREPARED,
-        tops=("pascal_voc_d2",),
+        folders=("pascal_voc_d2",),
         images="images/{split}",
         labels=labels + "/{split}",
         encoding=make_index_encoding(classes),
         pairing=pair_by_name,
-        words=_FOLDERS,
+        split_names=_SPLIT_NAMES,
     )
 
 
-def _voc_original(meaning: Encoding) -> Layout:
+def _voc_original(encoding: Encoding) -> Layout:
     return Layout(
         name=ORIGINAL,
-        tops=_VOC,
+        folders=_VOC,
         images="JPEGImages",
         labels="SegmentationClass",
-        encoding=meaning,
+        encoding=encoding,
         pairing=pair_by_name,
         listings=("ImageSets/Segmentation/{part}.txt",),
     )
@@ -61,33 +61,33 @@ def _voc_original(meaning: Encoding) -> Layout:
 def _context_prepared(labels: str, classes: int) -> Layout:
     return Layout(
         name=PREPARED,
-        tops=("pascal_ctx_d2",),
+        folders=("pascal_ctx_d2",),
         images="images/{split}",
         labels=labels + "/{split}",
         encoding=make_index_encoding(classes),
         pairing=pair_by_name,
-        words=_FOLDERS,
+        split_names=_SPLIT_NAMES,
         label_suffixes=(".tif", ".tiff", ".png") if classes > len(CONTEXT_59) else (".png",),
     )
 
 
-def _context_original(meaning: Encoding) -> Layout:
+def _context_original(encoding: Encoding) -> Layout:
     return Layout(
         name=ORIGINAL,
-        tops=_CONTEXT,
+        folders=_CONTEXT,
         images="JPEGImages",
         labels="trainval",
-        encoding=meaning,
+        encoding=encoding,
         pairing=pair_by_name,
         label_suffixes=(".mat",),
-        listings=(_CONTEXT_LIST, "ImageSets/Main/{part}.txt", "trainval_merged.json"),  # the last is large
+        listings=(_CONTEXT_LIST, "ImageSets/Main/{part}.txt", "trainval_merged.json"),  # the last is a large file
     )
 
 
 def _context_gkc(labels: str, classes: int) -> Layout:
     return Layout(
         name="GKC",
-        tops=_CONTEXT,
+        folders=_CONTEXT,
         images="JPEGImages",
         labels=labels,
         encoding=make_index_encoding(classes),
@@ -107,7 +107,7 @@ PASCAL = (
             _voc_original(make_one_based_encoding(20, ignored=(0, 255))),
             Layout(
                 name="DeOP",
-                tops=("VOC2012", "VOCdevkit/VOC2012"),
+                folders=("VOC2012", "VOCdevkit/VOC2012"),
                 images="JPEGImages",
                 labels="annotations_detectron2/{part}",
                 encoding=make_index_encoding(20),

@@ -1,4 +1,4 @@
-"""The published datasets that are known by name, and finding them on disk."""
+"""The published datasets by name, and where they are on disk."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from ovstrans.datasets.published.layouts import (
 from ovstrans.datasets.published.pascal import PASCAL
 from ovstrans.datasets.published.roads import ROADS
 from ovstrans.datasets.published.videos import VIDEOS
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 
-PUBLISHED: Mapping[str, DatasetInfo] = {
-    published.name: published for published in (*COCO, *ADE, *ROADS, *PASCAL, *VIDEOS)
-}
+PUBLISHED: Mapping[str, DatasetInfo] = {info.name: info for info in (*COCO, *ADE, *ROADS, *PASCAL, *VIDEOS)}
 """Every published dataset, by name."""
 
 ROOT_VARIABLES = ("OVSTRANS_DATASETS", "DETECTRON2_DATASETS")
-"""Environment variables that name folders of datasets, the first that is set and not empty counts."""
+"""Environment variables that name folders of datasets; the first that is set and not empty is used."""
 DEFAULT_ROOT = Path("datasets")
-"""Looked in where nothing is named, below the working directory, as detectron2 does."""
+"""Folder of datasets if no other is named, as in detectron2."""
 
-_SPLITS = {"train": "train", "val": "val", "test": "val"}
-"""What `{}` may be, and the split it means: some of these projects call COCO's val2017 "test"."""
+_ALIAS_SPLITS = {"train": "train", "val": "val", "test": "val"}
+"""Text in place of `{}`, and our name of the split it means: some projects call COCO's val2017 "test"."""
 
-_REGISTERED = {
+_ALIAS_TEMPLATES = {
     "coco-panoptic": (
         "openvocab_coco_2017_{}_panoptic",
         "openvocab_coco_2017_{}_panoptic_with_sem_seg",
@@ -64,94 +62,50 @@ _REGISTERED = {
 }
 
 ALIASES = {
-    name.format(word): (ours, split)
-    for ours, names in _REGISTERED.items()
-    for name in names
-    for word, split in _SPLITS.items()
+    template.format(word): (name, split)
+    for name, templates in _ALIAS_TEMPLATES.items()
+    for template in templates
+    for word, split in _ALIAS_SPLITS.items()
 }
-"""Our name and split for each registered name."""
+"""Maps names that detectron2, Mask2Former, FC-CLIP and GKC register to our name of the dataset and the split."""
 
 _NEARLY_ALL = 0.99
-"""PASCAL-Context's lists differ by an image of 5,105."""
+"""Share of the images at which two layouts count as equally complete. PASCAL-Context's lists differ by 1 in 5,105."""
 
 
 def lookup_published(spec: str) -> tuple[DatasetInfo, str] | None:
-    """The published dataset that `NAME[:SPLIT]` names, ours or a registered one, and its split or ""; else None."""
+    """Return the published dataset that `NAME[:SPLIT]` names, and its split.
+
+    Args:
+        spec: Our name of the dataset, or one of `ALIASES`, perhaps with a split.
+
+    Returns:
+        The dataset and the split, "" if the spec names none. None if there is no such dataset.
+    """
     name, _, rest = spec.partition(":")
-    ours, split = ALIASES.get(name, (name, ""))
-    return (PUBLISHED[ours], rest or split) if ours in PUBLISHED else None
+    own_name, split = ALIASES.get(name, (name, ""))
+    return (PUBLISHED[own_name], rest or split) if own_name in PUBLISHED else None
 
 
-def locate_dataset(
-    published: DatasetInfo, split: str, roots: Sequence[Path], *, labels: bool = True
-) -> DatasetLocation | None:
-    """Where a split of a dataset is, or None.
+def require_published(spec: str) -> tuple[DatasetInfo, str]:
+    """Return the same as `lookup_published`; InputError if there is no such dataset."""
+    entry = lookup_published(spec)
+    if entry is None:
+        name = spec.partition(":")[0]
+        hint = did_you_mean(name, PUBLISHED)
+        raise InputError(f"{name!r}: no such published dataset; {hint}known are {', '.join(PUBLISHED)}")
+    return entry
 
-    The first layout, root by root, that is there and lacks no file; where all of them lack some, the one that
-    lacks fewest. A prepared layout whose images are copies gives way to the original that has clearly more of
-    them: its preparation was not finished.
-    labels: False needs images only.
-    Raises InputError for a split that the dataset does not have, for broken listings, and for what may not be read.
+
+def resolve_roots(data_root: Path | str | None = None) -> list[Path]:
+    """Return the folders in which to look for datasets, in order.
+
+    Args:
+        data_root: A folder, or several separated by the system's path separator. If None, the first of
+            `ROOT_VARIABLES` that is set is used in the same way, else `DEFAULT_ROOT`.
     """
-    if split not in published.splits:
-        raise InputError(f"data {published.name}: no split {split!r}; it has {', '.join(published.splits)}")
-    try:
-        there = [
-            DatasetLocation(published, split, layout, top, labels)
-            for layout, top in list_candidates(published, split, roots)
-            if not list_absent(layout, top, split, labels)
-        ]
-        for found in there:
-            if not found.missing:
-                return next((other for other in there if _cut_short(found, other)), found)
-        return min(there, key=lambda found: len(found.missing), default=None)
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be read ({error.strerror}); give yourself the permission, or name another "
-            "--data-root"
-        ) from error
-
-
-def _cut_short(found: DatasetLocation, original: DatasetLocation) -> bool:
-    """Whether a prepared layout lacks images that the original has, or lists and lacks as well.
-
-    A few more or less are other lists of one set.
-    """
-    if found.layout.name != PREPARED or original.layout.name != ORIGINAL:
-        return False
-    if found.path(found.layout.images) == original.path(original.layout.images):
-        return False
-    return len(found.pairs) < _NEARLY_ALL * len(original.pairs)
-
-
-def not_found_error(published: DatasetInfo, split: str, roots: Sequence[Path], *, labels: bool = True) -> InputError:
-    """The error that says where a dataset was looked for, what is missing there, and what would do."""
-    partly: list[tuple[float, str]] = []
-    ways: list[str] = []
-    for layout, top in list_candidates(published, split, roots):
-        needs = layout.needs(split, labels)
-        lacking = list_absent(layout, top, split, labels)
-        if len(lacking) < len(needs):
-            share = len(lacking) / len(needs)
-            partly.append((share, f"{top} lacks {' and '.join(str(path.relative_to(top)) for path in lacking)}"))
-        way = f"{layout.name}: {layout.tops[0]}/ with " + ", ".join(" or ".join(paths) for paths in needs)
-        ways += [way] if way not in ways else []
-    nearest = f"; {min(partly)[1]}" if partly else ""
-    return InputError(
-        f"data {published.name}:{split}: not found in {format_roots(roots)}{nearest}; any of these would do: "
-        f"{'; '.join(ways)} (name the folder that holds them with --data-root or {ROOT_VARIABLES[0]}; "
-        f"from {published.source})"
-    )
-
-
-def resolve_roots(root: Path | str | None = None) -> list[Path]:
-    """The folders to look for datasets in, the first wins.
-
-    root: what the user names (`--data-root`); None takes OVSTRANS_DATASETS, else DETECTRON2_DATASETS, else
-    `./datasets`. Each may be several folders with the path separator of the system between them.
-    """
-    named = [str(root)] if root is not None else [os.environ.get(variable, "") for variable in ROOT_VARIABLES]
-    for text in named:
+    texts = [str(data_root)] if data_root is not None else [os.environ.get(name, "") for name in ROOT_VARIABLES]
+    for text in texts:
         folders = [Path(part).expanduser() for part in text.split(os.pathsep) if part.strip()]
         if folders:
             return folders
@@ -159,5 +113,93 @@ def resolve_roots(root: Path | str | None = None) -> list[Path]:
 
 
 def format_roots(roots: Sequence[Path]) -> str:
-    """The roots as a message names them, those that are not there marked."""
+    """Format roots for a message, marking those that do not exist."""
     return ", ".join(f"{root}" if root.is_dir() else f"{root} (no such folder)" for root in roots)
+
+
+def locate_dataset(
+    info: DatasetInfo, split: str, roots: Sequence[Path], *, labels: bool = True
+) -> DatasetLocation | None:
+    """Find a split of a dataset on disk.
+
+    The first layout without missing files is taken, root by root. If all have missing files, the one with the fewest
+    is taken. A prepared layout whose images are copies gives way to the original if that has clearly more images: then
+    the preparation was not finished.
+
+    Args:
+        info: The dataset.
+        split: One of its splits.
+        roots: From `resolve_roots`.
+        labels: If False, only images are needed.
+
+    Returns:
+        The location, or None if the split is nowhere.
+
+    Raises:
+        InputError: The dataset has no such split, a listing is broken, or a folder may not be read.
+    """
+    if split not in info.splits:
+        raise InputError(f"dataset {info.name}: no split {split!r}; it has {', '.join(info.splits)}")
+    try:
+        locations = [
+            DatasetLocation(info, split, layout, folder, labels)
+            for layout, folder in list_candidates(info, split, roots)
+            if not list_absent(layout, folder, split, labels)
+        ]
+        for location in locations:
+            if not location.missing:
+                return next((other for other in locations if _is_unfinished(location, other)), location)
+        return min(locations, key=lambda location: len(location.missing), default=None)
+    except InputError:  # a missing file is an OSError, too
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror}); change its permissions, or give another `data_root`"
+        ) from error
+
+
+def locate_splits(info: DatasetInfo, roots: Sequence[Path]) -> list[str]:
+    """Return the splits of a dataset that exist on disk, broken ones included; InputError if there is none."""
+    splits = []
+    for split in info.splits:
+        try:
+            exists = locate_dataset(info, split, roots) is not None
+        except InputError:  # a broken listing: opening the split reports it
+            exists = True
+        if exists:
+            splits.append(split)
+    if not splits:
+        raise not_found_error(info, info.splits[-1], roots)
+    return splits
+
+
+def _is_unfinished(location: DatasetLocation, original: DatasetLocation) -> bool:
+    """Return whether a prepared layout with copied images lacks images that the original layout has or lists.
+
+    A difference below 1 % does not count: it comes from different lists of the same images.
+    """
+    if location.layout.name != PREPARED or original.layout.name != ORIGINAL:
+        return False
+    if location.path(location.layout.images) == original.path(original.layout.images):
+        return False
+    return len(location.pairs) < _NEARLY_ALL * len(original.pairs)
+
+
+def not_found_error(info: DatasetInfo, split: str, roots: Sequence[Path], *, labels: bool = True) -> InputError:
+    """Return an error that says where a dataset was looked for, what is missing there, and which layouts are read."""
+    nearly: list[tuple[float, str]] = []
+    layouts: list[str] = []
+    for layout, folder in list_candidates(info, split, roots):
+        required = layout.required_paths(split, labels)
+        absent = list_absent(layout, folder, split, labels)
+        if len(absent) < len(required):
+            paths = " and ".join(str(path.relative_to(folder)) for path in absent)
+            nearly.append((len(absent) / len(required), f"{folder} lacks {paths}"))
+        description = f"{layout.name}: {layout.describe(split, labels)}"
+        layouts += [description] if description not in layouts else []
+    nearest = f"; {min(nearly)[1]}" if nearly else ""
+    return InputError(
+        f"dataset {info.name}:{split}: not found in {format_roots(roots)}{nearest}; any of these would do: "
+        f"{'; '.join(layouts)} (name the folder that holds them with `data_root` or {ROOT_VARIABLES[0]}; "
+        f"from {info.source})"
+    )

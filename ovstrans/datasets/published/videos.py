@@ -1,8 +1,8 @@
-"""Videos with a label map each frame: VSPW (Miao et al., CVPR 2021) and VIPSeg (Miao et al., CVPR 2022).
+"""Videos with a label map for each frame: VSPW (Miao et al., CVPR 2021) and VIPSeg (Miao et al., CVPR 2022).
 
-VSPW's classes are numbered from 1, "others" (0) and 255 count nowhere. VIPSeg's panoptic masks hold the
-class, numbered from 1, or 100 times it plus the number of the instance; its authors' scripts make 720P
-copies in COCO's format from them.
+VSPW numbers its classes from 1; 0 ("others") and 255 are ignored. VIPSeg's panoptic masks hold the number of the class,
+counted from 1, or 100 times that number plus the number of the instance. Its authors' scripts convert them to copies at
+720P in COCO's format.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from ovstrans.datasets.published.pairing import pair_by_annotation, pair_by_name
 from ovstrans.datasets.published.panoptic import Panoptic
 
 _CLASSES = 124
-_INSTANCES = 100
-"""Instances of a class that VIPSeg has numbers for."""
-_THING_NUMBERS = {number: number // _INSTANCES - 1 for number in range(_CLASSES + 1, (_CLASSES + 1) * _INSTANCES)}
-_CLASS_NUMBERS = {number: number - 1 for number in range(1, _CLASSES + 1)}
+_NUMBERS_PER_CLASS = 100
+"""VIPSeg's numbers per class."""
+_CLASS_OF_INSTANCE = {
+    number: number // _NUMBERS_PER_CLASS - 1 for number in range(_CLASSES + 1, (_CLASSES + 1) * _NUMBERS_PER_CLASS)
+}
+_CLASS_OF_NUMBER = {number: number - 1 for number in range(1, _CLASSES + 1)}
 
 VIDEOS = (
     DatasetInfo(
@@ -27,7 +29,7 @@ VIDEOS = (
         layouts=(
             Layout(
                 name=ORIGINAL,
-                tops=("VSPW_480p", "VSPW_480P", "VSPW", "VSPW_data"),
+                folders=("VSPW_480p", "VSPW_480P", "VSPW", "VSPW_data"),
                 images="data/{video}/origin",
                 labels="data/{video}/mask",
                 encoding=make_one_based_encoding(_CLASSES, ignored=(0, 254, 255)),
@@ -36,12 +38,12 @@ VIDEOS = (
             ),
             Layout(
                 name="GKC",
-                tops=("VSPW_minival",),
+                folders=("VSPW_minival",),
                 images=".",
                 labels=".",
                 encoding=make_index_encoding(_CLASSES),
                 pairing=pair_by_name,
-                words={"val": "val"},
+                split_names={"val": "val"},
                 image_suffixes=(".jpg",),
             ),
         ),
@@ -55,7 +57,7 @@ VIDEOS = (
         layouts=(
             Layout(
                 name=PREPARED,
-                tops=("VIPSeg/VIPSeg_720P", "VIPSeg_720P"),
+                folders=("VIPSeg/VIPSeg_720P", "VIPSeg_720P"),
                 images="images",
                 labels="",
                 encoding=None,
@@ -66,11 +68,11 @@ VIDEOS = (
             ),
             Layout(
                 name=ORIGINAL,
-                tops=("VIPSeg",),
+                folders=("VIPSeg",),
                 images="imgs/{video}",
                 labels="panomasks/{video}",
                 encoding=make_encoding(
-                    _CLASS_NUMBERS | _THING_NUMBERS,
+                    _CLASS_OF_NUMBER | _CLASS_OF_INSTANCE,
                     _CLASSES,
                     legal="1 to 124, 100 times that plus an instance, 0 ignored",
                     ignored=(0,),

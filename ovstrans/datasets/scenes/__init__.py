@@ -1,1 +1,1 @@
-"""`scenes`, generated data: the dataset, and the shapes, textures and captions that it draws from."""
+"""`scenes`: a generated dataset. `dataset` composes the images and captions, `drawing` draws them."""

@@ -49,7 +49,7 @@ def test_a_palette_of_256_numbers_and_their_ignore_label() -> None:
         range(255)
     )  # 255 classes are wide
     assert make_one_based_encoding(150).classes(every[:, :151], PATH)[0].tolist() == [255, *range(150)]
-    with pytest.raises(InputError, match=r"label value 254 is none there may be \(0 to 253, 255 ignored\)"):
+    with pytest.raises(InputError, match=r"label value 254 is not allowed \(0 to 253, 255 ignored\)"):
         make_index_encoding(254).classes(every, PATH)
 
 

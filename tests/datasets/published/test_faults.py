@@ -43,12 +43,12 @@ def fault(spec: str, root: Path) -> str:
 def test_a_dataset_that_is_nowhere_says_where_it_was_looked_for_and_what_would_do(tmp_path: Path) -> None:
     message = fault("context-459:val", tmp_path / "none")
     for words in (
-        "data context-459:val: not found in",
+        "dataset context-459:val: not found in",
         f"{tmp_path}/none (no such folder)",
         "pascal_ctx_d2/ with images/validation, annotations_ctx459/validation",
         "VOCdevkit/VOC2010/ with JPEGImages, trainval, ImageSets/SegmentationContext/val.txt or "
         "ImageSets/Main/val.txt or trainval_merged.json",
-        "--data-root",
+        "`data_root`",
         "OVSTRANS_DATASETS",
     ):
         assert words in message
@@ -61,7 +61,7 @@ def test_what_is_missing_of_one_that_is_half_there(tmp_path: Path) -> None:
 
 
 def test_a_split_that_it_does_not_have(tmp_path: Path) -> None:
-    assert "data camvid: no split 'test'; it has train, val" in fault("camvid:test", tmp_path)
+    assert "dataset camvid: no split 'test'; it has train, val" in fault("camvid:test", tmp_path)
 
 
 def test_missing_label_maps_are_counted_and_the_first_is_named(ade: Path) -> None:
@@ -95,11 +95,11 @@ def test_an_unfinished_preparation_does_not_pass_for_the_dataset(tmp_path: Path)
         put_image(tmp_path / f"pascal_voc_d2/images/validation/{name}.jpg", ROWS)
         put_gray(tmp_path / f"pascal_voc_d2/annotations_pascal20/validation/{name}.png", [[0, 0, 0], [0, 0, 0]])
         dataset = open_dataset("pas-20:val", split="val", data_root=tmp_path) if number else None
-    assert isinstance(dataset, PublishedDataset) and dataset.found.layout.name == "prepared"
+    assert isinstance(dataset, PublishedDataset) and dataset.location.layout.name == "prepared"
     for folder in ("images", "annotations_pascal20"):
         next((tmp_path / "pascal_voc_d2" / folder / "validation").glob("b.*")).unlink()
     dataset = open_dataset("pas-20:val", split="val", data_root=tmp_path)
-    assert isinstance(dataset, PublishedDataset) and (len(dataset), dataset.found.layout.name) == (2, "original")
+    assert isinstance(dataset, PublishedDataset) and (len(dataset), dataset.location.layout.name) == (2, "original")
 
 
 def test_nor_does_it_where_the_original_is_damaged(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_what_may_not_be_read_is_named(ade: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Path, "exists", closed_above)
     message = fault("ade20k-150:val", ade)
-    assert "annotations/validation: cannot be read (Permission denied)" in message and "--data-root" in message
+    assert "annotations/validation: cannot be read (Permission denied)" in message and "`data_root`" in message
 
 
 def test_a_missing_panoptic_png(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_a_missing_panoptic_png(tmp_path: Path) -> None:
     message = fault("ade20k-150:val", tmp_path)
     assert "images/validation/a.jpg: has no panoptic PNG" in message and "ade20k_panoptic_val/a.png" in message
     put_ids(top / "ade20k_panoptic_val/a.png", ROWS)
-    assert "ade20k_panoptic_val.json: annotates no a.png" in fault("ade20k-150:val", tmp_path)
+    assert "ade20k_panoptic_val.json: does not annotate a.png" in fault("ade20k-150:val", tmp_path)
 
 
 def test_an_illegal_label_value(ade: Path) -> None:
     path = ade / "ADEChallengeData2016/annotations/validation/ADE_val_1.png"
     put_gray(path, [[0, 151, 200], [1, 1, 1]])
     assert fault("ade20k-150:val", ade).startswith(
-        f"{path}: label value 151 (and 1 more) is none there may be (1 to 150, 0 ignored)"
+        f"{path}: label value 151 (and 1 more) is not allowed (1 to 150, 0 ignored)"
     )
 
 
@@ -219,19 +219,19 @@ def test_a_mat_file_of_another_dataset(tmp_path: Path) -> None:
     savemat(tmp_path / "VOC2010/trainval/a.mat", {"GTcls": np.zeros((2, 3))})
     assert "a.mat: holds no LabelMap" in fault("context-59:val", tmp_path)
     put_mat(tmp_path / "VOC2010/trainval/a.mat", [[1, 460, 0], [1, 1, 1]])
-    assert "a.mat: label value 460 is none there may be" in fault("context-59:val", tmp_path)
+    assert "a.mat: label value 460 is not allowed" in fault("context-59:val", tmp_path)
 
 
 def test_colours_where_numbers_are_needed_and_the_reverse(tmp_path: Path) -> None:
     folder = tmp_path / "ADE20K_2021_17_01/images/ADE/validation/x"
     put_image(folder / "ADE_val_1.jpg", ROWS)
     put_gray(folder / "ADE_val_1_seg.png", ROWS)
-    assert "ADE_val_1_seg.png: holds one number a pixel (L), where three (RGB) are needed" in fault(
+    assert "ADE_val_1_seg.png: holds one number per pixel (L), but three (RGB) are needed" in fault(
         "ade20k-847:val", tmp_path
     )
     put_image(tmp_path / "camvid/val/a.png", ROWS)
     put_image(tmp_path / "camvid/valannot/a.png", ROWS)
-    assert "a.png: a label map must hold one number a pixel" in fault("camvid:val", tmp_path)
+    assert "a.png: a label map must hold one number per pixel" in fault("camvid:val", tmp_path)
 
 
 def test_listings(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_labels_of_a_layout(case: str, tmp_path: Path) -> None:
         put_lines(tmp_path / name, *lines)
     dataset = open_dataset(spec, split="none", data_root=tmp_path)
     assert (f"{dataset.name}:{dataset.split}", len(dataset)) == (spec, 1)
-    assert dataset.found.layout.name == layout  # type: ignore[attr-defined]
+    assert dataset.location.layout.name == layout  # type: ignore[attr-defined]
     assert dataset.paths(0) == (tmp_path / image, tmp_path / label)  # type: ignore[attr-defined]
     sample = dataset[0]
     assert sample.label is not None and sample.label.tolist() == classes

@@ -47,7 +47,7 @@ def coco(tmp_path: Path) -> Path:
 
 def test_coco_as_downloaded_paints_every_segment_crowds_included(coco: Path) -> None:
     dataset = opened("coco-panoptic:val", coco)
-    assert (dataset.found.layout.name, len(dataset)) == ("original", 1)
+    assert (dataset.location.layout.name, len(dataset)) == ("original", 1)
     sample = dataset[0]
     assert sample.label is not None and sample.label.tolist() == COCO_CLASSES
     assert sample.segment_map is not None and sample.segment_map.tolist() == IDS
@@ -60,7 +60,7 @@ def test_coco_prepared_reads_its_label_map_and_the_segments_beside_it(coco: Path
     prepared = [[255, 0, 0, 11], [132, 132, 11, 7]]
     put_gray(coco / "coco/panoptic_semseg_val2017/000000000139.png", prepared)
     dataset = opened("coco-panoptic:val", coco)
-    assert dataset.found.layout.name == "prepared"
+    assert dataset.location.layout.name == "prepared"
     assert dataset[0].label is not None and dataset[0].label.tolist() == prepared
     assert set(segments(dataset[0])) == {70000, 300, 5}
     (coco / "coco/annotations/panoptic_val2017.json").unlink()
@@ -71,7 +71,7 @@ def test_coco_prepared_reads_its_label_map_and_the_segments_beside_it(coco: Path
 
 def test_a_half_prepared_dataset_is_read_as_downloaded(coco: Path) -> None:
     (coco / "coco/panoptic_semseg_val2017").mkdir()
-    assert opened("coco-panoptic:val", coco).found.layout.name == "original"
+    assert opened("coco-panoptic:val", coco).location.layout.name == "original"
 
 
 def test_captions_of_coco(coco: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.published.prepare import Preparation, plan_preparation, prepare
+from ovstrans.datasets.published.prepare import Preparation, convert, plan_preparation
 from ovstrans.datasets.published.registry import PUBLISHED
 from ovstrans.errors import InputError
 from ovstrans.progress import ProgressReporter
@@ -45,7 +45,7 @@ def work_of(spec: str, root: Path, out: Path | None = None) -> Preparation:
 
 
 def run(work: Preparation, **options: bool) -> list[str]:
-    return prepare(work, ProgressReporter(None, "prepare", len(work.source)), workers=2, **options)
+    return convert(work, ProgressReporter(None, "prepare", len(work.source)), workers=2, **options)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -56,7 +56,7 @@ def test_what_is_prepared_reads_as_the_original_did(case: str, elsewhere: bool, 
     before = open_dataset(spec, split="", data_root=tmp_path / "data")[0]
     assert run(work_of(spec, tmp_path / "data", tmp_path / "other" if elsewhere else None)) == []
     dataset = open_dataset(spec, split="", data_root=root)
-    assert dataset.found.layout.name == "prepared"  # type: ignore[attr-defined]
+    assert dataset.location.layout.name == "prepared"  # type: ignore[attr-defined]
     after = dataset[0]
     assert after.label is not None and after.label.tolist() == classes
     assert after.image.equal(before.image)
@@ -67,10 +67,10 @@ def test_label_files_hold_class_indices_in_8_or_16_bits(tmp_path: Path) -> None:
         spec, classes = put_case(case, tmp_path)
         work = work_of(spec, tmp_path)
         run(work)
-        picture = Image.open(work.label(0))
+        picture = Image.open(work.label_path(0))
         assert np.array(picture).tolist() == classes
         assert picture.mode == ("L" if case == "stuff-original" else "I;16")
-        assert work.label(0).suffix == (".png" if case == "stuff-original" else ".tif")
+        assert work.label_path(0).suffix == (".png" if case == "stuff-original" else ".tif")
 
 
 def test_a_large_ade_image_is_written_at_the_size_it_is_evaluated_at(tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path) -> None:
     work = work_of("coco-stuff:val", tmp_path)
     run(work)
     for number in (1, 4):
-        work.label(number).unlink()
-    before = work.label(0).stat().st_mtime_ns
+        work.label_path(number).unlink()
+    before = work.label_path(0).stat().st_mtime_ns
     again = work_of("coco-stuff:val", tmp_path)
-    assert again.todo() == [1, 4]
+    assert again.list_remaining() == [1, 4]
     run(again)
-    assert again.todo() == [] and work.label(0).stat().st_mtime_ns == before
-    assert again.todo(force=True) == list(range(6))
+    assert again.list_remaining() == [] and work.label_path(0).stat().st_mtime_ns == before
+    assert again.list_remaining(force=True) == list(range(6))
 
 
 def test_a_broken_file_is_named_and_the_others_are_converted(tmp_path: Path) -> None:
@@ -110,12 +110,12 @@ def test_a_broken_file_is_named_and_the_others_are_converted(tmp_path: Path) -> 
     work = work_of("coco-stuff:val", tmp_path)
     flaws = run(work)
     assert len(flaws) == 1 and "stuffthingmaps/val2017/1.png" in flaws[0]
-    assert work.label(0).exists() and work.label(2).exists() and not work.label(1).exists()
+    assert work.label_path(0).exists() and work.label_path(2).exists() and not work.label_path(1).exists()
 
 
 def test_a_split_with_classes_held_back_shares_the_files_of_another_dataset(tmp_path: Path) -> None:
     put_case("split-train", tmp_path)
-    with pytest.raises(InputError, match="its label maps are those of coco-stuff; prepare that"):
+    with pytest.raises(InputError, match="has the label maps of coco-stuff; prepare that"):
         plan_preparation(PUBLISHED["coco-stuff-156-15"], "train", [tmp_path])
 
 

@@ -79,7 +79,7 @@ def test_registered_names(alias: str, name: str, split: str, tmp_path: Path) -> 
         PUBLISHED[name],
         "train",
     )
-    with pytest.raises(InputError, match=f"data {name}:{split}: not found"):
+    with pytest.raises(InputError, match=f"dataset {name}:{split}: not found"):
         open_dataset(alias, split="train", data_root=tmp_path)
 
 

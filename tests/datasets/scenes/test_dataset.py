@@ -77,7 +77,7 @@ def test_every_caption_is_true_and_names_something():
     for index in range(150):
         scene = draw_scene("pretrain", index, 0, 48, 48)
         assert scene.caption
-        nouns = {fact.shape if isinstance(fact, Thing) else fact.stuff for fact in scene.visible()}
+        nouns = {each.shape if isinstance(each, Thing) else each.stuff for each in scene.visible_elements()}
         said = set(scene.caption.split()) & (set(SHAPES) | set(STUFF))
         assert said
         assert said <= nouns
@@ -118,9 +118,9 @@ def test_shapes_are_told_apart_under_rotation():
 
 def test_visible_facts_leave_out_what_is_hidden():
     scene = draw_scene("single", 0, 0, 64, 64)
-    assert [type(fact) for fact in scene.facts] == [Ground, Thing]
-    scene.areas[1] = scene.facts[1].drawn // 4
-    assert scene.visible() == scene.facts[:1]
+    assert [type(each) for each in scene.elements] == [Ground, Thing]
+    scene.areas[1] = scene.elements[1].drawn // 4
+    assert scene.visible_elements() == scene.elements[:1]
 
 
 def test_wrong_use():
