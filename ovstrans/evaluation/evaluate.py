@@ -253,7 +253,7 @@ class _Accumulators:
                 "give it the text embeddings of this dataset's vocabulary"
             )
         masks_first = self.inference.upsamples_masks(self.framework, panoptic=truth_map is not None)
-        at_truth = scores.at((int(label.shape[0]), int(label.shape[1])), masks_first=masks_first)
+        at_truth = scores.resize((int(label.shape[0]), int(label.shape[1])), masks_first=masks_first)
         prediction = classify_pixels(at_truth).classes
         self.confusion.add(prediction, label, ignore=dataset.ignore)
         if self.quality is not None and truth_map is not None:

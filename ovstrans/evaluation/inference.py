@@ -152,7 +152,9 @@ def predict_image(
     with in_eval_mode(framework):
         resized = resize_image(image, inference.size(height, width))
         scores = score_images(framework, resized[None], text, device, inference)[0]
-        scores = scores.at(size or (height, width), masks_first=inference.upsamples_masks(framework, panoptic=False))
+        scores = scores.resize(
+            size or (height, width), masks_first=inference.upsamples_masks(framework, panoptic=False)
+        )
         prediction = classify_pixels(scores, confidence=confidence)
         if not wants_segments:
             return prediction
@@ -192,14 +194,14 @@ def classify_pixels(scores: Scores, *, confidence: bool = False) -> Prediction:
     parts = []
     with torch.inference_mode(), full_precision(torch.empty(0, device=scores.device)):
         for first, last in scores.bands():
-            best = scores.best(first, last, share=confidence)
-            has_nan |= best.values.isnan().any()
+            best = scores.best(first, last, confidence=confidence)
+            has_nan |= best.scores.isnan().any()
             parts.append(best)
     if bool(has_nan):
         raise InputError("the model's scores are not numbers (NaN); its weights are damaged, or its precision too low")
     classes = torch.cat([part.classes for part in parts]).cpu()
-    share = torch.cat([part.share for part in parts if part.share is not None]).cpu() if confidence else None
-    return Prediction(classes, share)
+    shares = torch.cat([part.confidence for part in parts if part.confidence is not None]).cpu() if confidence else None
+    return Prediction(classes, shares)
 
 
 def score_images(

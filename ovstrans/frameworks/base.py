@@ -1,9 +1,17 @@
-"""The framework contract: a CLIP image encoder, a text classifier and a head that together segment.
+"""The framework contract: what a CLIP image encoder, a text classifier and a head must offer to be a segmenter.
 
-A new framework is one file with a subclass of `Framework` and one line in `registry.py`; pruning,
-analysis, training, evaluation, cost and export then work for it unchanged.
+To add a framework, write one file with a subclass of `Framework` and name it in `frameworks.registry`. Pruning,
+analysis, training, evaluation, cost reports and export then work for it unchanged. The subclass
 
-Shapes: `B` batch, `H W` image, `h w` feature map, `K` classes, `R` text rows, `E` embedding.
+1. sets `name` and `defaults` (its options with their default values);
+2. builds its head in `__init__`, after calling this one, which copies the image encoder to `self.backbone`;
+3. implements `logits` (inference), `losses` (training) and `components` (the parts of a cost report);
+4. sets `target_requirements` if its losses need more than images and a label map.
+
+`frameworks.deeplabv3` is the simplest complete example.
+
+Shapes: `B` batch, `H W` image, `h w` feature map, `K` classes, `R` text rows, `E` embedding, `N` segments of an
+image, `M` nouns of a caption.
 """
 
 from __future__ import annotations
@@ -24,15 +32,20 @@ from ovstrans.frameworks.scores import MapScores, Scores
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SIZE_DIVISOR = 32
-"""Images are padded to a multiple of this, the stride of CLIP's trunk."""
+"""Images are padded to a multiple of this, the stride of CLIP's last feature map."""
 
 
 @dataclass(frozen=True)
 class TargetRequirements:
-    """What a framework's losses want in a batch beyond images and labels; `training.teacher_targets` provides it.
+    """What the losses of a framework need in a `Batch` beyond images and label maps.
 
-    segments: panoptic targets.  teacher: CLIP's embedding of each segment's region.  captions: the
-    embeddings of their nouns.  synonyms: an embedding of some other name of each segment's class.
+    The data loader provides the segments, `training.teacher_targets` the rest.
+
+    Attributes:
+        segments: Masks and classes of each image's segments (`Batch.segments`).
+        teacher: CLIP's embedding of each segment's region (`Batch.teacher`).
+        captions: Text embeddings of the nouns of each image's caption (`Batch.nouns`).
+        synonyms: Text embedding of a synonym of each segment's class (`Batch.synonyms`).
     """
 
     segments: bool = False
@@ -43,13 +56,21 @@ class TargetRequirements:
 
 @dataclass
 class Batch:
-    """images: float32 [B, 3, H, W], RGB in [0, 1].  labels: int64 [B, H, W] of class indices, or None.
-    ignore: the label value of pixels that count for nothing.
-    segments: per image its N segments.  captions: per image its sentence, or "".
+    """A training batch.
 
-    From a targets, each per image and of unit rows, None without one: teacher [N, E], the teacher's
-    embedding of each segment's region; nouns [M, E], text embeddings of the caption's nouns; synonyms
-    [N, E], text embedding of a name of each segment's class."""
+    Images and labels are stacked; the other fields hold one entry per image, because images differ in their number
+    of segments and nouns. A field that the framework did not ask for is None (see `TargetRequirements`).
+
+    Attributes:
+        images: float32 [B, 3, H, W], RGB in [0, 1].
+        labels: int64 [B, H, W], class indices or `ignore`; None for images without labels.
+        ignore: The label of pixels that carry no loss.
+        segments: The segments of each image.
+        captions: The caption of each image, "" where it has none.
+        teacher: The teacher's embedding of each segment's region, unit rows [N, E].
+        nouns: Text embeddings of the nouns of each caption, unit rows [M, E].
+        synonyms: Text embedding of a synonym of each segment's class, unit rows [N, E].
+    """
 
     images: Tensor
     labels: Tensor | None = None
@@ -61,33 +82,54 @@ class Batch:
     synonyms: tuple[Tensor, ...] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Images, labels and segments on another device."""
+        """Return the batch with images, labels and segments on another device.
+
+        The embeddings stay where they are: `training.teacher_targets` makes them on the training device.
+        """
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         segments = None if self.segments is None else tuple(each.to(device) for each in self.segments)
         return replace(self, images=self.images.to(device, non_blocking=True), labels=labels, segments=segments)
 
 
 class Framework(nn.Module):
-    """Base of every framework.
+    """Base class of every segmentation framework.
 
-    A subclass names itself, lists its options with their defaults, builds its head in `__init__` after
-    calling this one, and gives `logits`, `losses` and `components`.
+    Args:
+        encoder: A CLIP image encoder as open_clip builds it. It is copied, and the copy is trainable.
+        mean: Mean of each RGB channel in [0, 1] that CLIP was trained with.
+        std: Standard deviation of each channel, likewise.
+        text: The text classifier of the training vocabulary. Classes that the vocabulary calls novel give no
+            training signal, neither by their pixels nor by their names.
+        options: Values for some of `defaults`.
 
-    `backbone` is the CLIP image encoder (a copy of the one given), the part that masks and freeze plans
-    are about. The text classifier and the normalisation are buffers that move with the module but stay
-    out of its state dict: a checkpoint records them once, under their own names.
+    Attributes:
+        name: The framework's name in the registry, in recipes and in checkpoints.
+        defaults: Every option with its default value. The default's type is the option's type.
+        target_requirements: What the losses need in a batch. An instance may need more, depending on its options.
+        templates: Name of the prompt templates that class names are put into (see `vocabulary.prompts`);
+            None for the templates of the vocabulary.
+        panoptic_masks_first: If True and the dataset has panoptic ground truth, upsample the mask logits before
+            summing over queries, as in the released evaluation. Otherwise upsample the summed class scores.
+        options: The options of this instance: `defaults` with the given values.
+        embed_dim: E, the dimension of CLIP's joint embedding space.
+        backbone: The copy of the image encoder, the part that masks and freeze plans are about.
+
+    The text classifier and the normalisation are buffers outside the state dict: they move with the module, and a
+    checkpoint records them once, under their own names.
+
+    Raises:
+        InputError: An option is unknown or its value has the wrong type.
+        MismatchError: The image encoder and the text embeddings have different dimensions.
     """
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
     target_requirements: TargetRequirements = TargetRequirements()
-    """What its losses want in a batch; an instance may ask for more by its options."""
     templates: ClassVar[str | None] = None
-    """The prompts its class names fill, by name (see `datasets.templates`); None for the vocabulary's own."""
     panoptic_masks_first: ClassVar[bool] = False
-    """Whether, as published, masks are resized before their class sum where panoptic truth exists; elsewhere,
-    and everywhere if False, the sum is resized."""
 
+    options: dict[str, Any]
+    embed_dim: int
     backbone: nn.Module
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -103,10 +145,6 @@ class Framework(nn.Module):
         text: TextClassifier,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """tower: open_clip image encoder, copied.  mean, std: of RGB in [0, 1], the CLIP's own.
-        text: the training vocabulary; classes it calls novel get no training signal at all.
-        options: see `defaults`.  Raises InputError for an option that does not exist or fit,
-        MismatchError where tower and text embeddings are not of one CLIP."""
         super().__init__()
         self.options = resolve_options(f"framework {self.name}", self.defaults, options or {})
         dim = getattr(encoder, "output_dim", text.embeddings.shape[1])
@@ -123,95 +161,159 @@ class Framework(nn.Module):
         self.register_buffer("text_embeddings", text.embeddings.detach().clone().float(), persistent=False)
         self.register_buffer("text_owner", text.owner.detach().clone(), persistent=False)
 
+    # What a subclass implements.
+
+    def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
+        """Compute class scores at the resolution of the head.
+
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1], of any size.
+            text: The classes to score; None for the training vocabulary.
+
+        Returns:
+            Scores [B, K, h, w] of the padded image; `resize` brings them to its pixels.
+        """
+        raise NotImplementedError
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the training losses of a batch.
+
+        Args:
+            batch: Images with the targets that `target_requirements` names.
+
+        Returns:
+            Scalar losses by name, already weighted. Training minimises their sum.
+        """
+        raise NotImplementedError
+
+    def components(self) -> dict[str, nn.Module]:
+        """Return the modules that a cost report lists, by name.
+
+        No module is inside another. The backbone is called "trunk", a name that reports and locks store.
+        """
+        raise NotImplementedError
+
+    # What a subclass may override.
+
     @classmethod
     def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary with its class names as this framework writes them into prompts."""
+        """Return the vocabulary with the class names as this framework writes them into prompts."""
         return vocabulary
+
+    def training_outputs(self, images: Tensor) -> list[Tensor]:
+        """Compute what `losses` computes before it looks at the targets, to count the cost of a training step.
+
+        Must run on meta tensors. Override it if training computes anything else than `logits`.
+
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1].
+
+        Returns:
+            The tensors that the losses start from.
+        """
+        return [self.logits(images)]
+
+    def scores(self, images: Tensor, text: TextClassifier | None = None) -> Sequence[Scores]:
+        """Compute class scores that are upsampled only when their rows are read.
+
+        Gives the same scores as `segment`, without holding K maps of full size.
+
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1].
+            text: The classes to score; None for the training vocabulary.
+
+        Returns:
+            The scores of each image, at its size (H, W).
+        """
+        size, padded = (int(images.shape[-2]), int(images.shape[-1])), self.padded_size(images)
+        return [MapScores(maps, size, padded) for maps in self.logits(images, text)]
+
+    # What every framework has.
 
     @property
     def text(self) -> TextClassifier:
-        """The classifier of the training vocabulary, on the module's device."""
+        """The text classifier of the training vocabulary, on the module's device."""
         return TextClassifier(self.text_embeddings, self.text_owner, self._vocabulary)
 
     @property
     def base_text(self) -> TextClassifier:
-        """The classifier of the base classes alone, which a training softmax ranges over."""
+        """The text classifier of the base classes, those that the softmax of the training loss ranges over."""
         return self.text.subset(sorted(self._vocabulary.base))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses of a labelled batch; their sum is what training minimises."""
-        raise NotImplementedError
-
-    def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
-        """Class scores at the head's own resolution.
-
-        images: [B, 3, H, W] RGB in [0, 1], any size.  text: the vocabulary to score (None: the one it was
-        trained with).  Returns [B, K, h, w] over the padded image; `resize` brings it to pixels.
-        """
-        raise NotImplementedError
-
-    def training_outputs(self, images: Tensor) -> list[Tensor]:
-        """What `losses` computes from images [B, 3, H, W] before it looks at labels, for counting its costs.
-
-        Runs on meta tensors. A framework whose training computes other things than `logits` says so here.
-        """
-        return [self.logits(images)]
-
-    def components(self) -> dict[str, nn.Module]:
-        """The parts that cost reports name, none inside another; the trunk is called `trunk`."""
-        raise NotImplementedError
-
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | Tensor:
-        """`losses` of a Batch (what DDP wraps), `logits` of images (what counters run)."""
+        """Compute `losses` of a Batch (the entry point for DDP) or `logits` of images (for cost counters)."""
         return self.losses(batch) if isinstance(batch, Batch) else self.logits(batch)
 
     def segment(
         self, images: Tensor, text: TextClassifier | None = None, *, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """Logits [B, K, H, W] at the images' size, or at `size` (a ground truth of another one)."""
-        shape = (int(images.shape[-2]), int(images.shape[-1]))
-        return self.resize(self.logits(images, text), shape, size)
+        """Compute class scores of every pixel.
 
-    def scores(self, images: Tensor, text: TextClassifier | None = None) -> Sequence[Scores]:
-        """`segment` without K full-size maps: per image its scores, of size (H, W), made when they are looked at."""
-        size, padded = (int(images.shape[-2]), int(images.shape[-1])), self.padded_size(images)
-        return [MapScores(maps, size, padded) for maps in self.logits(images, text)]
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1], of any size.
+            text: The classes to score; None for the training vocabulary.
+            size: (height, width) of the result, such as the ground truth's; None for the images' own.
+
+        Returns:
+            Scores [B, K, H, W], or of `size`.
+        """
+        image_size = (int(images.shape[-2]), int(images.shape[-1]))
+        return self.resize(self.logits(images, text), image_size, size)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Normalise by CLIP's mean and std, then zero-pad right and below to a multiple of 32."""
+        """Normalise images [B, 3, H, W] with CLIP's mean and std and zero-pad them right and below to `padded_size`."""
         images = (images - self.pixel_mean) / self.pixel_std
         height, width = self.padded_size(images)
         return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
     @staticmethod
     def padded_size(images: Tensor) -> tuple[int, int]:
-        """Height and width of images [..., H, W] once they are padded to multiples of 32."""
+        """Return the height and width of images [..., H, W] after padding to multiples of `SIZE_DIVISOR`."""
         height, width = int(images.shape[-2]), int(images.shape[-1])
         return height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR
 
     @staticmethod
     def resize(logits: Tensor, image_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
-        """Bilinear to the padded image, padding cut off; then to `size` where it is not the image's.
+        """Upsample scores to the padded image, cut the padding off and resize the rest, all bilinear.
 
-        What has its size already is left as it is: interpolated it would be the same, to the last bit.
+        A map that already has its target size is returned as it is; interpolation would give the same values.
+
+        Args:
+            logits: [B, K, h, w], scores of the padded image.
+            image_size: (H, W) of the image without padding.
+            size: (height, width) of the result; None for `image_size`.
+
+        Returns:
+            Scores [B, K, H, W], or of `size`.
         """
         height, width = image_size
         padded = (height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR)
-        logits = _interpolated(logits, padded)[..., :height, :width]
-        return logits if size is None else _interpolated(logits, size)
+        logits = _interpolate(logits, padded)[..., :height, :width]
+        return logits if size is None else _interpolate(logits, size)
 
 
-def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps [B, K, *, *] at another size, bilinear."""
+def _interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps [B, K, *, *] to `size`, bilinear; return maps of that size unchanged."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def resolve_options(owner: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """`defaults` with `options` laid over; InputError for an unknown option or a value of another kind.
+    """Merge options into their defaults and check names and types.
 
-    owner: whose options these are, as messages say it.
+    An int is accepted for a float, a tuple for a list.
+
+    Args:
+        owner: Whose options these are, for error messages: "framework gkc".
+        defaults: Every option with its default value.
+        options: The values to set.
+
+    Returns:
+        Every option with its value, in the order of `defaults`.
+
+    Raises:
+        InputError: An option is unknown, or its value has another type than the default.
     """
     resolved = dict(defaults)
     for key, value in options.items():
@@ -229,3 +331,19 @@ def resolve_options(owner: str, defaults: Mapping[str, Any], options: Mapping[st
             )
         resolved[key] = value
     return resolved
+
+
+def check_choices(owner: str, options: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> None:
+    """Check options that take one of a few words.
+
+    Args:
+        owner: Whose options these are, for error messages.
+        options: The resolved options.
+        choices: The permitted values of some of them.
+
+    Raises:
+        InputError: A value is not among the permitted ones.
+    """
+    for key, permitted in choices.items():
+        if options[key] not in permitted:
+            raise InputError(f"{owner}: option {key} = {options[key]!r}; use {', '.join(map(repr, permitted))}")

@@ -1,10 +1,10 @@
-"""DeepLabV3 on a CLIP trunk, open-vocabulary: every pixel is embedded and compared with class names.
+"""DeepLabV3 and DeepLabV3+ on a CLIP ResNet, open-vocabulary: every pixel is embedded and compared with class names.
 
-Chen et al. 2017 (arXiv 1706.05587) for the head, Chen et al. 2018 (arXiv 1802.02611) for its decoder;
-OpenTrans sec. 4.1 for its open-vocabulary use. The stem and bottlenecks are exactly CLIP's, a trous at
-strides below 32.
+Chen et al. 2017 (arXiv 1706.05587) for the head, Chen et al. 2018 (arXiv 1802.02611) for the decoder of DeepLabV3+,
+OpenTrans (arXiv 2404.07448) sec. 4.1 for the open-vocabulary use. Stem and bottlenecks are exactly CLIP's; at output
+strides below 32 they run with dilated convolutions.
 
-Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `K` classes, `E` embedding.
+Shapes: `B` batch, `C` channels, `D` width of the head, `H W` image, `h w` feature map, `K` classes, `E` embedding.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from ovstrans.clip.backbone import encode_dense, encode_stages, set_output_stride
 from ovstrans.clip.text import TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch, Framework
-from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
+from ovstrans.frameworks.base import Batch, Framework, check_choices
+from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
 from ovstrans.vocabulary.prompts import DATASET, template_names, use_clean_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 RATES: Mapping[int, tuple[int, int, int]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
-"""Atrous rates by output stride: one field of view in image pixels (Chen et al. 2017, sec. 4.1)."""
+"""Atrous rates of ASPP by output stride; the field of view in image pixels is the same (Chen et al. 2017, sec. 4.1)."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "decoder": ("none", "plus"),
@@ -34,56 +34,33 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "templates": tuple(template_names()),
 }
 
-
 IGNORED = -100
-"""What `training_targets` writes for pixels that carry no loss (cross entropy's own default)."""
-
-
-class ClipPath(nn.Module):
-    """CLIP's own dense embedding, from the value path of its attention pool; frozen.
-
-    Kept frozen so that it stays the map that image and text encoders were trained to share.
-    """
-
-    def __init__(self, attnpool: nn.Module) -> None:
-        super().__init__()
-        pool = cast(Any, attnpool)
-        # Keys, queries and positions play no part in the value path: they are not carried along.
-        self.attnpool = nn.ModuleDict({"v_proj": pool.v_proj, "c_proj": pool.c_proj})
-        self.requires_grad_(False)
-
-    def forward(self, res5: Tensor, like: Tensor, text: TextClassifier | None = None, scale: float = 1.0) -> Tensor:
-        """[B, C, *, *] to unit embeddings [B, E, h, w], or with `text` to its class scores [B, K, h, w].
-
-        like: a map [B, *, h, w] whose size the result gets, by interpolation where it is not res5's own.
-        """
-        dense = encode_dense(self, res5).float()
-        if text is None:
-            return F.normalize(raised(dense, like), dim=1)
-        return raised(cosine_scores(F.normalize(dense, dim=1), text, scale), like)  # raised last: few channels
+"""The target of pixels that carry no loss (the default of torch's cross entropy)."""
 
 
 class DeepLabV3(Framework):
-    """ASPP over res5, then a unit embedding per pixel, scored against text embeddings.
+    """ASPP on res5 and a unit embedding per pixel, scored against the text embeddings of the classes.
 
-    Training: softmax cross entropy over the base classes and the non-object vector. Pixels with the
-    ignore label carry no loss, so the non-object is never a target; it only takes probability from
-    classes that do not fit, and is dropped at inference.
+    The training loss is the softmax cross entropy over the base classes and the non-object. Pixels with the ignore
+    label carry no loss, so the non-object is never a target: it only takes probability from classes that do not fit,
+    and is dropped at inference.
 
     Options:
-      output_stride  32, 16 or 8
-      width          channels of ASPP and of what follows it
-      dropout        after ASPP, and after the first convolution of the decoder
-      decoder        "none": DeepLabV3, one more convolution at the output stride; "plus": DeepLabV3+, two
-                     more at stride 4, over ASPP's output and res2
-      low_width      channels that "plus" reduces res2 to
-      last_dropout   after the last convolution of "plus"
-      clip_path      "none"; "sum": clip_weight times CLIP's dense unit embedding is added to the head's
-                     before normalisation, and the head starts at zero, so training starts from CLIP's
-                     zero-shot answer; "ensemble": at inference the head's and CLIP's probabilities are
-                     blended as in FC-CLIP, by alpha for trained class names and beta for others
-      clip_scale     inverse temperature of CLIP's own scores in the ensemble
-      templates      prompts of class names, by name (see `datasets.templates`), or "dataset": the vocabulary's own
+        output_stride: Stride of res5 and ASPP: 32, 16 or 8.
+        width: Channels of ASPP and of what follows it.
+        dropout: Dropout after ASPP, and after the first convolution of the decoder.
+        decoder: "none": DeepLabV3, one more convolution at the output stride. "plus": DeepLabV3+, two more at
+            stride 4, on ASPP's output and res2.
+        low_width: Channels that "plus" reduces res2 to.
+        last_dropout: Dropout after the last convolution of "plus".
+        clip_path: What CLIP's dense embedding is used for. "none": nothing. "sum": it is added, times clip_weight, to
+            the head's embedding; the head starts at zero, so training starts from CLIP's zero-shot answer.
+            "ensemble": at inference it is a second classifier, as in FC-CLIP.
+        clip_weight: Weight of CLIP's embedding in "sum".
+        clip_scale: Inverse temperature of CLIP's classifier in "ensemble".
+        alpha: Weight of CLIP's classifier in "ensemble" for seen classes, in [0, 1].
+        beta: Its weight for unseen classes, in [0, 1].
+        templates: Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
     """
 
     name: ClassVar[str] = "deeplabv3"
@@ -113,79 +90,74 @@ class DeepLabV3(Framework):
     ) -> None:
         super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
-        trunk = cast(Any, self.backbone)
-        if getattr(trunk, "attnpool", None) is None:
+        resnet = cast(Any, self.backbone)
+        if getattr(resnet, "attnpool", None) is None:
             raise InputError(f"framework {self.name}: needs a CLIP ResNet with its attention pool, like RN50")
         set_output_stride(self.backbone, self.options["output_stride"])
-        channels, width = trunk.attnpool.v_proj.in_features, self.options["width"]
-        self.clip_path = None if self.options["clip_path"] == "none" else ClipPath(trunk.attnpool)
-        trunk.attnpool = None  # attention over positions has no use here
+        channels, width = resnet.attnpool.v_proj.in_features, self.options["width"]
+        self.clip_path = None if self.options["clip_path"] == "none" else ClipPath(resnet.attnpool)
+        resnet.attnpool = None  # pools over all positions, which a segmenter has no use for
         self.aspp = ASPP(channels, RATES[self.options["output_stride"]], width)
         cast(Any, self.aspp.project)[3].p = self.options["dropout"]
-        between: list[nn.Module] = []
+        convs: list[nn.Module] = []
         self.decoder: Decoder | None = None
         if self.options["decoder"] == "plus":
-            rest = {name: self.options[name] for name in ("low_width", "width", "dropout", "last_dropout")}
-            self.decoder = Decoder(trunk.layer1[-1].conv3.out_channels, **rest)
+            decoder_options = {name: self.options[name] for name in ("low_width", "width", "dropout", "last_dropout")}
+            self.decoder = Decoder(resnet.layer1[-1].conv3.out_channels, **decoder_options)
         else:
-            between = [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            convs = [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         last = nn.Conv2d(width, self.embed_dim, 1)
         if self.options["clip_path"] == "sum":
             nn.init.zeros_(last.weight)
             nn.init.zeros_(cast(Tensor, last.bias))
-        self.embed = nn.Sequential(*between, last)
+        self.embed = nn.Sequential(*convs, last)
         self.classifier = TextScores(self.embed_dim)
 
     @classmethod
     def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary by its authors' own names, cleaned: OpenTrans prompts DeepLab as it does GKC."""
+        """Use the dataset authors' own names, cleaned: OpenTrans prompts DeepLab as it does GKC."""
         return use_clean_names(vocabulary)
 
-    def _check_options(self) -> None:
-        """InputError for a value that no head can have."""
-        for option, known in CHOICES.items():
-            if self.options[option] not in known:
-                raise InputError(
-                    f"framework {self.name}: option {option} = {self.options[option]!r}; "
-                    f"use {', '.join(map(repr, known))}"
-                )
-        for option in ("width", "low_width"):
-            if self.options[option] < 1:
-                raise InputError(
-                    f"framework {self.name}: option {option} = {self.options[option]}; at least 1 is needed"
-                )
-        for option in ("dropout", "last_dropout"):
-            if not 0 <= self.options[option] < 1:
-                raise InputError(
-                    f"framework {self.name}: option {option} = {self.options[option]}; "
-                    "a chance from 0 to below 1 is needed"
-                )
-
     def components(self) -> dict[str, nn.Module]:
-        """trunk, aspp, embed, classifier; decoder and clip_path where the options are on."""
+        """Return the backbone (as "trunk"), aspp, embed, classifier, and decoder and clip_path if they are on."""
         parts = {"trunk": self.backbone, "aspp": self.aspp, "decoder": self.decoder, "embed": self.embed}
         parts |= {"classifier": self.classifier, "clip_path": self.clip_path}
         return {name: part for name, part in parts.items() if part is not None}
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(pixel embeddings [B, E, h, w], res5 [B, C, *, *]) of images [B, 3, H, W] in [0, 1].
+        """Embed every position of the feature map.
 
-        The embeddings have res5's stride, or 4 with the decoder "plus".
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1].
+
+        Returns:
+            Pixel embeddings [B, E, h, w] of any length, at the output stride or at stride 4 with the decoder, and
+            res5 [B, C, *, *].
         """
-        found = encode_stages(self.backbone, self.prepare(images))
-        res5 = found["res5"]
-        far = self.aspp(res5)
-        embedding = self.embed(far if self.decoder is None else self.decoder(far, found["res2"]))
+        features = encode_stages(self.backbone, self.prepare(images))
+        res5 = features["res5"]
+        context = self.aspp(res5)
+        embedding: Tensor = self.embed(context if self.decoder is None else self.decoder(context, features["res2"]))
         if self.clip_path is not None and self.options["clip_path"] == "sum":
             embedding = embedding.float() + self.options["clip_weight"] * self.clip_path(res5, embedding)
         return embedding, res5
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """{"cross_entropy"}. Raises InputError without labels, or where BatchNorm would see one value."""
+        """Compute the cross entropy of the labelled pixels.
+
+        Args:
+            batch: At least two images with labels in train mode, as ASPP's pooled branch normalises over the batch.
+
+        Returns:
+            {"cross_entropy": mean over labelled pixels}.
+
+        Raises:
+            InputError: The batch has no labels, or a single image in train mode.
+        """
         if batch.labels is None:
             raise InputError(f"framework {self.name}: training needs labels, the batch has none")
-        pooled = cast(Any, self.aspp.convs)[-1][2]
-        if pooled.training and batch.images.shape[0] < 2:
+        pooled_norm = cast(Any, self.aspp.convs)[-1][2]
+        if pooled_norm.training and batch.images.shape[0] < 2:
             raise InputError(
                 f"framework {self.name}: a batch of 1 image cannot train, its pooled branch normalises over "
                 "the batch; use at least 2 images a step and process"
@@ -193,37 +165,57 @@ class DeepLabV3(Framework):
         embedding, _ = self.features(batch.images)
         targets, columns = training_targets(batch.labels, batch.ignore, self._vocabulary)
         scores = self.classifier(embedding, self.text)
-        kept = torch.cat([columns, columns.new_tensor([scores.shape[1] - 1])])  # and the non-object
+        columns = torch.cat([columns, columns.new_tensor([scores.shape[1] - 1])])  # the non-object too
         height, width = batch.labels.shape[-2:]
-        pixels = self.resize(scores.index_select(1, kept), (height, width))
+        pixels = self.resize(scores.index_select(1, columns), (height, width))
         return {"cross_entropy": pixel_cross_entropy(pixels, targets)}
 
     def training_outputs(self, images: Tensor) -> list[Tensor]:
-        """The class scores of pixels, without CLIP's path, which training does not ask."""
+        """Compute the class scores; CLIP's classifier in "ensemble" takes no part in training."""
         embedding, _ = self.features(images)
         return [self.classifier(embedding, self.text)]
 
     def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
-        """[B, K, h, w]: scaled cosines, or log probabilities with clip_path "ensemble"."""
+        """Compute class scores: scaled cosines, or log probabilities with clip_path "ensemble"; see `Framework`."""
         text = self.text if text is None else text.to(images.device)
         embedding, res5 = self.features(images)
-        scores = self.classifier(embedding, text)[:, :-1]
+        scores: Tensor = self.classifier(embedding, text)[:, :-1]
         if self.clip_path is None or self.options["clip_path"] != "ensemble":
             return scores
         return geometric_ensemble(
             scores,
             self.clip_path(res5, scores, text, self.options["clip_scale"]),
-            seen_classes(text.vocabulary, self._vocabulary),
+            find_seen_classes(text.vocabulary, self._vocabulary),
             alpha=self.options["alpha"],
             beta=self.options["beta"],
         )
 
+    def _check_options(self) -> None:
+        """Raise InputError for a value that is not permitted."""
+        owner = f"framework {self.name}"
+        check_choices(owner, self.options, CHOICES)
+        for option in ("width", "low_width"):
+            if self.options[option] < 1:
+                raise InputError(f"{owner}: option {option} = {self.options[option]}; at least 1 is needed")
+        for option in ("dropout", "last_dropout"):
+            if not 0 <= self.options[option] < 1:
+                raise InputError(
+                    f"{owner}: option {option} = {self.options[option]}; a probability from 0 to below 1 is needed"
+                )
+
 
 class Decoder(nn.Module):
-    """ASPP's output brought to stride 4, joined with res2, and refined by two convolutions.
+    """Decoder of DeepLabV3+: ASPP's output at stride 4, concatenated with res2 and refined by two convolutions.
 
-    channels: C of res2.  low_width: what these are reduced to, few, so that they refine rather than
-    decide.  width: D.  dropout, last_dropout: after the first and the second convolution.
+    Chen et al. 2018, sec. 3.1 and 4.1, in the layout that OpenTrans trains and counts (Tab. 1): ASPP's channels
+    throughout.
+
+    Args:
+        channels: Channels of res2.
+        low_width: Channels that res2 is reduced to, few, so that it refines rather than decides.
+        width: D, the channels of ASPP and of the result.
+        dropout: Dropout after the first convolution.
+        last_dropout: Dropout after the second one.
     """
 
     def __init__(self, channels: int, *, low_width: int, width: int, dropout: float, last_dropout: float) -> None:
@@ -236,36 +228,62 @@ class Decoder(nn.Module):
             nn.Dropout(last_dropout),
         )
 
-    def forward(self, far: Tensor, res2: Tensor) -> Tensor:
-        """far: ASPP's output [B, D, *, *], of any stride.  res2: [B, C, h, w].  Returns [B, D, h, w]."""
-        near = self.reduce(res2)
-        return self.refine(torch.cat([raised(far, near), near], dim=1))
+    def forward(self, context: Tensor, res2: Tensor) -> Tensor:
+        """Refine ASPP's output [B, D, *, *], of any stride, by res2 [B, C, h, w]; the result is [B, D, h, w]."""
+        low_level = self.reduce(res2)
+        refined: Tensor = self.refine(torch.cat([_resize_like(context, low_level), low_level], dim=1))
+        return refined
 
 
-def raised(features: Tensor, target: Tensor) -> Tensor:
-    """Features [B, C, *, *] interpolated to the h x w of `target` [B, *, h, w]; unchanged where they have it."""
-    size = target.shape[-2:]
-    return features if features.shape[-2:] == size else F.interpolate(features, size=size, mode="bilinear")
+class ClipPath(nn.Module):
+    """CLIP's dense embedding, from value and output projection of its attention pool.
 
+    Frozen, so that it stays in the space that image and text encoder were trained to share.
 
-def _conv(inputs: int, outputs: int, kernel: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
+    Args:
+        attnpool: The attention pool of a CLIP ResNet. Queries, keys and positions are not needed and left out.
+    """
+
+    def __init__(self, attnpool: nn.Module) -> None:
+        super().__init__()
+        pool = cast(Any, attnpool)
+        self.attnpool = nn.ModuleDict({"v_proj": pool.v_proj, "c_proj": pool.c_proj})
+        self.requires_grad_(False)
+
+    def forward(self, res5: Tensor, like: Tensor, text: TextClassifier | None = None, scale: float = 1.0) -> Tensor:
+        """Embed every position, or score it against class names.
+
+        Args:
+            res5: Features [B, C, *, *].
+            like: A map [B, *, h, w] whose size the result gets, by bilinear interpolation if res5's is another.
+            text: The K classes to score; None for embeddings.
+            scale: Inverse temperature of the scores.
+
+        Returns:
+            Unit embeddings [B, E, h, w], or scores [B, K, h, w].
+        """
+        dense = encode_dense(self, res5).float()
+        if text is None:
+            return F.normalize(_resize_like(dense, like), dim=1)
+        return _resize_like(cosine_scores(F.normalize(dense, dim=1), text, scale), like)  # K channels, not E
 
 
 def training_targets(labels: Tensor, ignore: int, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """Targets and columns of a softmax over the base classes.
+    """Turn labels into the targets of a softmax over the base classes.
 
-    labels: int64 [...], class indices or `ignore`.  Returns (targets, columns): columns [K'] are the
-    indices of the base classes, targets [...] count in them; ignored pixels and any pixel of a
-    novel class are `IGNORED`. Leaving novel names out of the softmax matters as much as leaving out
-    their pixels: a column that is never the answer is pushed away from every image.
+    Pixels of novel classes carry no loss, and the names of novel classes have no column: a column that is never the
+    target would be pushed away from every image.
+
+    Args:
+        labels: int64 [...], class indices or `ignore`.
+        ignore: The label of pixels that carry no loss.
+        vocabulary: The training vocabulary.
+
+    Returns:
+        targets, int64 [...] of column numbers or `IGNORED`, and columns, int64 [K'], the class index of each column.
     """
     columns = torch.tensor(sorted(vocabulary.base), dtype=torch.long, device=labels.device)
-    # A label that is neither a class nor `ignore` lands on -1, which cross entropy refuses.
+    # A label that is neither a class nor `ignore` becomes -1, which cross entropy refuses.
     table = torch.full((max(len(vocabulary), ignore + 1),), -1, dtype=torch.long, device=labels.device)
     table[: len(vocabulary)] = IGNORED
     table[columns] = torch.arange(len(columns), device=labels.device)
@@ -274,9 +292,29 @@ def training_targets(labels: Tensor, ignore: int, vocabulary: Vocabulary) -> tup
 
 
 def pixel_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy over the labelled pixels; 0 (with gradients of 0) where there are none.
+    """Compute the mean cross entropy of the pixels with a target.
 
-    scores: [B, C, H, W].  targets: int64 [B, H, W], `IGNORED` where nothing counts.
+    Args:
+        scores: Logits [B, C, H, W].
+        targets: int64 [B, H, W]; see `training_targets`.
+
+    Returns:
+        A scalar, float32; 0 with gradients of 0 if no pixel has a target.
     """
     total = F.cross_entropy(scores.float(), targets, ignore_index=IGNORED, reduction="sum")
     return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def _resize_like(features: Tensor, like: Tensor) -> Tensor:
+    """Resize features [B, C, *, *] to the h x w of `like` [B, *, h, w], bilinear; unchanged if they have it."""
+    size = like.shape[-2:]
+    return features if features.shape[-2:] == size else F.interpolate(features, size=size, mode="bilinear")
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> tuple[nn.Module, ...]:
+    """Return a convolution of the same output size, its norm and a ReLU."""
+    return (
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )

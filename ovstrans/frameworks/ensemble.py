@@ -1,4 +1,4 @@
-"""FC-CLIP's ensemble of a trained classifier and a frozen one (Yu et al. 2023, arXiv 2308.02487, sec. 3.3).
+"""FC-CLIP's ensemble of a trained classifier and CLIP's own (Yu et al. 2023, arXiv 2308.02487, sec. 3.3).
 
 Shapes: `B` batch, `K` classes, `*` positions (pixels or queries).
 """
@@ -13,22 +13,39 @@ from torch import Tensor
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
-def seen_classes(vocabulary: Vocabulary, trained: Vocabulary) -> list[bool]:
-    """For each class of `vocabulary`: is any of its names a name of a base class of `trained`?
+def find_seen_classes(vocabulary: Vocabulary, trained: Vocabulary) -> list[bool]:
+    """Find the classes that a model was trained on.
 
-    Exact string match, as FC-CLIP decides it (sec. 3.3).
+    A class is seen if one of its names is also a name of a base class of the training vocabulary. Names are compared
+    as exact strings, as in FC-CLIP (sec. 3.3).
+
+    Args:
+        vocabulary: The classes in question.
+        trained: The training vocabulary.
+
+    Returns:
+        For each class of `vocabulary` whether it is seen.
     """
     known = {name for index in trained.base for name in trained.classes[index]}
     return [not known.isdisjoint(names) for names in vocabulary.classes]
 
 
-def geometric_ensemble(inner: Tensor, outer: Tensor, seen: Iterable[bool], *, alpha: float, beta: float) -> Tensor:
-    """FC-CLIP's ensemble of two classifiers, as log probabilities up to a constant (sec. 3.3, eq. 7).
+def geometric_ensemble(trained: Tensor, frozen: Tensor, seen: Iterable[bool], *, alpha: float, beta: float) -> Tensor:
+    """Average two classifiers geometrically, class by class (FC-CLIP, sec. 3.3, eq. 7).
 
-    inner, outer: scores [B, K, *] of the trained and of the frozen classifier.  The result is
-    (1 - w) log p_inner + w log p_outer with w = alpha for seen classes, beta for the others, so a seen
-    class leans on what was trained and an unseen one on CLIP.
+    The result is (1 - w) log p_trained + w log p_frozen, where w is `alpha` for seen classes and `beta` for unseen
+    ones. With alpha < beta a seen class relies on the trained classifier and an unseen one on CLIP.
+
+    Args:
+        trained: Logits [B, K, *] of the trained classifier.
+        frozen: Logits [B, K, *] of CLIP's own.
+        seen: For each class whether it is seen.
+        alpha: Weight of CLIP's classifier for seen classes, in [0, 1].
+        beta: Its weight for unseen classes, in [0, 1].
+
+    Returns:
+        Log probabilities [B, K, *], up to a constant per position.
     """
-    weight = torch.tensor([alpha if known else beta for known in seen], device=inner.device)
-    weight = weight.view(1, -1, *[1] * (inner.dim() - 2))
-    return (1 - weight) * inner.log_softmax(1) + weight * outer.log_softmax(1)
+    weight = torch.tensor([alpha if known else beta for known in seen], device=trained.device)
+    weight = weight.view(1, -1, *[1] * (trained.dim() - 2))
+    return (1 - weight) * trained.log_softmax(1) + weight * frozen.log_softmax(1)

@@ -1,8 +1,8 @@
-"""FC-CLIP: a Mask2Former head on one CLIP, which finds masks and names them twice.
+"""FC-CLIP: a Mask2Former head on one CLIP backbone, with two classifiers: a trained one and CLIP's own.
 
-Yu et al. 2023 (arXiv 2308.02487). The trained class head names what it learnt; CLIP's own head, on the
-same trunk, names the rest; the two are blended (sec. 3.3, eq. 7). As published the whole CLIP is frozen.
-OpenTrans trains its trunk, under the mask (arXiv 2404.07448, sec. 6.1): the option `trunk`.
+Yu et al. 2023 (arXiv 2308.02487). The trained classifier is better on the classes of the training vocabulary, CLIP's
+own on others; at inference the two are combined by a geometric ensemble (sec. 3.3, eq. 7). As published all of CLIP is
+frozen. OpenTrans trains the backbone, under the mask (arXiv 2404.07448, sec. 6.1): the option `trunk`.
 
 Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `Q` queries, `K` classes, `E` embedding,
 `D` width of the head.
@@ -11,28 +11,37 @@ Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `Q` queries, `K
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip import backbone as clip_backbone
-from ovstrans.clip.pooling import encode_masks, valid_masks
+from ovstrans.clip.backbone import drop_head, encoder_kind
+from ovstrans.clip.pooling import valid_masks
 from ovstrans.clip.text import MAX_SCALE, TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
-from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
+from ovstrans.frameworks.base import check_choices
+from ovstrans.frameworks.clip_head import ClipHead
+from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
 from ovstrans.frameworks.mask2former_head import HeadOutput, mask_pool
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.vocabulary.prompts import template_names
 
-TRUNKS = ("frozen", "train")
-VALID = ("auto", "on", "off")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "trunk": ("frozen", "train"),
+    "ensemble_on_valid_mask": ("auto", "on", "off"),
+    "templates": tuple(template_names()),
+}
 
 
-class ClassHead(nn.Module):
-    """The in-vocabulary classifier: what a mask covers plus what its query knows, against text embeddings.
+class InVocabularyClassifier(nn.Module):
+    """The trained classifier: mask-pooled features plus query embeddings, projected and compared with class names.
 
-    width: D.  dim: E.  One head serves every prediction of the decoder.
+    One classifier serves every prediction of the decoder.
+
+    Args:
+        width: D, the width of the head.
+        dim: E, the dimension of the text embeddings.
     """
 
     def __init__(self, width: int, dim: int) -> None:
@@ -44,50 +53,54 @@ class ClassHead(nn.Module):
         self.scores = TextScores(dim)
 
     def forward(self, queries: Tensor, masks: Tensor, mask_features: Tensor, text: TextClassifier) -> Tensor:
-        """queries [B, Q, D], mask logits [B, Q, h, w], features [B, D, h, w] to logits [B, Q, K + 1], the void last."""
+        """Compute class logits.
+
+        Args:
+            queries: Query embeddings [B, Q, D].
+            masks: Mask logits [B, Q, h, w].
+            mask_features: Output of the pixel decoder [B, D, h, w].
+            text: The K classes to score.
+
+        Returns:
+            [B, Q, K + 1], the void class last.
+        """
         pooled = self.pool_projection(mask_pool(mask_features, masks))
         embedding = self.embed(pooled + queries)
-        return self.scores(embedding.transpose(1, 2), text).transpose(1, 2)
+        scores: Tensor = self.scores(embedding.transpose(1, 2), text)
+        return scores.transpose(1, 2)
 
 
-class ClipHead(nn.Module):
-    """The out-of-vocabulary classifier: what CLIP puts on its trunk, against text embeddings; frozen.
+class OutOfVocabularyClassifier(ClipHead):
+    """CLIP's own classifier: its embedding of the image inside each mask, compared with class names; frozen.
 
-    A ResNet's attention pool, a ConvNeXt's norm and projection. It is taken off the tower, and keeps the
-    tower's names, so that `clip.pooling` finds its way.  scale: CLIP's inverse temperature.
+    Args:
+        encoder: The image encoder. Its head is removed, in place.
+        scale: CLIP's inverse temperature.
     """
 
     def __init__(self, encoder: nn.Module, scale: float) -> None:
-        super().__init__()
+        super().__init__(encoder)
         self.scale = scale
-        given = cast(Any, encoder)
-        if clip_backbone.encoder_kind(encoder) == "convnext":
-            self.trunk = nn.ModuleDict({"norm_pre": given.trunk.norm_pre, "head": given.trunk.head})
-            self.head = given.head
-        else:
-            self.attnpool = given.attnpool
-        clip_backbone.drop_head(encoder)
-        self.requires_grad_(False)
 
     def forward(self, res5: Tensor, masks: Tensor, text: TextClassifier) -> Tensor:
-        """Features [B, C, h, w] and mask logits [B, Q, *, *] to class logits [B, Q, K]."""
-        embedding = encode_masks(self, res5, masks)
+        """Compute class logits [B, Q, K] from features [B, C, h, w] and mask logits [B, Q, *, *]."""
+        embedding = self.embed_masks(res5, masks)
         return cosine_scores(embedding.transpose(1, 2), text, self.scale).transpose(1, 2)
 
 
 class FCCLIP(MaskFramework):
-    """Masks by Mask2Former, classes by a trained head and by CLIP itself.
+    """Masks by Mask2Former, classes by a trained classifier and by CLIP's own.
 
-    Options, beside `MaskFramework`'s:
-      trunk         "frozen", as published: no gradient, no moving BatchNorm; "train": the trunk trains.
-                    CLIP's own head is frozen either way
-      ensemble      whether CLIP's own classifier takes part at inference
-      alpha, beta   its weight for classes that training named, and for others
-      clip_scale    its inverse temperature, at most 100 (what published CLIPs have)
-      ensemble_on_valid_mask
-                    "on": a mask with nothing inside at stride 32 is named by the trained head alone;
-                    "off": by both; "auto", as published: on for ResNets, off for ConvNeXts
-      templates     prompts of class names, by name (see `datasets.templates`), or "dataset"
+    Options, beside those of `MaskFramework` (here queries is 250 and object_threshold 0):
+        trunk: The backbone. "frozen", as published: no gradient, BatchNorm statistics fixed. "train": it is trained.
+            CLIP's head is frozen in both cases.
+        ensemble: Whether CLIP's own classifier takes part at inference.
+        alpha: Weight of CLIP's classifier for seen classes, in [0, 1].
+        beta: Its weight for unseen classes, in [0, 1].
+        clip_scale: Its inverse temperature, at most 100, which published CLIPs have.
+        ensemble_on_valid_mask: "on": a mask that is empty at stride 32 is classified by the trained classifier alone.
+            "off": by both. "auto", as published: on for ResNets, off for ConvNeXts.
+        templates: Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
     """
 
     name: ClassVar[str] = "fcclip"
@@ -117,77 +130,83 @@ class FCCLIP(MaskFramework):
     ) -> None:
         super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
-        self.frozen_trunk = self.options["trunk"] == "frozen"
+        self.frozen_backbone = self.options["trunk"] == "frozen"
         valid = self.options["ensemble_on_valid_mask"]
-        self._valid_only = valid == "on" or (valid == "auto" and clip_backbone.encoder_kind(self.backbone) == "resnet")
-        self.class_head = ClassHead(self.options["width"], self.embed_dim)
-        self.clip_head: ClipHead | None = None
+        self._valid_only = valid == "on" or (valid == "auto" and encoder_kind(self.backbone) == "resnet")
+        self.class_head = InVocabularyClassifier(self.options["width"], self.embed_dim)
+        self.clip_head: OutOfVocabularyClassifier | None = None
         if self.options["ensemble"]:
-            self.clip_head = ClipHead(self.backbone, self.options["clip_scale"])
+            self.clip_head = OutOfVocabularyClassifier(self.backbone, self.options["clip_scale"])
         else:
-            clip_backbone.drop_head(self.backbone)
-        self.backbone.requires_grad_(not self.frozen_trunk)
+            drop_head(self.backbone)
+        self.backbone.requires_grad_(not self.frozen_backbone)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FCCLIP:
-        """Train mode for what trains: a frozen trunk and CLIP's head stay in eval mode."""
+        """Set the mode of what is trained: a frozen backbone and CLIP's head stay in eval mode."""
         super().train(mode)
-        if self.frozen_trunk:
+        if self.frozen_backbone:
             self.backbone.eval()
         if self.clip_head is not None:
             self.clip_head.eval()
         return self
 
     def components(self) -> dict[str, nn.Module]:
-        """trunk, pixel_decoder, transformer_decoder, classifier, and clip_head where it takes part."""
+        """Return the components of `MaskFramework`, classifier, and clip_head if it takes part."""
         parts = {**super().components(), "classifier": self.class_head}
         return parts if self.clip_head is None else {**parts, "clip_head": self.clip_head}
 
     def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
-        """Features res2 to res5 of images [B, 3, H, W] in [0, 1], without a gradient where the trunk is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
+        """Compute the features of all stages, without a gradient if the backbone is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_backbone):
             return super().backbone_features(images)
 
-    def class_scores(self, found: HeadOutput, prediction: int, text: TextClassifier) -> Tensor:
-        """Class logits [B, Q, K + 1] of one of the decoder's predictions, the void last."""
-        return self.class_head(found.queries[prediction], found.masks[prediction], found.mask_features, text)
+    def class_scores(self, output: HeadOutput, prediction: int, text: TextClassifier) -> Tensor:
+        """Compute the class logits [B, Q, K + 1] of the trained classifier; see `MaskFramework.class_scores`."""
+        scores: Tensor = self.class_head(
+            output.queries[prediction], output.masks[prediction], output.mask_features, text
+        )
+        return scores
 
-    def clip_scores(self, found: HeadOutput, res5: Tensor, text: TextClassifier) -> Tensor:
-        """CLIP's own class logits [B, Q, K] of the final masks (the out-of-vocabulary classifier)."""
+    def clip_scores(self, output: HeadOutput, res5: Tensor, text: TextClassifier) -> Tensor:
+        """Compute the class logits [B, Q, K] of CLIP's own classifier for the final masks.
+
+        Args:
+            output: The predictions of the head.
+            res5: Backbone features [B, C, h, w].
+            text: The K classes to score.
+
+        Raises:
+            InputError: The framework was built with `ensemble = false`.
+        """
         if self.clip_head is None:
             raise InputError(f"framework {self.name}: CLIP's own classifier is off; build it with ensemble = true")
-        return self.clip_head(res5, found.masks[-1], text)
+        scores: Tensor = self.clip_head(res5, output.masks[-1], text)
+        return scores
 
-    def probabilities(self, found: HeadOutput, features: Mapping[str, Tensor], text: TextClassifier) -> Tensor:
-        """Class probabilities [B, Q, K + 1], the void last (sec. 3.3).
+    def probabilities(self, output: HeadOutput, features: Mapping[str, Tensor], text: TextClassifier) -> Tensor:
+        """Compute class probabilities [B, Q, K + 1] by the ensemble, the void class last (sec. 3.3).
 
-        The void's is the trained head's; the rest is shared out by the geometric mean of both heads. In
-        train mode, which CLIP's head has no part in, by the trained one alone.
+        The trained classifier decides how probable the void is; the rest is distributed over the classes by the
+        ensemble. In train mode, in which CLIP's classifier takes no part, the trained classifier decides alone.
         """
-        scores = self.class_scores(found, self.predictions - 1, text)
+        scores = self.class_scores(output, self.predictions - 1, text)
         if self.clip_head is None or self.training:
             return scores.softmax(-1)
-        inner = scores[..., :-1].transpose(1, 2)
-        outer = self.clip_scores(found, features["res5"], text).transpose(1, 2)
-        seen = seen_classes(text.vocabulary, self._vocabulary)
-        blend = geometric_ensemble(inner, outer, seen, alpha=self.options["alpha"], beta=self.options["beta"])
+        trained = scores[..., :-1].transpose(1, 2)
+        frozen = self.clip_scores(output, features["res5"], text).transpose(1, 2)
+        seen = find_seen_classes(text.vocabulary, self._vocabulary)
+        blend = geometric_ensemble(trained, frozen, seen, alpha=self.options["alpha"], beta=self.options["beta"])
         if self._valid_only:
             height, width = (int(side) for side in features["res5"].shape[-2:])
-            valid = valid_masks(found.masks[-1], (height, width))
-            blend = torch.where(valid[:, None], blend, inner)
+            valid = valid_masks(output.masks[-1], (height, width))
+            blend = torch.where(valid[:, None], blend, trained)
         void = scores.softmax(-1)[..., -1:]
         return torch.cat([(1 - void) * blend.softmax(1).transpose(1, 2), void], dim=-1)
 
     def _check_options(self) -> None:
-        for key, choices in (
-            ("trunk", TRUNKS),
-            ("ensemble_on_valid_mask", VALID),
-            ("templates", tuple(template_names())),
-        ):
-            if self.options[key] not in choices:
-                raise InputError(
-                    f"framework {self.name}: option {key} = {self.options[key]!r}; use {', '.join(map(repr, choices))}"
-                )
+        """Raise InputError for a value that is not permitted."""
+        check_choices(f"framework {self.name}", self.options, CHOICES)
         for key, most in (("alpha", 1.0), ("beta", 1.0), ("clip_scale", MAX_SCALE)):
             if not 0 <= self.options[key] <= most:
                 raise InputError(f"framework {self.name}: option {key} = {self.options[key]}; 0 to {most:g} is needed")

@@ -1,6 +1,6 @@
-"""GKC's modules beyond the head: naming queries by their embeddings, and what only training needs for it.
+"""Modules of GKC beyond the Mask2Former head: the classifier of queries, and projections that only training uses.
 
-Han et al. 2023 (arXiv 2303.09181), as released; `ClipPool` is ours.
+Han et al. 2023 (arXiv 2303.09181), as released; `ClipPath` is ours.
 
 Shapes: `B` batch, `Q` queries, `K` classes, `E` embedding, `D` width of the head.
 """
@@ -8,25 +8,29 @@ Shapes: `B` batch, `Q` queries, `K` classes, `E` embedding, `D` width of the hea
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import drop_head, encoder_kind
-from ovstrans.clip.pooling import encode_masks
 from ovstrans.clip.text import TextClassifier, cosine_scores
+from ovstrans.frameworks.clip_head import ClipHead
 
 NON_OBJECT_STD = 512**-0.5
-"""Of the non-object embedding at the start: one over the root of the width of CLIP RN50's text encoder."""
+"""Standard deviation of the initial non-object embedding: 1 / sqrt(width of the text encoder of CLIP RN50)."""
 
 
 class QueryClassifier(nn.Module):
-    """What a query holds, its projection into CLIP's space, and scores against text and a learned non-object.
+    """Projects query embeddings into CLIP's space and compares them with class names and a learned non-object.
 
-    query: the decoder's class head, shared by all predictions.  project: the final prediction's.
-    width: D.  dim: E.  max_scale: bound on the inverse temperature exp(logit_scale), 0 for none.
+    Args:
+        width: D, the width of the head.
+        dim: E, the dimension of the text embeddings.
+        max_scale: Upper bound of the inverse temperature; 0 for none.
+
+    Attributes:
+        query: First projection, shared by all predictions of the decoder and by distillation.
+        project: Second projection, of the final prediction; for the earlier ones see `TrainingOnly`.
     """
 
     def __init__(self, width: int, dim: int, max_scale: float) -> None:
@@ -39,20 +43,33 @@ class QueryClassifier(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The inverse temperature."""
+        """The inverse temperature, exp(logit_scale)."""
         scale = self.logit_scale.exp()
         return scale.clamp(max=self.max_scale) if self.max_scale else scale
 
     def forward(self, embedding: Tensor, text: TextClassifier) -> Tensor:
-        """Embeddings [B, Q, E], of any length, to class logits [B, Q, K + 1], the non-object last."""
+        """Compare projected embeddings [B, Q, E], of any length, with class names.
+
+        Returns:
+            Class logits [B, Q, K + 1], the non-object last.
+        """
         return cosine_scores(embedding.transpose(1, 2), text, self.scale, extra=self.non_object).transpose(1, 2)
 
 
 class TrainingOnly(nn.Module):
-    """What inference does without: the projections of the earlier predictions, and those to be distilled.
+    """Parameters that inference does not use.
 
-    predictions: of the decoder.  students: whether queries have a projection of their own for
-    distillation, one a prediction.  scaled: whether text structure has a learned scale (1 at first).
+    Args:
+        width: D, the width of the head.
+        dim: E, the dimension of the text embeddings.
+        predictions: How many predictions the decoder makes.
+        students: Whether distillation has projections of its own, one for each prediction.
+        scaled: Whether text-guided distillation has a learned scale, 1 at first.
+
+    Attributes:
+        projections: Second projection of each prediction but the last (see `QueryClassifier`).
+        students: Projections for distillation.
+        text_scale: The scale s of `frameworks.gkc_distillation`, or None.
     """
 
     def __init__(self, width: int, dim: int, predictions: int, *, students: bool, scaled: bool) -> None:
@@ -62,23 +79,9 @@ class TrainingOnly(nn.Module):
         self.text_scale = nn.Parameter(torch.ones(())) if scaled else None
 
 
-class ClipPool(nn.Module):
-    """CLIP's own embedding of what each mask covers: a ResNet's attention pool, a ConvNeXt's norm and projection.
-
-    Frozen. It is taken off the tower, and keeps the tower's names, so that `clip.pooling` finds its way.
-    """
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        given = cast(Any, encoder)
-        if encoder_kind(encoder) == "convnext":
-            self.trunk = nn.ModuleDict({"norm_pre": given.trunk.norm_pre, "head": given.trunk.head})
-            self.head = given.head
-        else:
-            self.attnpool = given.attnpool
-        drop_head(encoder)
-        self.requires_grad_(False)
+class ClipPath(ClipHead):
+    """CLIP's own embedding of the image inside each mask, as a unit vector; frozen."""
 
     def forward(self, res5: Tensor, masks: Tensor) -> Tensor:
-        """Features [B, C, h, w] and mask logits [B, Q, *, *] to unit embeddings [B, Q, E]."""
-        return F.normalize(encode_masks(self, res5, masks), dim=-1)
+        """Embed masks: features [B, C, h, w] and mask logits [B, Q, *, *] give unit embeddings [B, Q, E]."""
+        return F.normalize(self.embed_masks(res5, masks), dim=-1)

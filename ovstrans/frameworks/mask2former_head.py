@@ -1,8 +1,7 @@
-"""The Mask2Former head: pixel decoder and masked transformer decoder over a trunk's four stages.
+"""The Mask2Former head: a pixel decoder and a masked transformer decoder on the features of a backbone.
 
-Cheng et al. 2022 (arXiv 2112.01527), sec. 3.2; the modules are those of `transformers`, which agree
-with the published ones to the last bit. Frameworks differ in how they name what a query found; what
-is common to them is here.
+Cheng et al. 2022 (arXiv 2112.01527), sec. 3.2. The modules are those of `transformers`, which agree with the published
+ones to the last bit. The head predicts masks and query embeddings; how queries are classified is up to the framework.
 
 Shapes: `B` batch, `C` channels, `h w` feature map, `Q` queries, `D` width of the head.
 """
@@ -10,7 +9,7 @@ Shapes: `B` batch, `C` channels, `h w` feature map, `Q` queries, `D` width of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,18 +22,21 @@ from ovstrans.clip.backbone import full_precision
 from ovstrans.errors import InputError
 
 FEATURES = ("res2", "res3", "res4", "res5")
-"""The stages a head reads, at strides 4, 8, 16 and 32."""
+"""The backbone features that the head takes, at strides 4, 8, 16 and 32."""
 
 GROUPS = 32
-"""Groups of the pixel decoder's GroupNorms: its width is a multiple of this."""
+"""Groups of the GroupNorms in the pixel decoder; its width is a multiple of this."""
 
 
 @dataclass
 class HeadOutput:
-    """What the head found, before the first decoder layer and after each: L + 1 entries, the last one final.
+    """The predictions of the head: one before the first decoder layer and one after each, the last one final.
 
-    queries: [B, Q, D] each, normalised.  masks: logits [B, Q, h, w] each, at stride 4.
-    mask_features: [B, D, h, w], at stride 4.  features: res2 to res5, what the head read.
+    Attributes:
+        queries: Query embeddings [B, Q, D] of each prediction, layer-normalised.
+        masks: Mask logits [B, Q, h, w] of each prediction, at stride 4.
+        mask_features: Output of the pixel decoder [B, D, h, w], at stride 4.
+        features: The backbone features that the head was given, res2 to res5.
     """
 
     queries: tuple[Tensor, ...]
@@ -46,11 +48,18 @@ class HeadOutput:
 class MaskHead(nn.Module):
     """Pixel decoder and transformer decoder.
 
-    channels: of res2 to res5.  queries: Q.  width: D.  heads: of every attention.
-    encoder_layers, encoder_ffn: of the pixel decoder.  decoder_layers, decoder_ffn: of the transformer
-    decoder; there is a prediction before its first layer and after each.
+    Args:
+        channels: Channels of the backbone features, res2 to res5.
+        queries: Q, the number of queries.
+        width: D, the channels of both decoders; a multiple of `GROUPS` and of `heads`.
+        heads: Heads of every attention.
+        encoder_layers: Deformable attention layers of the pixel decoder.
+        encoder_ffn: Hidden width of their feed-forward networks.
+        decoder_layers: Layers of the transformer decoder. It predicts before the first layer and after each.
+        decoder_ffn: Hidden width of their feed-forward networks.
 
-    Raises InputError for sizes that do not fit each other.
+    Raises:
+        InputError: A size is below 1, or `width` does not fit.
     """
 
     def __init__(
@@ -88,24 +97,24 @@ class MaskHead(nn.Module):
             num_attention_heads=heads,
             encoder_layers=encoder_layers,
             encoder_feedforward_dim=encoder_ffn,
-            decoder_layers=decoder_layers + 1,  # it counts the prediction before the first layer
+            decoder_layers=decoder_layers + 1,  # transformers counts the prediction before the first layer
             dim_feedforward=decoder_ffn,
-            dropout=0.0,  # anything else would also skip whole layers at random
+            dropout=0.0,  # transformers would use any other value to skip whole layers too
             feature_strides=[4, 8, 16, 32],
             common_stride=4,
         )
         self.pixel_decoder = published.Mask2FormerPixelDecoder(config, list(channels))
         self.transformer = published.Mask2FormerTransformerModule(width, config)
-        # The library leaves this one uninitialised, on the CPU whatever the device.
+        # transformers creates this parameter uninitialised, and on the CPU whatever the default device.
         self.pixel_decoder.level_embed = nn.Parameter(torch.empty(self.pixel_decoder.level_embed.shape))
         self.reset_parameters()
         self.train()
 
     def reset_parameters(self) -> None:
-        """Initialise as the published models do (Mask2Former's and Deformable DETR's code).
+        """Initialise as the code of Mask2Former and Deformable DETR does.
 
-        The library's own initialisation happens only inside its own model classes, so bare modules
-        would start from torch's defaults, and deformable attention from offsets of zero.
+        transformers initialises only inside its complete model classes. Without this, modules would start from torch's
+        defaults and deformable attention from offsets of zero.
         """
         decoder = self.pixel_decoder
         for parameter in decoder.encoder.parameters():
@@ -127,10 +136,10 @@ class MaskHead(nn.Module):
             _reset_attention(layer.self_attn)
 
     def train(self, mode: bool = True) -> MaskHead:
-        """Train mode, but where it would only look at values: for those a GPU waits, and meta tensors have none.
+        """Set the mode, except where train mode would only inspect values; GPUs wait for that, meta tensors have none.
 
-        The pixel decoder's encoder would look for infinities in every layer, and the transformer decoder
-        (of transformers below 5.21) for layers to drop; dropout is 0 in both.
+        In train mode the pixel decoder's encoder would look for infinities in every layer, and the transformer decoder
+        (of transformers below 5.21) would draw layers to skip. Dropout is 0 in both, so results do not change.
         """
         super().train(mode)
         self.pixel_decoder.encoder.eval()
@@ -138,32 +147,43 @@ class MaskHead(nn.Module):
         return self
 
     def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
-        """features: res2 to res5, [B, C, h, w] each. The pixel decoder computes in float32 whatever autocast says."""
+        """Predict queries and masks.
+
+        The pixel decoder computes in float32, also under autocast.
+
+        Args:
+            features: Backbone features [B, C, h, w] by name, at least `FEATURES`.
+        """
         pyramid = [features[name] for name in FEATURES]
         with full_precision(pyramid[0]):
             pixels = self.pixel_decoder([each.float() for each in pyramid])
-        found = self.transformer(
+        output = self.transformer(
             multi_scale_features=pixels.multi_scale_features,
             mask_features=pixels.mask_features,
             output_hidden_states=True,
         )
-        queries = tuple(each.transpose(0, 1) for each in found.intermediate_hidden_states)
-        return HeadOutput(queries, tuple(found.masks_queries_logits), pixels.mask_features, features)
+        queries = tuple(each.transpose(0, 1) for each in output.intermediate_hidden_states)
+        return HeadOutput(queries, tuple(output.masks_queries_logits), pixels.mask_features, features)
 
 
 def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
-    """Mean of the features inside each mask, [B, Q, C]; 0 for an empty mask.
+    """Average features inside each mask.
 
-    features: [B, C, h, w].  masks: logits [B, Q, h, w]; inside is above 0, without a gradient.
+    Args:
+        features: [B, C, h, w].
+        masks: Logits [B, Q, h, w]; a position is inside if its logit is above 0. They get no gradient.
+
+    Returns:
+        [B, Q, C], float32; 0 for an empty mask.
     """
-    with full_precision(features):  # a sum over a whole map overflows half precision
+    with full_precision(features):  # a sum over a whole map would overflow half precision
         inside = (masks.detach() > 0).float()
         area = inside.sum((-2, -1))[..., None] + 1e-8
         return torch.einsum("bchw,bqhw->bqc", features.float(), inside) / area
 
 
 def _reset_deformable(attention: Any) -> None:
-    """Offsets that point along one direction a head, 1 to P steps far (Zhu et al. 2021, appendix A.4)."""
+    """Let the sampling points of each head lie in one direction, 1 to P steps away (Zhu et al. 2021, appendix A.4)."""
     heads, levels, points = attention.n_heads, attention.n_levels, attention.n_points
     angles = torch.arange(heads) * (2 * math.pi / heads)
     directions = torch.stack([angles.cos(), angles.sin()], -1)
@@ -181,7 +201,7 @@ def _reset_deformable(attention: Any) -> None:
 
 
 def _reset_attention(attention: Any) -> None:
-    """As torch's attention, which holds the three projections as one matrix [3D, D]: bound sqrt(6 / 4D), no biases."""
+    """Initialise as torch's attention, whose three projections are one matrix [3D, D]: bound sqrt(6 / 4D), biases 0."""
     for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
         bound = math.sqrt(6 / (4 * linear.in_features))
         nn.init.uniform_(linear.weight, -bound, bound)
@@ -189,7 +209,8 @@ def _reset_attention(attention: Any) -> None:
     nn.init.zeros_(attention.out_proj.bias)
 
 
-def _reset_conv(conv: nn.Conv2d, weight: Any) -> None:
-    weight(conv.weight)
+def _reset_conv(conv: nn.Conv2d, initialise: Callable[[Tensor], object]) -> None:
+    """Initialise the weight with the given function and the bias, if there is one, with 0."""
+    initialise(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -1,9 +1,8 @@
-"""Mask classification on a CLIP trunk: what FC-CLIP and GKC have in common.
+"""Base of the frameworks that classify masks: a Mask2Former head whose queries are scored against class names.
 
-A framework of this family is a subclass that says how queries are scored against class names, and
-what its losses are beyond mask, dice and class.
+FC-CLIP and GKC are of this family. A subclass says how queries are classified, and may add losses.
 
-Shapes: `B` batch, `Q` queries, `K` classes, `D` width of the head, `H W` image, `h w` feature map.
+Shapes: `B` batch, `Q` queries, `K` classes, `C` channels, `H W` image, `h w` feature map.
 """
 
 from __future__ import annotations
@@ -27,30 +26,37 @@ from ovstrans.frameworks.mask2former_losses import (
     Targets,
     class_loss,
     class_targets,
+    make_targets,
     segment_count,
-    targets_of,
 )
 
-TOP = 100
-"""Pairs of query and class that instance inference looks at (COCO's evaluator counts as many an image)."""
+TOP_INSTANCES = 100
+"""Pairs of query and class that instance segmentation considers; COCO's evaluator counts as many per image."""
 
 
 class MaskFramework(Framework):
-    """Base of the frameworks that classify masks.
+    """Base class of the frameworks that classify masks.
 
-    A subclass gives `class_scores` and may refine `backbone_features`, `probabilities`, `extra_losses`,
-    `components` and `target_requirements`. Its `defaults` start from `COMMON`:
+    A subclass implements `class_scores`. It may override `backbone_features`, `probabilities`, `extra_losses`,
+    `extra_training_outputs`, `components` and `target_requirements`. Its `defaults` start from `COMMON`.
 
-      queries, width, heads, encoder_layers, encoder_ffn, decoder_layers, decoder_ffn
-                         the head; see `MaskHead`
-      mask_weight, dice_weight, class_weight
-                         of the losses, each summed over all predictions of the decoder; matching
-                         weighs its costs 5, 5 and 2 whatever these are
-      void_weight        of queries that match no segment, in the class loss
-      region_drop        chance that a matched query carries no class loss
-      points             at which masks are compared
-      object_threshold, overlap_threshold
-                         of panoptic inference; see `mask2former_inference.panoptic`
+    Options:
+        queries: Number of queries.
+        width: Channels of pixel decoder and transformer decoder.
+        heads: Attention heads of both.
+        encoder_layers: Layers of the pixel decoder's encoder.
+        encoder_ffn: Hidden width of its feed-forward networks.
+        decoder_layers: Layers of the transformer decoder.
+        decoder_ffn: Hidden width of its feed-forward networks.
+        mask_weight: Weight of the mask cross entropy. Losses are summed over all predictions of the decoder; the
+            weights of the matching costs are fixed (see `Criterion`).
+        dice_weight: Weight of the dice loss.
+        class_weight: Weight of the class loss.
+        void_weight: Weight, in the class loss, of queries that match no segment.
+        region_drop: Probability that a matched query carries no class loss.
+        points: Points per mask on which costs and losses compare masks.
+        object_threshold: Least class probability of a panoptic segment.
+        overlap_threshold: Least part of its mask that a panoptic segment must keep.
     """
 
     COMMON: ClassVar[Mapping[str, Any]] = {
@@ -88,127 +94,194 @@ class MaskFramework(Framework):
         if not 0 <= self.options["region_drop"] < 1:
             raise InputError(
                 f"framework {self.name}: option region_drop = {self.options['region_drop']}; "
-                "a chance from 0 to below 1 is needed"
+                "a probability from 0 to below 1 is needed"
             )
         sizes = ("queries", "width", "heads", "encoder_layers", "encoder_ffn", "decoder_layers", "decoder_ffn")
-        found = stage_channels(self.backbone)
-        self.head = MaskHead([found[name] for name in FEATURES], **{name: self.options[name] for name in sizes})
+        channels = stage_channels(self.backbone)
+        self.head = MaskHead([channels[name] for name in FEATURES], **{name: self.options[name] for name in sizes})
         self.criterion = Criterion(points=self.options["points"])
 
-    @property
-    def predictions(self) -> int:
-        """How often the decoder predicts: before its first layer and after each."""
-        return int(self.options["decoder_layers"]) + 1
+    # What a subclass implements.
+
+    def class_scores(self, output: HeadOutput, prediction: int, text: TextClassifier) -> Tensor:
+        """Compute class logits of the queries.
+
+        Args:
+            output: The predictions of the head.
+            prediction: Index of the prediction, 0 to `predictions` - 1.
+            text: The K classes to score.
+
+        Returns:
+            [B, Q, K + 1], the void class last.
+        """
+        raise NotImplementedError
+
+    # What a subclass may override.
+
+    def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features [B, C, h, w] of all stages, by name, of images [B, 3, H, W] in [0, 1]."""
+        return encode_stages(self.backbone, self.prepare(images))
+
+    def probabilities(self, output: HeadOutput, features: Mapping[str, Tensor], text: TextClassifier) -> Tensor:
+        """Compute the class probabilities that inference uses: by default the softmax of the final class logits.
+
+        Args:
+            output: The predictions of the head.
+            features: Backbone features of all stages.
+            text: The K classes to score.
+
+        Returns:
+            [B, Q, K + 1], the void class last.
+        """
+        return self.class_scores(output, self.predictions - 1, text).softmax(-1)
+
+    def extra_losses(
+        self, output: HeadOutput, matches: Sequence[Sequence[Match]], targets: Sequence[Targets], batch: Batch
+    ) -> dict[str, Tensor]:
+        """Compute the losses beyond mask, dice and class loss.
+
+        Args:
+            output: The predictions of the head.
+            matches: The match of each prediction and image.
+            targets: The targets of each image.
+            batch: The training batch.
+
+        Returns:
+            Scalar losses by name, already weighted.
+        """
+        return {}
+
+    def extra_training_outputs(self, output: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
+        """Compute what `extra_losses` computes for one prediction before it looks at the targets."""
+        return []
 
     def components(self) -> dict[str, nn.Module]:
-        """trunk, pixel_decoder, transformer_decoder, and what the subclass adds."""
+        """Return the backbone (as "trunk"), pixel_decoder and transformer_decoder; a subclass adds its own."""
         return {
             "trunk": self.backbone,
             "pixel_decoder": self.head.pixel_decoder,
             "transformer_decoder": self.head.transformer,
         }
 
-    def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
-        """Features res2 to res5 of images [B, 3, H, W] in [0, 1]."""
-        return encode_stages(self.backbone, self.prepare(images))
+    # Training.
 
-    def class_scores(self, found: HeadOutput, prediction: int, text: TextClassifier) -> Tensor:
-        """Class logits [B, Q, K + 1] of one of the decoder's predictions, the void last."""
-        raise NotImplementedError
-
-    def probabilities(self, found: HeadOutput, features: Mapping[str, Tensor], text: TextClassifier) -> Tensor:
-        """Class probabilities [B, Q, K + 1] for inference, the void last: softmax of the final class logits."""
-        return self.class_scores(found, self.predictions - 1, text).softmax(-1)
-
-    def extra_losses(
-        self, found: HeadOutput, matches: Sequence[Sequence[Match]], targets: Sequence[Targets], batch: Batch
-    ) -> dict[str, Tensor]:
-        """What the framework minimises beyond mask, dice and class. matches: per prediction, per image."""
-        return {}
+    @property
+    def predictions(self) -> int:
+        """How many predictions the decoder makes: one before its first layer and one after each."""
+        return int(self.options["decoder_layers"]) + 1
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """{"mask", "dice", "class"} and `extra_losses`, weighted, each summed over the decoder's predictions.
+        """Compute the training losses, each summed over the predictions of the decoder.
 
-        Raises InputError where the batch has no segments (an image of it may well have none).
+        Args:
+            batch: Images with segments; an image may have none.
+
+        Returns:
+            Weighted losses: "mask" (binary cross entropy), "dice", "class" and those of `extra_losses`.
+
+        Raises:
+            InputError: The batch has no segments at all, as if they had not been loaded.
         """
         return self.losses_from_features(self.backbone_features(batch.images), batch)
 
     def losses_from_features(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """`losses`, given the trunk's features res2 to res5 of the batch's images."""
+        """Compute `losses` from given backbone features res2 to res5 of the batch's images."""
         if batch.segments is None:
             raise InputError(f"framework {self.name}: training needs segments, the batch has none")
-        found = self.head(features)
-        columns, text = sorted(self._vocabulary.base), self.base_text
+        output = self.head(features)
+        classes, text = sorted(self._vocabulary.base), self.base_text
         padded = self.padded_size(batch.images)
-        targets = [targets_of(segments, columns, padded) for segments in batch.segments]
+        targets = [make_targets(segments, classes, padded) for segments in batch.segments]
         count, options = segment_count(targets), self.options
         total: dict[str, Tensor] = {}
         matches: list[list[Match]] = []
-        for prediction, masks in enumerate(found.masks):
-            scores = self.class_scores(found, prediction, text)
-            pairs = self.criterion.match(masks, scores, targets)
-            wanted = class_targets(
-                (scores.shape[0], scores.shape[1]), len(columns), targets, pairs, drop=options["region_drop"]
-            )
-            mask, dice = self.criterion.mask_losses(masks, targets, pairs, count)
-            named = class_loss(scores, wanted, options["void_weight"])
-            for name, value in (("mask", mask), ("dice", dice), ("class", named)):
+        for prediction, masks in enumerate(output.masks):
+            scores = self.class_scores(output, prediction, text)
+            match = self.criterion.match(masks, scores, targets)
+            shape, void = (scores.shape[0], scores.shape[1]), len(classes)
+            labels = class_targets(shape, void, targets, match, drop=options["region_drop"])
+            mask, dice = self.criterion.mask_losses(masks, targets, match, count)
+            named = {"mask": mask, "dice": dice, "class": class_loss(scores, labels, options["void_weight"])}
+            for name, value in named.items():
                 total[name] = total.get(name, 0.0) + options[f"{name}_weight"] * value
-            matches.append(pairs)
-        return total | self.extra_losses(found, matches, targets, batch)
+            matches.append(match)
+        return total | self.extra_losses(output, matches, targets, batch)
 
     def training_outputs(self, images: Tensor) -> list[Tensor]:
-        """Masks and class scores of every prediction, and what `extra_losses` starts from."""
-        found, text = self.head(self.backbone_features(images)), _rows_of_base(self.text)
-        outputs = list(found.masks)
+        """Compute masks and class scores of every prediction, and `extra_training_outputs`; for cost counters."""
+        output, text = self.head(self.backbone_features(images)), _base_sized(self.text)
+        outputs = list(output.masks)
         for prediction in range(self.predictions):
-            outputs.append(self.class_scores(found, prediction, text))
-            outputs += self.extra_training_outputs(found, prediction, text)
+            outputs.append(self.class_scores(output, prediction, text))
+            outputs += self.extra_training_outputs(output, prediction, text)
         return outputs
 
-    def extra_training_outputs(self, found: HeadOutput, prediction: int, text: TextClassifier) -> list[Tensor]:
-        """What `extra_losses` computes of one prediction before it looks at labels."""
-        return []
+    # Inference.
 
     def predict_masks(self, images: Tensor, text: TextClassifier | None = None) -> tuple[Tensor, Tensor]:
-        """What the queries found in images [B, 3, H, W] in [0, 1].
+        """Predict the class and the mask of every query.
 
-        Returns class probabilities [B, Q, K + 1], the void last, and mask logits [B, Q, h, w] over the
-        padded image, at stride 4.
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1], of any size.
+            text: The classes to score; None for the training vocabulary.
+
+        Returns:
+            Class probabilities [B, Q, K + 1], the void class last, and mask logits [B, Q, h, w] of the padded image at
+            stride 4.
         """
         text = self.text if text is None else text.to(images.device)
         features = self.backbone_features(images)
-        found = self.head(features)
-        return self.probabilities(found, features, text), found.masks[-1]
+        output = self.head(features)
+        return self.probabilities(output, features, text), output.masks[-1]
 
     def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
-        """[B, K, H, W] over the padded image: class times mask probability, summed over queries."""
+        """Sum class times mask probability over queries; see `Framework.logits`.
+
+        Returns:
+            Scores [B, K, *, *] at the size of the padded image, not negative.
+        """
         probabilities, masks = self.predict_masks(images, text)
         size = self.padded_size(images)
         return semantic(probabilities[..., :-1], F.interpolate(masks.float(), size, mode="bilinear"))
 
     def scores(self, images: Tensor, text: TextClassifier | None = None) -> Sequence[QueryScores]:
-        """`segment` without K full-size maps: per image its scores, of size (H, W), made when they are looked at."""
+        """Compute class scores that are summed over queries only when their rows are read; see `Framework.scores`."""
         size, padded = (int(images.shape[-2]), int(images.shape[-1])), self.padded_size(images)
-        found = zip(*self.predict_masks(images, text), strict=True)
-        return [QueryScores(probabilities, masks, size, padded) for probabilities, masks in found]
+        queries = zip(*self.predict_masks(images, text), strict=True)
+        return [QueryScores(probabilities, masks, size, padded) for probabilities, masks in queries]
 
     def panoptic(self, images: Tensor, text: TextClassifier | None = None) -> list[tuple[Tensor, list[Segment]]]:
-        """Per image its segment map int32 [H, W] and the segments; see `mask2former_inference.panoptic`."""
+        """Compute the panoptic segmentation of each image; see `mask2former_inference.panoptic`.
+
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1], of any size.
+            text: The classes to score; None for the training vocabulary.
+
+        Returns:
+            Of each image the segment map, int32 [H, W], and the segments.
+        """
         return [self.panoptic_from_scores(scores, text) for scores in self.scores(images, text)]
 
     def panoptic_from_scores(
         self, scores: QueryScores, text: TextClassifier | None = None, *, things: Collection[int] | None = None
     ) -> tuple[Tensor, list[Segment]]:
-        """Segment map int32 [H, W] and segments of an image's `scores`, at their size.
+        """Compute the panoptic segmentation of an image from its scores, at their size.
 
-        things: the countable classes, by default the vocabulary's.
+        Args:
+            scores: One of `scores`, resized or not.
+            text: The classes that were scored; None for the training vocabulary.
+            things: The classes that can be counted; None for those of the vocabulary.
+
+        Returns:
+            The segment map, int32 [H, W], and the segments.
         """
         thresholds = {name: self.options[name] for name in ("object_threshold", "overlap_threshold")}
         return scores.panoptic(self._things(text, things), **thresholds)
 
-    def instances(self, images: Tensor, text: TextClassifier | None = None, *, top: int = TOP) -> list[Instances]:
-        """Per image its things; see `mask2former_inference.instances`."""
+    def instances(
+        self, images: Tensor, text: TextClassifier | None = None, *, top: int = TOP_INSTANCES
+    ) -> list[Instances]:
+        """Compute the instances in each image; see `mask2former_inference.instances`."""
         return [self.instances_from_scores(scores, text, top=top) for scores in self.scores(images, text)]
 
     def instances_from_scores(
@@ -217,17 +290,27 @@ class MaskFramework(Framework):
         text: TextClassifier | None = None,
         *,
         things: Collection[int] | None = None,
-        top: int = TOP,
+        top: int = TOP_INSTANCES,
     ) -> Instances:
-        """The things in an image's `scores`, at their size; `things` as for `panoptic_from_scores`."""
+        """Compute the instances in an image from its scores, at their size.
+
+        Args:
+            scores: One of `scores`, resized or not.
+            text: The classes that were scored; None for the training vocabulary.
+            things: The classes that can be counted; None for those of the vocabulary.
+            top: How many pairs of query and class to consider.
+        """
         return scores.instances(self._things(text, things), top=top)
 
     def _things(self, text: TextClassifier | None, things: Collection[int] | None) -> Collection[int]:
         return (text or self.text).vocabulary.things if things is None else things
 
 
-def _rows_of_base(text: TextClassifier) -> TextClassifier:
-    """As many text rows as the base classes have: `base_text` looks at values, which meta tensors have not."""
+def _base_sized(text: TextClassifier) -> TextClassifier:
+    """Return a classifier with as many rows as that of the base classes.
+
+    `Framework.base_text` selects rows by value, which meta tensors do not have.
+    """
     base = sorted(text.vocabulary.base)
     if len(base) == text.num_classes:
         return text

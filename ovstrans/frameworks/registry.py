@@ -1,6 +1,6 @@
-"""The frameworks by name: building one, and bringing one back from its checkpoint.
+"""The frameworks by name: build one, restore one from a checkpoint, and give it another vocabulary.
 
-A framework's module is imported when it is asked for: some bring libraries that take their time.
+The module of a framework is imported when it is first needed, because some import large libraries.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,26 +27,34 @@ _FRAMEWORKS = {
     "fcclip": ("ovstrans.frameworks.fcclip", "FCCLIP"),
     "gkc": ("ovstrans.frameworks.gkc", "GKC"),
 }
-"""Name to module and class."""
+"""Module and class of each framework."""
 
 
 def list_frameworks() -> list[str]:
-    """The names that `build` knows, sorted."""
+    """Return the names of all frameworks, sorted."""
     return sorted(_FRAMEWORKS)
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """A framework's options with their default values; InputError for an unknown name."""
+    """Return the options of a framework with their default values.
+
+    Raises:
+        InputError: There is no framework of that name.
+    """
     return dict(framework_class(name).defaults)
 
 
 def framework_class(name: str) -> type[Framework]:
-    """The class of a framework; InputError for an unknown name."""
+    """Import the class of a framework.
+
+    Raises:
+        InputError: There is no framework of that name.
+    """
     if name not in _FRAMEWORKS:
         hint = did_you_mean(name, _FRAMEWORKS)
         raise InputError(f"framework {name!r}: unknown; {hint}known are {', '.join(list_frameworks())}")
-    module, kind = _FRAMEWORKS[name]
-    return getattr(importlib.import_module(module), kind)
+    module, class_name = _FRAMEWORKS[name]
+    return cast("type[Framework]", getattr(importlib.import_module(module), class_name))
 
 
 def build(
@@ -58,23 +66,36 @@ def build(
     text: TextClassifier,
     options: Mapping[str, Any] | None = None,
 ) -> Framework:
-    """A framework around a copy of `encoder`, its head at random; see `Framework.__init__`.
+    """Build a framework with a copy of the image encoder and a randomly initialised head.
 
-    Raises InputError for an unknown name or option.
+    Args:
+        name: Name of the framework.
+        encoder: A CLIP image encoder.
+        mean: Mean of each RGB channel in [0, 1] that CLIP was trained with.
+        std: Standard deviation of each channel, likewise.
+        text: The text classifier of the training vocabulary.
+        options: Options that differ from `default_options`.
+
+    Raises:
+        InputError: The name or an option is unknown, or a value is not permitted.
+        MismatchError: The image encoder and the text embeddings are not of one CLIP.
     """
     return framework_class(name)(encoder=encoder, mean=mean, std=std, text=text, options=options)
 
 
 def restore(checkpoint: Checkpoint) -> Framework:
-    """The framework that a checkpoint holds, weights and text classifier in place, in eval mode.
+    """Rebuild the framework of a checkpoint with its weights and text classifier, in eval mode.
 
-    Raises MismatchError naming the first tensor that is missing, not expected, or of another shape.
+    Draws no random numbers that the caller would notice, and shares no memory with the checkpoint.
+
+    Raises:
+        MismatchError: A tensor is missing, unexpected, or of another shape than the recorded options call for.
     """
     clip = checkpoint.clip
     with torch.device("meta"):
         encoder = create_image_encoder(clip["model"])
     text = TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, checkpoint.vocabulary)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to use up
+    with torch.random.fork_rng(devices=[]):
         framework = build(
             checkpoint.framework,
             encoder=encoder,
@@ -83,76 +104,89 @@ def restore(checkpoint: Checkpoint) -> Framework:
             text=text,
             options=checkpoint.options,
         )
-    _check_fit(framework, checkpoint)
-    own = {key: _own_copy(value) for key, value in checkpoint.state.items()}
-    framework.load_state_dict(own, assign=True)
-    return framework.eval()
-
-
-def _own_copy(value: Tensor) -> Tensor:
-    """A float32 copy (counters keep their kind), so that training on never touches the checkpoint."""
-    return value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
-
-
-def _check_fit(framework: Framework, checkpoint: Checkpoint) -> None:
     fit = fit_state(
         checkpoint.state,
         framework.state_dict(),
-        f"checkpoint of {framework.name} on {checkpoint.clip['model']}",
+        f"checkpoint of {framework.name} on {clip['model']}",
         optional=lambda key: False,
         remedy="the file and its recorded options do not belong together",
     )
     fit.require_complete()
     fit.require_known()
+    framework.load_state_dict({key: _copy(value) for key, value in checkpoint.state.items()}, assign=True)
+    return framework.eval()
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Copy a tensor, in float32 unless it is a counter."""
+    return value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+
+
+def with_prompts(vocabulary: Vocabulary, framework: str, options: Mapping[str, Any], names: str = AUTO) -> Vocabulary:
+    """Choose the class names and prompt templates that a framework embeds.
+
+    Applying it twice changes nothing. Reports call the classes as the vocabulary does in any case.
+
+    Args:
+        vocabulary: The classes with all their names.
+        framework: Name of the framework.
+        options: Options of the framework. `templates` names the prompt templates, "dataset" keeps the vocabulary's;
+            without it the framework's own choice applies.
+        names: Which names of a class are embedded (see `vocabulary.prompts`). "auto" is what the framework was
+            published with: all synonyms for FC-CLIP, the dataset authors' names, cleaned, for GKC and DeepLabV3.
+
+    Raises:
+        InputError: The framework, the templates or `names` are unknown.
+    """
+    cls = framework_class(framework)
+    templates = options.get("templates", cls.templates)
+    named = cls.format_class_names(vocabulary) if names == AUTO else use_class_names(vocabulary, names)
+    return named if templates in (None, DATASET) else replace(named, templates=get_templates(templates))
+
+
+def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary, names: str = AUTO) -> TextClassifier:
+    """Make the text classifier of a vocabulary for the framework of a checkpoint.
+
+    Class names and templates are those of `with_prompts`. A vocabulary without templates gets the ones of training:
+    a model trained with "a photo of a {}." scores half as well or less with bare names. If names and templates are
+    those of training, the recorded embeddings are used and no text encoder is needed.
+
+    Args:
+        checkpoint: The trained framework.
+        vocabulary: The classes to score.
+        names: Which names of a class are embedded; see `with_prompts`.
+
+    Raises:
+        InputError: As `with_prompts`, or the text encoder's weights cannot be loaded.
+        MismatchError: As `text_clip`.
+    """
+    trained = checkpoint.vocabulary
+    if vocabulary.templates == get_templates(BARE):
+        vocabulary = replace(vocabulary, templates=trained.templates)
+    prompted = with_prompts(vocabulary, checkpoint.framework, checkpoint.options, names)
+    if (trained.classes, trained.templates) == (prompted.classes, prompted.templates):
+        return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, prompted)
+    return embed_vocabulary(text_clip(checkpoint), prompted)
 
 
 def text_clip(checkpoint: Checkpoint) -> Clip:
-    """A CLIP whose text encoder is the checkpoint's: the one it carries, else the recorded model's.
+    """Load the CLIP whose text encoder embedded the class names of a checkpoint.
 
-    Its image encoder means nothing. Raises MismatchError where the carried tower is of another model,
-    and as `load_clip` does where the recorded weights cannot be had.
+    The text encoder is the one in the checkpoint, or else that of the recorded CLIP. The image encoder is not the
+    checkpoint's and must not be used.
+
+    Raises:
+        MismatchError: The text encoder in the checkpoint is not of the recorded model.
+        InputError: The checkpoint holds none, and the recorded weights cannot be loaded.
     """
     recorded = checkpoint.clip
     if checkpoint.text_encoder is None:
         return load_clip(recorded["model"], recorded["pretrained"] or None)
     clip = random_clip(recorded["model"], pretrained=recorded["pretrained"])
-    wanted = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
+    text_state = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}
     where = f"text encoder of the checkpoint, on {recorded['model']}"
-    fit = fit_state(checkpoint.text_encoder, wanted, where, optional=lambda key: key == "attn_mask")
+    fit = fit_state(checkpoint.text_encoder, text_state, where, optional=lambda key: key == "attn_mask")
     fit.require_complete()
     fit.require_known()
     clip.model.load_state_dict({key: value.float() for key, value in checkpoint.text_encoder.items()}, strict=False)
     return replace(clip, pretrained=recorded["pretrained"], weights_sha256=recorded["weights_sha256"])
-
-
-def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary, names: str = AUTO) -> TextClassifier:
-    """The text classifier of `vocabulary` for a checkpoint's framework, worded as the framework words its own.
-
-    names: see `with_prompts`. Class names that come without prompts get those of the training, which matter: a model
-    that learned from "a photo of a {}." scores half as well or less with bare names. The training vocabulary's own
-    rows where names and templates are the same, so that neither text encoder nor cache is needed; else embedded anew.
-    Raises as `with_prompts` and `text_clip` do.
-    """
-    trained = checkpoint.vocabulary
-    if vocabulary.templates == get_templates(BARE):
-        vocabulary = replace(vocabulary, templates=trained.templates)
-    asked = with_prompts(vocabulary, checkpoint.framework, checkpoint.options, names)
-    if (trained.classes, trained.templates) == (asked.classes, asked.templates):
-        return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, asked)
-    return embed_vocabulary(text_clip(checkpoint), asked)
-
-
-def with_prompts(vocabulary: Vocabulary, framework: str, options: Mapping[str, Any], names: str = AUTO) -> Vocabulary:
-    """`vocabulary` with the class names and prompts that a framework asks for.
-
-    names: which names of a class go into prompts, see `datasets.class_names`; "auto": as the framework was
-    published, the synonyms for FC-CLIP, the authors' names cleaned for GKC and for DeepLabV3 as OpenTrans has it.
-    Whatever it is, reports call the classes as the vocabulary does.
-
-    The option `templates` names the prompts, else the framework's own choice does; "dataset" keeps the
-    vocabulary's. Doing it twice changes nothing. Raises InputError for an unknown framework or name.
-    """
-    kind = framework_class(framework)
-    chosen = options.get("templates", kind.templates)
-    formatted = kind.format_class_names(vocabulary) if names == AUTO else use_class_names(vocabulary, names)
-    return formatted if chosen in (None, DATASET) else replace(formatted, templates=get_templates(chosen))

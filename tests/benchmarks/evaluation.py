@@ -93,7 +93,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         else:
             scores = framework.scores(images)[0]
             forward, after_forward = time.process_time() - start, peak()
-            classes = classify_pixels(scores.at(size, masks_first=masks_first)).classes
+            classes = classify_pixels(scores.resize(size, masks_first=masks_first)).classes
         confusion.add(classes, label, ignore=65535)
     rest = time.process_time() - start - forward
     torch.save(classes.short(), options.out)

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ovstrans.frameworks.ensemble import geometric_ensemble, seen_classes
+from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
 def test_seen_classes_go_by_any_shared_name(vocabulary: Vocabulary) -> None:
     other = Vocabulary.from_names("other", ["pet, kitty", "dog", "Sky", "sky"])
     # "dog" is novel in training: its name was never a target, so it is not seen.
-    assert seen_classes(other, vocabulary) == [True, False, False, True]
+    assert find_seen_classes(other, vocabulary) == [True, False, False, True]
 
 
 def test_ensemble_by_hand() -> None:

@@ -101,7 +101,7 @@ def test_what_it_needs_follows_from_its_options(clip: Clip, text: TextClassifier
 )
 def test_a_batch_without_its_guide(clip: Clip, text: TextClassifier, field: str, options: dict, words: str) -> None:
     unguided = replace(batch((0, 2), (3,)), **{field: None})
-    with pytest.raises(InputError, match=f"need {words}.*see training.guides"):
+    with pytest.raises(InputError, match=f"need {words}.*`training.teacher_targets`"):
         make(clip, text, **options).losses(unguided)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovstrans.frameworks.gkc_distillation import (
-    KINDS,
-    chosen_regions,
+    METHODS,
+    choose_regions,
     distillation_loss,
     distillation_terms,
     pair_terms,
@@ -68,7 +68,7 @@ def test_a_student_that_equals_its_teacher_loses_nothing(sizes: list[int], seed:
 @given(st.lists(st.integers(2, 5), min_size=1, max_size=3), st.integers(0, 99))
 def test_any_other_student_loses(sizes: list[int], seed: int) -> None:
     student, teacher = images(sizes, seed), images(sizes, seed + 100)
-    for kind in KINDS:
+    for kind in METHODS:
         assert distillation_loss(kind, student, teacher, teacher).item() > 1e-3
     names = images(sizes, seed + 200)
     plain, pairs = distillation_terms("text-guided", teacher, teacher, names)
@@ -82,7 +82,7 @@ def test_the_scale_of_texts_is_learnt() -> None:
     assert scale.grad is not None and scale.grad.abs() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", METHODS)
 def test_no_region_gives_zero_and_gradients_of_zero(kind: str) -> None:
     weight, scale = torch.randn(6, 6, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     nothing = [torch.zeros(0, 6) @ weight] * 2
@@ -101,7 +101,7 @@ def test_unknown_kinds() -> None:
 @given(counts, st.integers(1, 12), st.integers(0, 9))
 def test_a_choice_of_regions_stays_with_its_images(sizes: list[int], most: int, seed: int) -> None:
     torch.manual_seed(seed)
-    chosen = chosen_regions(sizes, most)
+    chosen = choose_regions(sizes, most)
     assert sum(map(len, chosen)) == min(most, sum(sizes))
     for count, each in zip(sizes, chosen, strict=True):
         assert each.dtype is torch.int64
@@ -114,7 +114,7 @@ def test_the_choice_is_even_over_the_batch() -> None:
     torch.manual_seed(0)
     hits = torch.zeros(10)
     for _ in range(2000):
-        first, second = chosen_regions([3, 7], 4)
+        first, second = choose_regions([3, 7], 4)
         hits[first] += 1
         hits[second + 3] += 1
     assert (hits / 2000 - 0.4).abs().max() < 0.05

@@ -18,8 +18,8 @@ from ovstrans.frameworks.mask2former_losses import (
     Targets,
     class_loss,
     class_targets,
+    make_targets,
     segment_count,
-    targets_of,
 )
 
 SIDE = 32
@@ -55,11 +55,11 @@ def perfect(targets: Targets, classes: int) -> tuple[Tensor, Tensor]:
 
 def test_targets_are_padded_and_counted_in_columns() -> None:
     masks = torch.ones(3, 2, 3, dtype=torch.bool)
-    found = targets_of(segments(masks, [4, 0, 2]), [0, 2, 4], (4, 5))
+    found = make_targets(segments(masks, [4, 0, 2]), [0, 2, 4], (4, 5))
     assert found.classes.tolist() == [2, 0, 1]
     assert found.masks.dtype == torch.float32 and found.masks.shape == (3, 4, 5)
     assert found.masks[:, :2, :3].all() and not found.masks[:, 2:].any() and not found.masks[:, :, 3:].any()
-    empty = targets_of(segments(torch.zeros(0, 2, 3, dtype=torch.bool), []), [0, 2, 4], (4, 5))
+    empty = make_targets(segments(torch.zeros(0, 2, 3, dtype=torch.bool), []), [0, 2, 4], (4, 5))
     assert empty.masks.shape == (0, 4, 5) and empty.classes.dtype == torch.int64 and len(empty.classes) == 0
 
 

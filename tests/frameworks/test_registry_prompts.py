@@ -14,7 +14,7 @@ from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
-from ovstrans.frameworks.ensemble import seen_classes
+from ovstrans.frameworks.ensemble import find_seen_classes
 from ovstrans.frameworks.registry import classifier_for, text_clip, with_prompts
 from ovstrans.vocabulary.catalog import load_published_vocabulary
 from ovstrans.vocabulary.prompts import get_templates
@@ -199,7 +199,7 @@ def test_the_carried_tower_computes_as_the_recorded_weights_want(
 def test_fcclip_finds_seen_classes_by_their_names(name: str, seen: int) -> None:
     options = registry.default_options("fcclip")
     trained = with_prompts(load_published_vocabulary("coco-panoptic"), "fcclip", options)
-    assert sum(seen_classes(with_prompts(load_published_vocabulary(name), "fcclip", options), trained)) == seen
+    assert sum(find_seen_classes(with_prompts(load_published_vocabulary(name), "fcclip", options), trained)) == seen
 
 
 def test_seen_is_decided_on_the_prompted_words() -> None:
@@ -208,7 +208,9 @@ def test_seen_is_decided_on_the_prompted_words() -> None:
     def unseen(name: str, names: str = "auto") -> set[str]:
         vocabulary = with_prompts(load_published_vocabulary(name), "fcclip", {}, names)
         return {
-            shown for shown, yes in zip(vocabulary.names, seen_classes(vocabulary, trained), strict=True) if not yes
+            shown
+            for shown, yes in zip(vocabulary.names, find_seen_classes(vocabulary, trained), strict=True)
+            if not yes
         }
 
     assert unseen("cityscapes") == {"pole", "rider"}  # road shares its name with COCO's

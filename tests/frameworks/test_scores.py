@@ -61,14 +61,14 @@ def assert_same(scores: Scores, expected: Tensor) -> None:
     """The same scores, and the same classes but where the two best are equal up to rounding."""
     assert tuple(expected.shape) == (scores.num_classes, *scores.size)
     torch.testing.assert_close(whole(scores), expected, rtol=0, atol=ROUNDING)
-    found = [scores.best(*band, share=True) for band in scores.bands()]
+    found = [scores.best(*band, confidence=True) for band in scores.bands()]
     classes = torch.cat([each.classes for each in found])
     top = expected.topk(min(2, len(expected)), dim=0)
     clear = torch.ones(scores.size, dtype=torch.bool) if len(top[0]) < 2 else top[0][0] - top[0][1] > 2 * ROUNDING
     assert classes.dtype == torch.int64 and torch.equal(classes[clear], top.indices[0][clear])
-    torch.testing.assert_close(torch.cat([each.values for each in found]), top.values[0], rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(torch.cat([each.scores for each in found]), top.values[0], rtol=0, atol=ROUNDING)
     share = expected.softmax(0) if scores.logits else expected / expected.sum(0)
-    shares = torch.cat([each.share for each in found if each.share is not None])
+    shares = torch.cat([each.confidence for each in found if each.confidence is not None])
     torch.testing.assert_close(shares, share.amax(0), rtol=1e-3, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_queries(
     size: tuple[int, int], target: tuple[int, int], count: int, classes: int, masks_first: bool, seed: int
 ) -> None:
     probabilities, masks = queries(size, count, classes, seed)
-    scores = QueryScores(probabilities, masks, size, padded(size)).at(target, masks_first=masks_first)
+    scores = QueryScores(probabilities, masks, size, padded(size)).resize(target, masks_first=masks_first)
     assert_same(scores, plain_queries(probabilities, masks, size, target, masks_first))
 
 
@@ -99,7 +99,7 @@ def test_maps(size: tuple[int, int], target: tuple[int, int], classes: int, stri
     height, width = padded(size)
     maps = torch.randn(classes, height // stride, width // stride, generator=torch.Generator().manual_seed(seed))
     expected = F.interpolate(Framework.resize(maps[None], size), target, mode="bilinear", align_corners=False)[0]
-    assert_same(MapScores(maps, size, padded(size)).at(target), expected)
+    assert_same(MapScores(maps, size, padded(size)).resize(target), expected)
 
 
 @pytest.mark.usefixtures("band_numbers")
@@ -114,9 +114,9 @@ def test_any_scores_can_be_resized(size: tuple[int, int], target: tuple[int, int
 def test_both_orders_differ_and_the_mirror_image_is_brought_back() -> None:
     probabilities, masks = queries((33, 50), 5, 4)
     scores = QueryScores(probabilities, masks, (33, 50), padded((33, 50)))
-    first, last = scores.at((60, 90), masks_first=True), scores.at((60, 90))
+    first, last = scores.resize((60, 90), masks_first=True), scores.resize((60, 90))
     assert float((whole(first) - whole(last)).abs().max()) > 0.01
-    both = MeanScores([scores, FlippedScores(scores)]).at((60, 90), masks_first=True)
+    both = MeanScores([scores, FlippedScores(scores)]).resize((60, 90), masks_first=True)
     assert_same(both, (whole(first) + whole(first).flip(-1)) / 2)
 
 
@@ -146,7 +146,7 @@ def test_windows_average_where_they_overlap(height: int, width: int, down: int, 
     scores = WindowScores((height, width), window, tops, lefts, look)
     torch.testing.assert_close(whole(scores), total / count)
     assert looks == tops
-    assert_same(scores.at((11, 13)), F.interpolate((total / count)[None], (11, 13), mode="bilinear")[0])
+    assert_same(scores.resize((11, 13)), F.interpolate((total / count)[None], (11, 13), mode="bilinear")[0])
 
 
 @pytest.mark.usefixtures("band_numbers")
@@ -158,7 +158,7 @@ def test_panoptic_segments_are_those_of_whole_masks(threshold: float) -> None:
     whole_masks = Framework.resize(masks[None], size, target)[0]
     thresholds = {"object_threshold": threshold, "overlap_threshold": 0.1}
     expected_map, expected = panoptic(probabilities, whole_masks, {0, 2}, **thresholds)
-    scores = QueryScores(probabilities, masks, size, padded(size)).at(target)
+    scores = QueryScores(probabilities, masks, size, padded(size)).resize(target)
     found_map, found = scores.panoptic({0, 2}, **thresholds)
     assert found == expected and len(found) > 2
     assert torch.equal(found_map, expected_map) and set(found_map.unique().tolist()) >= {each.id for each in found}
@@ -170,7 +170,7 @@ def test_instances_are_those_of_whole_masks(top: int) -> None:
     size, target = (40, 70), (61, 33)
     probabilities, masks = queries(size, 12, 5, seed=3)
     expected = instances(probabilities[:, :-1], Framework.resize(masks[None], size, target)[0], {0, 2}, top=top)
-    found = QueryScores(probabilities, masks, size, padded(size)).at(target).instances({0, 2}, top=top)
+    found = QueryScores(probabilities, masks, size, padded(size)).resize(target).instances({0, 2}, top=top)
     assert torch.equal(found.classes, expected.classes) and len(found.classes) > 2
     torch.testing.assert_close(found.scores, expected.scores)
     assert found.masks.shape == expected.masks.shape and (found.masks == expected.masks).float().mean() > 0.999
@@ -206,7 +206,7 @@ def test_no_tensor_is_as_large_as_the_scores_of_the_image(
     if kind == "flip":
         scores = MeanScores([scores, FlippedScores(scores)])
     with Largest() as largest:
-        found = scores.at(target, masks_first=masks_first)
+        found = scores.resize(target, masks_first=masks_first)
         for band in found.bands():
             found.best(*band)
     assert largest.numbers <= max(numbers, masks.numel())
