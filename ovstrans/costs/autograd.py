@@ -1,13 +1,13 @@
-"""What a forward and a backward pass execute, layer by layer: a real one, on meta tensors.
+"""Multiply-accumulates of a forward and a backward pass, layer by layer: a real pass, on meta tensors.
 
-Torch's dispatch counter says how many products run. Which layer they belong to is noted as the forward pass
-goes: every node that autograd records is labelled with the module that was running, and when the backward pass
-enters a node, what is counted from there on is that layer's. So `requires_grad` decides, and nothing else:
-what does not train has no weight gradient, what has nothing to train before it no input gradient, and a
-BatchNorm that trains inside a frozen prefix keeps the input gradients behind it alive.
+Torch's dispatch counter says how many products run. To tell which layer they belong to, every node that autograd
+records in the forward pass is labelled with the module that was running. When the backward pass enters a node, what is
+counted from there on is that layer's. So `requires_grad` alone decides what costs: a layer that does not train has no
+weight gradient, one with nothing to train before it no input gradient, and a BatchNorm that trains inside a frozen
+prefix keeps the input gradients behind it.
 
-A product of C MACs costs C for the gradient of each operand that needs one. Of a layer's own parameter that is
-a weight gradient; of anything else, be it activations or learned queries, an input gradient.
+A product of C MACs costs C for the gradient of each operand that needs one. That of a layer's own parameter is a
+weight gradient; that of anything else, activations or learned queries, an input gradient.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovstrans.costs.interpolation_macs import ShapesOnly
-from ovstrans.costs.meta import visited
+from ovstrans.costs.counter import ShapeOnlyResampling, track_running
 
-Objective = Callable[[nn.Module, Tensor], Sequence[Tensor]]
-"""(module, images [B, 3, H, W]) to what its losses are computed from; each gets a gradient."""
+Outputs = Callable[[nn.Module, Tensor], Sequence[Tensor]]
+"""Computes, from a module and images [B, 3, H, W], the tensors that the losses start from."""
 
 _OPERANDS: Mapping[str, tuple[int, int]] = {
     "Convolution": (0, 1),
@@ -38,64 +37,116 @@ _OPERANDS: Mapping[str, tuple[int, int]] = {
     "Baddbmm": (1, 2),
     "Addmv": (1, 2),
 }
-"""Autograd's name of a product to the places of its two operands among the node's inputs."""
+"""Autograd's name of a product to the positions of its two operands among the node's inputs."""
 
 
 @dataclass
 class StepMacs:
-    """MACs of a layer in one step, of the whole batch."""
+    """MACs of one training step.
+
+    Attributes:
+        forward: Of the forward pass.
+        input_gradient: Of the gradients of activations.
+        weight_gradient: Of the gradients of weights.
+    """
 
     forward: int = 0
     input_gradient: int = 0
     weight_gradient: int = 0
 
+    @property
+    def backward(self) -> int:
+        """MACs of both gradients."""
+        return self.input_gradient + self.weight_gradient
 
-def count_step(
-    module: nn.Module, shape: tuple[int, ...], objective: Objective, *, still: Collection[str] = ()
+    @property
+    def total(self) -> int:
+        """MACs of forward and backward pass."""
+        return self.forward + self.backward
+
+
+def trace_step(
+    module: nn.Module, shape: tuple[int, ...], outputs: Outputs, *, frozen_params: Collection[str] = ()
 ) -> dict[str, StepMacs]:
-    """Module name to what runs in it, but in none of its inner modules, in a forward and a backward pass.
+    """Count the MACs of a forward and a backward pass, module by module.
 
-    module: of any device and dtype, in whatever mode; it runs as it is, on stand-ins for its weights.
-    shape: of the images.  still: parameters that do not train, beside those without `requires_grad`.
+    Args:
+        module: Module of any device and dtype. It runs in the mode that it is in, with meta tensors for weights.
+        shape: Shape of the images.
+        outputs: Computes what the losses start from; a gradient arrives at each of its tensors.
+        frozen_params: Names of parameters that do not train, besides those without `requires_grad`.
+
+    Returns:
+        Module name to what runs in the module itself, its inner modules left out, for the whole batch.
     """
     macs: dict[str, StepMacs] = defaultdict(StepMacs)
-    running = [""]
     meter = _Meter()
-    follow = visited(module, lambda name, starts: meter.visit(running, name, starts, macs))
-    with torch.inference_mode(False), torch.enable_grad(), follow, ShapesOnly(), meter.counter:
-        step = _Step(module, objective)
-        shadow, own = _stand_ins(step, {f"module.{name}" for name in still})
-        with _Recorder(running) as recorder:
-            outputs = torch.func.functional_call(step, shadow, (torch.empty(shape, device="meta"),))
-        meter.settle(lambda count: _add_forward(macs[running[-1]], count))
-        reached = [each for each in outputs if each.requires_grad]
-        if reached:
-            current: list[Any] = [None]
 
-            def enter(node: Any) -> Callable[[Any], None]:
-                def hook(_gradients: Any) -> None:
-                    meter.settle(lambda count: _add_backward(macs, recorder.owners, own, current[0], count))
-                    current[0] = node
+    def assign_forward() -> None:
+        count = meter.take()
+        if count:
+            macs[running[-1]].forward += count
 
-                return hook
-
-            for node in recorder.owners:
-                node.register_prehook(enter(node))
-            torch.autograd.backward(reached, [torch.empty_like(each) for each in reached])
-            meter.settle(lambda count: _add_backward(macs, recorder.owners, own, current[0], count))
+    follow = track_running(module, assign_forward)
+    with torch.inference_mode(False), torch.enable_grad(), follow as running, ShapeOnlyResampling(), meter.counter:
+        step = _Step(module, outputs)
+        stand_ins, params = _stand_ins(step, {f"module.{name}" for name in frozen_params})
+        with _NodeOwners(running) as nodes:
+            made = torch.func.functional_call(step, stand_ins, (torch.empty(shape, device="meta"),))
+        assign_forward()
+        _run_backward([each for each in made if each.requires_grad], nodes.owners, params, macs, meter)
     return dict(macs)
 
 
-class _Step(nn.Module):
-    """A way in for `functional_call`."""
+def _run_backward(
+    outputs: Sequence[Tensor],
+    owners: Mapping[Any, str],
+    params: Mapping[int, str],
+    macs: dict[str, StepMacs],
+    meter: _Meter,
+) -> None:
+    """Run the backward pass from `outputs` and add what it executes to `macs`.
 
-    def __init__(self, module: nn.Module, objective: Objective) -> None:
+    Args:
+        outputs: Tensors that need gradients.
+        owners: Autograd node to the name of the module that made it.
+        params: Identity of a parameter to its name.
+        macs: Module name to its MACs.
+        meter: The counter, active.
+    """
+    if not outputs:
+        return
+    current: Any = None
+
+    def assign() -> None:
+        count = meter.take()
+        if count:
+            _add_backward(macs, owners, params, current, count)
+
+    def enter(node: Any) -> Callable[[Any], None]:
+        def hook(_gradients: Any) -> None:
+            nonlocal current
+            assign()
+            current = node
+
+        return hook
+
+    for node in owners:
+        node.register_prehook(enter(node))
+    torch.autograd.backward(outputs, [torch.empty_like(each) for each in outputs])
+    assign()
+
+
+class _Step(nn.Module):
+    """A module whose `forward` computes the outputs of another: the entry that `functional_call` needs."""
+
+    def __init__(self, module: nn.Module, outputs: Outputs) -> None:
         super().__init__()
         self.module = module
-        self._objective = objective
+        self._outputs = outputs
 
     def forward(self, images: Tensor) -> Sequence[Tensor]:
-        return self._objective(self.module, images)
+        return self._outputs(self.module, images)
 
 
 class _Meter:
@@ -107,24 +158,18 @@ class _Meter:
         )
         self._read = 0
 
-    def settle(self, add: Callable[[int], None]) -> None:
-        """`add` the MACs since the last time."""
-        now = self.counter.get_total_flops() // 2
-        if now != self._read:
-            add(now - self._read)
-        self._read = now
-
-    def visit(self, running: list[str], name: str, starts: bool, macs: dict[str, StepMacs]) -> None:
-        """A module starts or ends: what was counted is that of the one that was running."""
-        self.settle(lambda count: _add_forward(macs[running[-1]], count))
-        if starts:
-            running.append(name)
-        else:
-            running.pop()
+    def take(self) -> int:
+        """Return the MACs since the last call."""
+        before, self._read = self._read, self.counter.get_total_flops() // 2
+        return self._read - before
 
 
-class _Recorder(TorchFunctionMode):
-    """Notes of every autograd node which module made it."""
+class _NodeOwners(TorchFunctionMode):
+    """While active, note for every autograd node which module made it.
+
+    Attributes:
+        owners: Node to module name.
+    """
 
     def __init__(self, running: list[str]) -> None:
         super().__init__()
@@ -146,44 +191,45 @@ class _Recorder(TorchFunctionMode):
                 waiting += [inner for inner, _ in node.next_functions]
 
 
-def _stand_ins(step: _Step, still: Collection[str]) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """(name to meta tensor for every parameter and buffer, identity of a parameter's to the parameter's name)."""
-    shadow: dict[str, Tensor] = {}
+def _stand_ins(step: _Step, frozen_params: Collection[str]) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """Make meta tensors for all parameters and buffers.
+
+    Returns:
+        Name to meta tensor, and the identity of a parameter's meta tensor to the parameter's name.
+    """
+    stand_ins: dict[str, Tensor] = {}
     known: dict[int, Tensor] = {}
-    own: dict[int, str] = {}
+    params: dict[int, str] = {}
     for name, parameter in step.named_parameters(remove_duplicate=False):
         value = known.get(id(parameter))
         if value is None:  # one stand-in for a parameter that several names share
             value = known[id(parameter)] = torch.empty_like(parameter, device="meta", dtype=torch.float32)
-            value.requires_grad_(parameter.requires_grad and name not in still)
-            own[id(value)] = name.removeprefix("module.")
-        shadow[name] = value
+            value.requires_grad_(parameter.requires_grad and name not in frozen_params)
+            params[id(value)] = name.removeprefix("module.")
+        stand_ins[name] = value
     for name, buffer in step.named_buffers():
         kind = torch.float32 if buffer.is_floating_point() else None
-        shadow[name] = torch.empty_like(buffer, device="meta", dtype=kind)
-    return shadow, own
-
-
-def _add_forward(entry: StepMacs, count: int) -> None:
-    entry.forward += count
+        stand_ins[name] = torch.empty_like(buffer, device="meta", dtype=kind)
+    return stand_ins, params
 
 
 def _add_backward(
-    macs: dict[str, StepMacs], owners: Mapping[Any, str], own: Mapping[int, str], node: Any, count: int
+    macs: dict[str, StepMacs], owners: Mapping[Any, str], params: Mapping[int, str], node: Any, count: int
 ) -> None:
+    """Split the MACs of a node's backward into input and weight gradients of the module that made it."""
     owner = owners[node]
     operands = _OPERANDS.get(_kind(node), ())
-    edges = [node.next_functions[place][0] for place in operands]
+    edges = [node.next_functions[position][0] for position in operands]
     needed = [edge for edge in edges if edge is not None]
-    weights = sum(_is_weight(edge, owner, own) for edge in needed)
+    weights = sum(_is_weight(edge, owner, params) for edge in needed)
     share, rest = divmod(count, len(needed) or 1)
     assert rest == 0, f"{owner or 'module'}: {count} MACs of {node.name()} for {len(needed)} gradients"
     macs[owner].weight_gradient += weights * share
     macs[owner].input_gradient += count - weights * share
 
 
-def _is_weight(edge: Any, owner: str, own: Mapping[int, str]) -> bool:
-    """Whether an operand is made of the owner's own parameters alone, without another product in between."""
+def _is_weight(edge: Any, owner: str, params: Mapping[int, str]) -> bool:
+    """Return whether an operand is computed from the owner's own parameters alone, without another product."""
     waiting, seen = [edge], set()
     while waiting:
         node = waiting.pop()
@@ -196,7 +242,7 @@ def _is_weight(edge: Any, owner: str, own: Mapping[int, str]) -> bool:
         if variable is None:
             waiting += [inner for inner, _ in node.next_functions]
             continue
-        holder = own.get(id(variable), "").rpartition(".")[0]
+        holder = params.get(id(variable), "").rpartition(".")[0]
         if holder != owner and not (owner and holder.startswith(f"{owner}.")):
             return False
     return True
@@ -218,7 +264,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _convolution_gradients(
     gradient: Any,
-    given: Any,
+    images: Any,
     weight: Any,
     _bias: Any,
     _stride: Any,
@@ -231,14 +277,14 @@ def _convolution_gradients(
     *_: Any,
     **__: Any,
 ) -> int:
-    """FLOPs of a convolution's gradients: each costs what the convolution does.
+    """Return the FLOPs of a convolution's gradients: each costs what the convolution does.
 
-    Torch's own formula has a weight gradient of g groups g times too dear.
+    Torch's own formula overstates the weight gradient of g groups by a factor of g.
     """
-    positions = (given if transposed else gradient)[2:]
-    once = 2 * _product(weight) * _product(positions) * int(given[0])
+    positions = (images if transposed else gradient)[2:]
+    once = 2 * _numel(weight) * _numel(positions) * int(images[0])
     return once * sum(needed[:2])
 
 
-def _product(sizes: Iterable[int]) -> int:
+def _numel(sizes: Iterable[int]) -> int:
     return int(torch.Size(sizes).numel())

@@ -1,9 +1,9 @@
-"""Masked layers through torch's own sparse matrices, where that is faster.
+"""Masked layers run by torch's own sparse matrices, where that is faster.
 
-A 1x1 convolution or linear layer whose weight is masked is a product with a matrix of mostly zeros;
-torch can hold that matrix as compressed rows (CSR) and skip the zeros. Whether this gains time depends
-on the layer, the density and the machine, so each layer tries both on its first input and keeps the
-faster. All other masked layers run dense: torch has no sparse kernel for them.
+A 1x1 convolution or linear layer with a masked weight is a product with a matrix of mostly zeros; torch can hold that
+matrix as compressed sparse rows (CSR) and skip the zeros. Whether this gains time depends on the layer, the density
+and the machine, so each layer tries both on its first input and keeps the faster. All other masked layers run dense:
+torch has no sparse kernel for them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,36 @@ _TRIALS = 3
 
 @dataclass
 class SparseLayers:
-    """Names of the masked layers that could run as CSR (`tried`) and of those that do (`used`)."""
+    """The masked layers of a sparse pass.
+
+    Attributes:
+        tried: Names of those that could run as CSR.
+        used: Names of those that do, since they are faster so.
+    """
 
     tried: list[str] = field(default_factory=list)
     used: list[str] = field(default_factory=list)
 
 
-def sparse_pass(
+def make_sparse_pass(
     module: nn.Module, masked: Collection[str], run: Callable[[], object]
 ) -> tuple[Callable[[], object], SparseLayers]:
-    """(`run` with those layers of `module` as CSR matrices that are faster so, which these are).
+    """Make a version of `run` in which layers of a module are CSR matrices, if they are faster so.
 
-    masked: names of parameters in `module`. Inference only, and only what is called as a module. The
-    choice falls in the first pass; between passes the module is what it was.
+    Each layer chooses in the first pass. Between passes the module is what it was. For inference only, and only for
+    layers that are called as modules.
+
+    Args:
+        module: Module that `run` runs.
+        masked: Names of its masked parameters.
+        run: The dense pass.
+
+    Returns:
+        The sparse pass, and the layers that it concerns.
     """
     state = SparseLayers()
     layers = [
-        (layer, _chooser(name, layer, state))
+        (layer, _make_chooser(name, layer, state))
         for name, layer in module.named_modules()
         if f"{name}.weight" in masked and _is_matrix(layer)
     ]
@@ -55,8 +68,8 @@ def sparse_pass(
     return sparse_run, state
 
 
-def csr_forward(layer: Any) -> Callable[[Tensor], Tensor]:
-    """What a 1x1 convolution (NCHW) or linear layer (features last) computes, by a CSR matrix."""
+def make_csr_forward(layer: Any) -> Callable[[Tensor], Tensor]:
+    """Make the forward of a 1x1 convolution (NCHW) or linear layer (features last) that uses a CSR matrix."""
     weight, bias = layer.weight.detach(), layer.bias
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls its CSR tensors a beta
@@ -68,9 +81,16 @@ def csr_forward(layer: Any) -> Callable[[Tensor], Tensor]:
         product = matrix @ flat.reshape(flat.shape[0], -1)
         if bias is not None:
             product += bias[:, None]
-        return product.reshape(-1, *flat.shape[1:]).movedim(0, channels)
+        shaped: Tensor = product.reshape(-1, *flat.shape[1:]).movedim(0, channels)
+        return shaped
 
     return forward
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work that was started on a GPU; the CPU does not need it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _is_matrix(layer: nn.Module) -> bool:
@@ -79,15 +99,15 @@ def _is_matrix(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def _chooser(name: str, layer: nn.Module, state: SparseLayers) -> Callable[[Tensor], Tensor]:
-    """Forward of a layer that on its first input tries both ways, and stays with the faster."""
+def _make_chooser(name: str, layer: nn.Module, state: SparseLayers) -> Callable[[Tensor], Tensor]:
+    """Make the forward of a layer that tries both ways on its first input, and keeps the faster."""
     dense = type(layer).forward.__get__(layer)
     chosen: list[Callable[[Tensor], Tensor]] = []
 
     def forward(inputs: Tensor) -> Tensor:
         if not chosen:
             state.tried.append(name)
-            sparse = csr_forward(layer)
+            sparse = make_csr_forward(layer)
             faster = _seconds(sparse, inputs) < _seconds(dense, inputs)
             chosen.append(sparse if faster else dense)
             if faster:
@@ -98,7 +118,7 @@ def _chooser(name: str, layer: nn.Module, state: SparseLayers) -> Callable[[Tens
 
 
 def _seconds(run: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
-    """The fastest of some runs, after one to warm up."""
+    """Return the time of the fastest of some runs, after one to warm up."""
     times = []
     for _ in range(_TRIALS + 1):
         synchronize(inputs.device)
@@ -107,9 +127,3 @@ def _seconds(run: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
         synchronize(inputs.device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what was started on a GPU; the CPU does not need it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

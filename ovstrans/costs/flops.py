@@ -1,41 +1,63 @@
-"""Counting multiply-accumulates of a forward pass: dense, and what is left under a mask.
+"""Multiply-accumulates of inference: of a forward pass, dense and under a mask, and of the text encoder.
 
-The unit is always the MAC, one multiplication with its addition; FLOPs are twice that. `torch` is the counter
-of truth: torch's dispatch counter sees every matrix product and convolution that runs, here on meta tensors,
-so that a count takes no memory and no arithmetic, whatever the image size, the batch and the dtype; sampling
-and resizing, which it does not see, are counted apart as `other`, in closed form. Norms, activations and
-pooling are left out, and so are plain products that nothing adds up. `fvcore` and `thop-rules` are the
-literature's counters. Both add norms and miss some attention, thop much more besides; `fvcore` also adds
-resizing, and runs the model for real.
+The unit is always the MAC, one multiplication with its addition; FLOPs are twice that. There are three counters:
+
+torch       The counter of truth (`costs.counter`): every matrix product and convolution that runs. Resampling is
+            counted apart, in none of the sums. Norms, activations and pooling are left out, and so are plain products
+            that nothing adds up.
+fvcore      The library, as the literature uses it (`costs.fvcore_rules`). It runs the model for real, adds norms and
+            resizing, and misses some attention.
+thop-rules  The rules of `thop` (`costs.thop_rules`). They add norms and pooling, and miss some attention and much more.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from ovstrans.costs.dispatch import count_dispatched
-from ovstrans.costs.meta import evaluating
-from ovstrans.costs.params import component_of, component_prefixes, encoder_prefix, kept_weights
-from ovstrans.costs.thop_rules import count_thop
+from ovstrans.clip.load import create_clip
+from ovstrans.costs.counter import count_macs
+from ovstrans.costs.params import LayerNames, kept_weights
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
+from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.masks.mask import Mask
 
 COUNTERS = ("torch", "fvcore", "thop-rules")
 
 INFERENCE = "inference"
-"""The component of what a framework itself computes, after its heads: scores of queries become scores of pixels."""
+"""The component of what a framework itself computes after its heads: scores of queries become scores of pixels."""
 
 
 @dataclass(frozen=True)
-class LayerFlops:
-    """name: the layer's (trunk layers without prefix).  dense, effective: MACs of the whole batch."""
+class Macs:
+    """MACs of a part of a model.
+
+    Attributes:
+        dense: MACs if every weight is used.
+        effective: MACs of the weights that the mask keeps: nonzeros times output positions, layer by layer.
+    """
+
+    dense: int
+    effective: int
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """MACs of a layer, of the whole batch.
+
+    Attributes:
+        name: Name of the layer; layers of the image encoder without prefix.
+        component: Component that it belongs to.
+        dense: As in `Macs`.
+        effective: As in `Macs`.
+    """
 
     name: str
     component: str
@@ -44,8 +66,15 @@ class LayerFlops:
 
 
 @dataclass(frozen=True)
-class OtherFlops:
-    """MACs of one kind of sampling or resizing, such as "bilinear_resizing", in one module."""
+class LayerResampling:
+    """MACs of one kind of resampling in a layer, of the whole batch.
+
+    Attributes:
+        name: As in `LayerMacs`.
+        component: As in `LayerMacs`.
+        operation: Kind of resampling, such as "bilinear_resizing".
+        macs: MACs.
+    """
 
     name: str
     component: str
@@ -54,45 +83,117 @@ class OtherFlops:
 
 
 @dataclass(frozen=True)
-class Flops:
-    """MACs of one forward pass over `batch` images of `image_size` (height, width).
+class Resampling:
+    """MACs of resizing and sampling by interpolation, which are in no other sum.
 
-    layers: matrix products and convolutions.  others: sampling and resizing, in none of the sums; None where
-    the counter does not tell them apart.
+    Attributes:
+        total: MACs in all.
+        operations: Kind of resampling to MACs.
+        components: Component to MACs.
+    """
+
+    total: int
+    operations: Mapping[str, int]
+    components: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ReleasedMacs(Macs):
+    """MACs that the released code of a framework runs for the same answer.
+
+    Attributes:
+        components: Component to its MACs.
+    """
+
+    components: Mapping[str, Macs]
+
+
+@dataclass(frozen=True)
+class TextEncoderMacs:
+    """MACs of embedding a vocabulary: once, not per image.
+
+    Every row of a classifier is a name of a class in every template. The text encoder reads each prompt at its full
+    context length, however short it is.
+
+    Attributes:
+        vocabulary: Name of the vocabulary.
+        rows: Number of class names, synonyms included.
+        templates: Number of prompts of a name.
+        per_prompt: MACs of one prompt.
+    """
+
+    vocabulary: str
+    rows: int
+    templates: int
+    per_prompt: int
+
+    @property
+    def prompts(self) -> int:
+        """Number of texts to embed."""
+        return self.rows * self.templates
+
+    @property
+    def macs(self) -> int:
+        """MACs of the whole vocabulary."""
+        return self.prompts * self.per_prompt
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `text_encoder` of a report's `flops`."""
+        return {
+            "unit": "MAC",
+            "per": "vocabulary",
+            "vocabulary": self.vocabulary,
+            "rows": self.rows,
+            "templates": self.templates,
+            "prompts": self.prompts,
+            "per_prompt": self.per_prompt,
+            "macs": self.macs,
+            "flops": 2 * self.macs,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TextEncoderMacs:
+        """Read the entry `text_encoder` of a report's `flops`."""
+        return cls(value["vocabulary"], value["rows"], value["templates"], value["per_prompt"])
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Cost of inference, in MACs: of one forward pass over a batch, and of embedding the vocabulary once.
+
+    Attributes:
+        image_size: Height and width of the images.
+        batch: Number of images.
+        counter: One of `COUNTERS`.
+        dense: MACs if every weight is used.
+        effective: MACs of the weights that the mask keeps.
+        components: Component to its MACs, in order of appearance.
+        resampling: Resizing and sampling, in none of the sums; None if the counter does not tell them apart.
+        text_encoder: Cost of the vocabulary; None without one, or by another counter than torch.
+        released: Cost of the framework's released code; None if it is the same, or by another counter than torch.
+        layers: MACs layer by layer; None if they were not kept.
+        resampling_layers: Resampling layer by layer; None if it was not kept.
     """
 
     image_size: tuple[int, int]
     batch: int
     counter: str
-    layers: tuple[LayerFlops, ...]
-    others: tuple[OtherFlops, ...] | None = None
+    dense: int
+    effective: int
+    components: Mapping[str, Macs]
+    resampling: Resampling | None = None
+    text_encoder: TextEncoderMacs | None = None
+    released: ReleasedMacs | None = None
+    layers: tuple[LayerMacs, ...] | None = field(default=None, repr=False)
+    resampling_layers: tuple[LayerResampling, ...] | None = field(default=None, repr=False)
 
-    @property
-    def dense(self) -> int:
-        """MACs with every weight at work."""
-        return sum(layer.dense for layer in self.layers)
+    def without_layers(self) -> Flops:
+        """Return the same without the figures of every layer."""
+        return replace(self, layers=None, resampling_layers=None)
 
-    @property
-    def effective(self) -> int:
-        """MACs of the weights the mask keeps: nonzeros x output positions, layer by layer."""
-        return sum(layer.effective for layer in self.layers)
-
-    @property
-    def other(self) -> int | None:
-        """MACs of sampling and resizing; None where the counter does not tell them apart."""
-        return None if self.others is None else sum(each.macs for each in self.others)
-
-    def components(self) -> dict[str, dict[str, int]]:
-        """{"dense", "effective"} of each component, in order of appearance."""
-        parts: dict[str, dict[str, int]] = {}
-        for layer in self.layers:
-            part = parts.setdefault(layer.component, {"dense": 0, "effective": 0})
-            part["dense"] += layer.dense
-            part["effective"] += layer.effective
-        return parts
-
-    def as_json(self, *, per_layer: bool = False) -> dict[str, Any]:
-        """The `flops` entry of a report. All figures are MACs but those under `flops`, which are twice that."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `flops` of a report. Figures are MACs, except those under `flops`, which are twice that."""
+        apart = self.resampling
         entry: dict[str, Any] = {
             "unit": "MAC",
             "image_size": list(self.image_size),
@@ -100,35 +201,50 @@ class Flops:
             "counter": self.counter,
             "dense": self.dense,
             "effective": self.effective,
-            "components": self.components(),
-            "other": self._other_json(),
+            "components": {name: asdict(part) for name, part in self.components.items()},
+            "other": None if apart is None else asdict(apart),
             "flops": {
                 "unit": "FLOP",
                 "dense": 2 * self.dense,
                 "effective": 2 * self.effective,
-                "other": None if self.other is None else 2 * self.other,
+                "other": None if apart is None else 2 * apart.total,
             },
         }
-        if per_layer:
-            entry["layers"] = [
-                {"name": one.name, "component": one.component, "dense": one.dense, "effective": one.effective}
-                for one in self.layers
-            ]
-            entry["other_layers"] = [
-                {"name": one.name, "component": one.component, "operation": one.operation, "macs": one.macs}
-                for one in self.others or ()
-            ]
+        if self.layers is not None:
+            entry["layers"] = [asdict(layer) for layer in self.layers]
+            entry["other_layers"] = [asdict(layer) for layer in self.resampling_layers or ()]
+        entry["text_encoder"] = None if self.text_encoder is None else self.text_encoder.to_json()
+        entry["released"] = None if self.released is None else asdict(self.released)
         return entry
 
-    def _other_json(self) -> dict[str, Any] | None:
-        if self.others is None:
-            return None
-        operations: dict[str, int] = {}
-        components: dict[str, int] = {}
-        for each in self.others:
-            operations[each.operation] = operations.get(each.operation, 0) + each.macs
-            components[each.component] = components.get(each.component, 0) + each.macs
-        return {"total": self.other, "operations": operations, "components": components}
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Flops:
+        """Read the entry `flops` of a report."""
+        height, width = value["image_size"]
+        other, text, released = value.get("other"), value.get("text_encoder"), value.get("released")
+        layers = value.get("layers")
+        return cls(
+            (height, width),
+            value["batch"],
+            value["counter"],
+            value["dense"],
+            value["effective"],
+            _parse_components(value["components"]),
+            resampling=None if other is None else Resampling(**other),
+            text_encoder=None if text is None else TextEncoderMacs.from_json(text),
+            released=None if released is None else _parse_released(released),
+            layers=None if layers is None else tuple(LayerMacs(**layer) for layer in layers),
+            resampling_layers=None
+            if layers is None
+            else tuple(LayerResampling(**layer) for layer in value.get("other_layers", ())),
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"Flops({self.dense / 1e9:.4g} GMAC dense, {self.effective / 1e9:.4g} effective; {self.batch} x "
+            f"{height}x{width}, counter {self.counter})"
+        )
 
 
 def count_flops(
@@ -140,74 +256,159 @@ def count_flops(
     counter: str = "torch",
     batch: int = 1,
 ) -> Flops:
-    """MACs of a framework's `segment(images)`, of any other `module(images)`, in eval mode.
+    """Count the MACs of one forward pass in eval mode: of a framework's `segment`, of another module's `forward`.
 
-    The literature's counters run `module(images)` whatever it is, `thop-rules` as its released code does.
-    images: [batch, 3, *image_size].  module: weights of any device, or meta (`fvcore` runs it for real and
-    needs memory and time).  A masked layer's effective MACs are exact: its dense MACs / weights x weights
-    kept. Products outside any layer (attention, text similarity) belong to the module that runs them. Raises
-    InputError for an unknown counter or an empty image, MismatchError where the mask is of another
-    architecture.
+    The literature's counters run `forward` of any module; `thop-rules` runs it as the released code does. Products
+    outside any layer (attention, text similarity) belong to the module that runs them. The effective MACs of a masked
+    layer are exact: its dense MACs / weights x weights kept.
+
+    Args:
+        module: Module to count, with weights of any device or on meta. `fvcore` runs it for real: it needs weights,
+            memory and time.
+        image_size: Height and width.
+        components: Parts of the module to count separately.
+        mask: Mask of its image encoder.
+        counter: One of `COUNTERS`.
+        batch: Number of images.
+
+    Raises:
+        InputError: If the counter is unknown or the image empty.
+        MismatchError: If the mask is of another architecture.
     """
     if counter not in COUNTERS:
-        raise InputError(f"--counter {counter}: unknown; use {', '.join(COUNTERS[:-1])} or {COUNTERS[-1]}")
+        raise InputError(f"`counter={counter}`: unknown; use {', '.join(COUNTERS[:-1])} or {COUNTERS[-1]}")
     if min(*image_size, batch) < 1:
         raise InputError(f"image size {image_size[0]}x{image_size[1]}, batch {batch}: each must be at least 1")
     shape = (batch, 3, *image_size)
-    others: Mapping[tuple[str, str], int] | None = None
+    resampling: Mapping[tuple[str, str], int] | None = None
     if counter == "torch":
-        call = module.segment if isinstance(module, Framework) else None
-        macs, others = count_dispatched(module, shape, call)
+        counted = count_macs(module, shape, module.segment if isinstance(module, Framework) else None)
+        products, resampling = counted.products, counted.resampling
     elif counter == "fvcore":
-        macs = _count_fvcore(module, shape)
+        from ovstrans.costs.fvcore_rules import run_fvcore
+
+        products = run_fvcore(module, shape)
     else:
-        macs = {layer.name: layer.macs for layer in count_thop(module, image_size, batch=batch).layers}
-    places = _Places(module, components or {})
+        from ovstrans.costs.thop_rules import count_thop
+
+        products = {layer.name: layer.macs for layer in count_thop(module, image_size, batch=batch).layers}
+    names = LayerNames(module, components or {})
+
+    def place(name: str) -> tuple[str, str]:
+        """Return the displayed name of an inner module and its component."""
+        itself = not name and isinstance(module, Framework)
+        return names.layer(name), INFERENCE if itself else names.component(name)
+
+    effective = _effective_macs(module, products, mask)
+    layers = tuple(LayerMacs(*place(name), dense, effective[name]) for name, dense in products.items())
+    flops = Flops(
+        image_size,
+        batch,
+        counter,
+        sum(products.values()),
+        sum(effective.values()),
+        _sum_components(layers),
+        layers=layers,
+    )
+    if resampling is None:
+        return flops
+    apart = tuple(LayerResampling(*place(name), operation, macs) for (name, operation), macs in resampling.items())
+    return replace(flops, resampling=_sum_resampling(apart), resampling_layers=apart)
+
+
+def count_inference(
+    module: nn.Module,
+    image_size: tuple[int, int],
+    *,
+    model: str,
+    components: Mapping[str, nn.Module] | None = None,
+    mask: Mask | None = None,
+    counter: str = "torch",
+    batch: int = 1,
+) -> Flops:
+    """Count all that inference costs: as `count_flops`, and of a framework its text encoder and its released code.
+
+    Args:
+        module: As in `count_flops`.
+        image_size: As in `count_flops`.
+        model: open_clip name of the CLIP.
+        components: As in `count_flops`.
+        mask: As in `count_flops`.
+        counter: As in `count_flops`.
+        batch: As in `count_flops`.
+
+    Raises:
+        InputError: As `count_flops` does.
+    """
+    given: dict[str, Any] = {"components": components, "mask": mask, "counter": counter, "batch": batch}
+    flops = count_flops(module, image_size, **given)
+    if counter != "torch" or not isinstance(module, Framework):
+        return flops
+    flops = replace(flops, text_encoder=count_text_encoder(module, model))
+    if not isinstance(module, MaskFramework):
+        return flops
+    from ovstrans.costs.released_code import as_released, released_differs
+
+    if not released_differs(module):
+        return flops
+    with as_released(module):
+        released = count_flops(module, image_size, **given)
+    return replace(flops, released=ReleasedMacs(released.dense, released.effective, released.components))
+
+
+def count_text_encoder(framework: Framework, model: str) -> TextEncoderMacs:
+    """Count the MACs of embedding the vocabulary that a framework was built with.
+
+    Args:
+        framework: The framework.
+        model: open_clip name of its CLIP.
+    """
+    vocabulary, rows = framework.text.vocabulary, len(framework.text.owner)
+    return TextEncoderMacs(vocabulary.name, rows, len(vocabulary.templates), count_prompt_macs(model))
+
+
+@lru_cache
+def count_prompt_macs(model: str) -> int:
+    """Count the MACs of embedding one prompt with the text encoder of an open_clip model."""
+    with torch.device("meta"):
+        clip = create_clip(model)
+    tokens = torch.zeros(1, clip.context_length, dtype=torch.long, device="meta")
+    return count_macs(clip, (1,), lambda _: clip.encode_text(tokens)).total
+
+
+def _effective_macs(module: nn.Module, products: Mapping[str, int], mask: Mask | None) -> dict[str, int]:
+    """Map each module to its dense MACs, or if its weight is masked to those of the weights kept."""
     kept, modules = kept_weights(module, mask), dict(module.named_modules())
-    layers = []
-    for name, dense in macs.items():
+    effective = dict(products)
+    for name, dense in products.items():
         weight = getattr(modules[name], "weight", None)
-        effective = dense
         if f"{name}.weight" in kept and isinstance(weight, torch.Tensor):
             positions, rest = divmod(dense, weight.numel())
             assert rest == 0, f"{name}: {dense} MACs are no multiple of its {weight.numel()} weights"
-            effective = positions * kept[f"{name}.weight"]
-        layers.append(LayerFlops(*places.of(name), dense, effective))
-    if others is None:
-        return Flops(image_size, batch, counter, tuple(layers))
-    apart = tuple(OtherFlops(*places.of(name), operation, count) for (name, operation), count in others.items())
-    return Flops(image_size, batch, counter, tuple(layers), apart)
+            effective[name] = positions * kept[f"{name}.weight"]
+    return effective
 
 
-class _Places:
-    """What reports call a module, and the component it is in."""
-
-    def __init__(self, module: nn.Module, components: Mapping[str, nn.Module]) -> None:
-        self.module, self.prefix = module, encoder_prefix(module)
-        self.prefixes = component_prefixes(module, components)
-
-    def of(self, name: str) -> tuple[str, str]:
-        """(shown name, component)."""
-        shown = name.removeprefix(self.prefix) or type(self.module).__name__
-        if not name and isinstance(self.module, Framework):
-            return shown, INFERENCE
-        return shown, component_of(name, self.prefixes)
+def _sum_components(layers: tuple[LayerMacs, ...]) -> dict[str, Macs]:
+    parts: dict[str, Macs] = {}
+    for layer in layers:
+        part = parts.get(layer.component, Macs(0, 0))
+        parts[layer.component] = Macs(part.dense + layer.dense, part.effective + layer.effective)
+    return parts
 
 
-def _count_fvcore(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """MACs of `module(images)` by fvcore's rules; it is run on its own device with whatever weights it has."""
-    if any(value.is_meta for value in module.parameters()):
-        raise InputError("--counter fvcore: runs the model for real and cannot count one without weights")
-    device = next(module.parameters()).device
-    with warnings.catch_warnings(), torch.no_grad(), evaluating(module):
-        warnings.simplefilter("ignore")
-        from fvcore.nn import FlopCountAnalysis  # warns where torch deprecates what it imports
+def _sum_resampling(layers: tuple[LayerResampling, ...]) -> Resampling:
+    operations: dict[str, int] = defaultdict(int)
+    components: dict[str, int] = defaultdict(int)
+    for layer in layers:
+        operations[layer.operation] += layer.macs
+        components[layer.component] += layer.macs
+    return Resampling(sum(operations.values()), dict(operations), dict(components))
 
-        analysis = FlopCountAnalysis(module, torch.zeros(shape, device=device))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        inclusive = {name: int(value) for name, value in analysis.by_module().items()}
-    exclusive = dict(inclusive)
-    for name, value in inclusive.items():
-        if name:
-            exclusive[name.rpartition(".")[0]] -= value
-    return {name: value for name, value in exclusive.items() if value}
+
+def _parse_components(value: Mapping[str, Any]) -> dict[str, Macs]:
+    return {name: Macs(**part) for name, part in value.items()}
+
+
+def _parse_released(value: Mapping[str, Any]) -> ReleasedMacs:
+    return ReleasedMacs(value["dense"], value["effective"], _parse_components(value["components"]))

@@ -1,14 +1,7 @@
 """Time, memory and energy of a forward pass, measured: dense, and with the mask's zeros skipped where torch can.
 
-    "latency": {"device", "threads", "load", "dtype", "image_size", "batch", "rounds", "warmup",
-                "weights_bytes", "energy_meter",
-                "arms": {"dense": {"how", median_s, q1_s, q3_s, iqr_s, min_s, max_s, images_per_s,
-                                   peak_memory_bytes, energy_per_image_j}, "sparse": {the same}},
-                "speedup": median of dense / median of sparse}
-
-Both arms hold the same, masked, weights. Each round runs them one after the other, in turns first, so
-that a busy or throttled machine slows both alike; `load` is how many processes wanted to run at the
-start (the system's mean of a minute). What could not be measured is null.
+Both arms hold the same masked weights. Each round runs them one after the other, in turns first, so that a busy or
+throttled machine slows both alike.
 """
 
 from __future__ import annotations
@@ -16,22 +9,102 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ovstrans.costs.csr import sparse_pass, synchronize
-from ovstrans.costs.energy import energy_meter
-from ovstrans.costs.memory import peak_memory
+from ovstrans.costs.csr import make_sparse_pass, synchronize
+from ovstrans.costs.meters import NvmlMeter, RaplMeter, find_energy_meter, measure_peak_memory
 from ovstrans.costs.params import kept_weights
 from ovstrans.masks.mask import Mask
+from ovstrans.modules import eval_mode
 
 _ENERGY_SECONDS = 1.0
-"""How long an arm runs for its energy: counters move on only now and then."""
+"""Time that an arm runs for its energy: counters advance only now and then."""
 
-Arms = Mapping[str, Callable[[], object]]
+Passes = Mapping[str, Callable[[], object]]
+"""Name of an arm to its forward pass."""
+
+
+@dataclass(frozen=True)
+class ArmLatency:
+    """Figures of one arm.
+
+    Attributes:
+        how: How the arm runs, in words.
+        median_s: Median time of a batch, in seconds.
+        q1_s: First quartile.
+        q3_s: Third quartile.
+        iqr_s: Interquartile range.
+        min_s: Fastest.
+        max_s: Slowest.
+        images_per_s: Throughput at the median.
+        peak_memory_bytes: Peak memory beyond the weights; None if it could not be measured.
+        energy_per_image_j: Energy in joules; None if it could not be measured.
+    """
+
+    how: str
+    median_s: float
+    q1_s: float
+    q3_s: float
+    iqr_s: float
+    min_s: float
+    max_s: float
+    images_per_s: float
+    peak_memory_bytes: int | None
+    energy_per_image_j: float | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured time, memory and energy of a forward pass.
+
+    Attributes:
+        device: Name of the device.
+        threads: Threads of torch on the CPU.
+        load: Processes that wanted to run at the start (the system's mean of a minute); None if unknown.
+        dtype: Type of images and weights.
+        image_size: Height and width.
+        batch: Number of images.
+        rounds: Timed passes of each arm.
+        warmup: Passes of each arm before them.
+        weights_bytes: Size of the weights and buffers.
+        energy_meter: Name of the energy meter; None if there is none.
+        arms: "dense" and, under a mask, "sparse".
+        speedup: Median of dense / median of sparse; None without a mask.
+    """
+
+    device: str
+    threads: int
+    load: float | None
+    dtype: str
+    image_size: tuple[int, int]
+    batch: int
+    rounds: int
+    warmup: int
+    weights_bytes: int
+    energy_meter: str | None
+    arms: Mapping[str, ArmLatency]
+    speedup: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `latency` of a report."""
+        return {**asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Latency:
+        """Read the entry `latency` of a report."""
+        height, width = value["image_size"]
+        arms = {name: ArmLatency(**arm) for name, arm in value["arms"].items()}
+        return cls(**{**value, "image_size": (height, width), "arms": arms})
+
+    def __repr__(self) -> str:
+        arms = ", ".join(f"{name} {1e3 * arm.median_s:.4g} ms" for name, arm in self.arms.items())
+        height, width = self.image_size
+        return f"Latency({arms}; {self.batch} x {height}x{width} on {self.device})"
 
 
 def measure_latency(
@@ -43,77 +116,84 @@ def measure_latency(
     device: torch.device | str = "cpu",
     rounds: int = 10,
     warmup: int = 2,
-) -> dict[str, Any]:
-    """The `latency` entry of a report, for `module(images)` in eval mode, images [batch, 3, *image_size].
+) -> Latency:
+    """Measure `module(images)` in eval mode.
 
-    module: with weights, which are moved to `device` and back, and masked if they are not.  mask: of
-    its image encoder; without one there is no sparse arm.  rounds: timed passes of each arm.  warmup:
-    passes before them (at least one for the sparse arm, which makes its choices there).
+    Args:
+        module: Module with weights. It is moved to `device` and back, and masked if it is not.
+        image_size: Height and width.
+        batch: Number of images.
+        mask: Mask of its image encoder; without one there is no sparse arm.
+        device: Where to run.
+        rounds: Timed passes of each arm.
+        warmup: Passes before them. The sparse arm has at least one, in which its layers choose.
     """
     device, load = torch.device(device), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if mask is not None:
         mask.apply(module)
     came_from = next(module.parameters()).device
-    training = module.training
-    module.to(device).eval()
+    module.to(device)
     images = torch.rand(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def run() -> object:
         return module(images)
 
     try:
-        with torch.inference_mode():
-            arms: dict[str, Callable[[], object]] = {"dense": run}
+        with torch.inference_mode(), eval_mode(module):
+            passes: dict[str, Callable[[], object]] = {"dense": run}
             how = {"dense": "every weight, zeros too, by torch's dense kernels"}
             if mask is not None:
-                arms["sparse"], state = sparse_pass(module, kept_weights(module, mask), run)
-                arms["sparse"]()
+                passes["sparse"], layers = make_sparse_pass(module, kept_weights(module, mask), run)
+                passes["sparse"]()
                 how["sparse"] = (
-                    f"{len(state.used)} of {len(mask.tensors)} masked layers as torch CSR matrices "
-                    f"({len(state.tried)} tried), the others dense"
+                    f"{len(layers.used)} of {len(mask.tensors)} masked layers as torch CSR matrices "
+                    f"({len(layers.tried)} tried), the others dense"
                 )
-            times = time_arms(arms, device, rounds=rounds, warmup=warmup)
-            meter = energy_meter(device)
-            entries: dict[str, dict[str, Any]] = {
-                name: {
-                    "how": how[name],
+            times = time_passes(passes, device, rounds=rounds, warmup=warmup)
+            meter = find_energy_meter(device)
+            arms = {
+                name: ArmLatency(
+                    how[name],
                     **_statistics(times[name], batch),
-                    "peak_memory_bytes": peak_memory(arm, device),
-                    "energy_per_image_j": None if meter is None else _energy(meter, arm, device) / batch,
-                }
-                for name, arm in arms.items()
+                    peak_memory_bytes=measure_peak_memory(one, device),
+                    energy_per_image_j=None if meter is None else _measure_energy(meter, one, device) / batch,
+                )
+                for name, one in passes.items()
             }
     finally:
-        module.to(came_from).train(training)
-    speedup = entries["dense"]["median_s"] / entries["sparse"]["median_s"] if "sparse" in entries else None
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "load": load,
-        "dtype": str(images.dtype).removeprefix("torch."),
-        "image_size": list(image_size),
-        "batch": batch,
-        "rounds": rounds,
-        "warmup": warmup,
-        "weights_bytes": sum(value.numel() * value.element_size() for value in module.state_dict().values()),
-        "energy_meter": None if meter is None else meter.name,
-        "arms": entries,
-        "speedup": speedup,
-    }
+        module.to(came_from)
+    return Latency(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+        load=load,
+        dtype=str(images.dtype).removeprefix("torch."),
+        image_size=image_size,
+        batch=batch,
+        rounds=rounds,
+        warmup=warmup,
+        weights_bytes=sum(value.numel() * value.element_size() for value in module.state_dict().values()),
+        energy_meter=None if meter is None else meter.name,
+        arms=arms,
+        speedup=arms["dense"].median_s / arms["sparse"].median_s if "sparse" in arms else None,
+    )
 
 
-def time_arms(arms: Arms, device: torch.device, *, rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every pass of each arm, round by round; every second round in the opposite order."""
-    for run in arms.values():
+def time_passes(passes: Passes, device: torch.device, *, rounds: int, warmup: int) -> dict[str, list[float]]:
+    """Time the passes of several arms round by round, every second round in the opposite order.
+
+    Returns:
+        Name of an arm to the seconds of each of its passes.
+    """
+    for run in passes.values():
         for _ in range(warmup):
             run()
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    order = list(arms)
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    order = list(passes)
     for _ in range(rounds):
         for name in order:
             synchronize(device)
             start = time.perf_counter()
-            arms[name]()
+            passes[name]()
             synchronize(device)
             times[name].append(time.perf_counter() - start)
         order.reverse()
@@ -133,8 +213,8 @@ def _statistics(seconds: list[float], batch: int) -> dict[str, float]:
     }
 
 
-def _energy(meter: Any, run: Callable[[], object], device: torch.device) -> float:
-    """Joules of a pass, over as many as fill the time that the meter needs."""
+def _measure_energy(meter: RaplMeter | NvmlMeter, run: Callable[[], object], device: torch.device) -> float:
+    """Return the joules of a pass, the mean over as many as fill the time that the meter needs."""
     synchronize(device)
     before, start, passes = meter.read(), time.perf_counter(), 0
     while time.perf_counter() - start < _ENERGY_SECONDS:

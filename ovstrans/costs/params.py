@@ -1,4 +1,4 @@
-"""Counting parameters: all, those a mask keeps, those that train; per component.
+"""Parameter counts of a module: total, kept by a mask, trainable; and the names that cost reports give its parts.
 
 Buffers (running statistics, text embeddings) are not parameters.
 """
@@ -6,7 +6,7 @@ Buffers (running statistics, text embeddings) are not parameters.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -17,27 +17,46 @@ from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask, require_fit
 
 OTHER = "other"
-"""The component of whatever no component names."""
+"""The component of everything outside the named components."""
 
 
 @dataclass
-class Params:
-    """total: every entry.  nonzero: those that no mask holds at zero.  trainable: those of `nonzero`
-    that take gradients and that no freeze plan holds still."""
+class ParamCounts:
+    """Numbers of parameters.
+
+    Attributes:
+        total: All entries.
+        nonzero: Entries that no mask holds at zero.
+        trainable: Entries of `nonzero` that take gradients and that no freeze plan holds.
+    """
 
     total: int = 0
     nonzero: int = 0
     trainable: int = 0
 
-    def add(self, total: int, nonzero: int, trainable: int) -> None:
-        """Count another tensor."""
-        self.total += total
-        self.nonzero += nonzero
-        self.trainable += trainable
 
-    def as_json(self) -> dict[str, int]:
-        """The entry of a report."""
-        return {"total": self.total, "nonzero": self.nonzero, "trainable": self.trainable}
+@dataclass
+class Params(ParamCounts):
+    """Numbers of parameters of a target.
+
+    Attributes:
+        components: Name of a component to its numbers; parameters outside of all components are in "other".
+    """
+
+    components: dict[str, ParamCounts] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `params` of a report."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Params:
+        """Read the entry `params` of a report."""
+        parts = {name: ParamCounts(**part) for name, part in value["components"].items()}
+        return cls(value["total"], value["nonzero"], value["trainable"], parts)
+
+    def __repr__(self) -> str:
+        return f"Params({self.total:,} in all, {self.nonzero:,} nonzero, {self.trainable:,} trainable)"
 
 
 def count_params(
@@ -46,35 +65,80 @@ def count_params(
     *,
     mask: Mask | None = None,
     frozen: Collection[str] = (),
-) -> dict[str, Any]:
-    """`params` of a report: {"total", "nonzero", "trainable", "components": {name: the same three}}.
+) -> Params:
+    """Count the parameters of a framework or an image encoder.
 
-    module: a framework or a tower; meta tensors will do.  components: parts of it; the rest is `other`.
-    frozen: layers of the image encoder that a plan freezes.  A tensor used in two places counts once,
-    where it comes first. Raises MismatchError where mask or plan name what is not in the tower.
+    A tensor used in two places counts once, where it comes first.
+
+    Args:
+        module: Module to count; meta tensors will do.
+        components: Parts of it to count separately.
+        mask: Mask of its image encoder.
+        frozen: Layers of the image encoder that a plan freezes.
+
+    Raises:
+        MismatchError: If mask or plan name something that is not in the image encoder.
     """
     kept = kept_weights(module, mask)
-    still = frozen_weights(module, frozen)
-    prefixes = component_prefixes(module, components or {})
-    everything, parts = Params(), {name: Params() for name in components or {}}
+    held = frozen_weights(module, frozen)
+    names = LayerNames(module, components or {})
+    params = Params(components={name: ParamCounts() for name in components or {}})
     for name, parameter in module.named_parameters():
         nonzero = kept.get(name, parameter.numel())
-        trains = parameter.requires_grad and name not in still
-        counts = (parameter.numel(), nonzero, nonzero if trains else 0)
-        everything.add(*counts)
-        parts.setdefault(component_of(name, prefixes), Params()).add(*counts)
-    return {**everything.as_json(), "components": {name: part.as_json() for name, part in parts.items()}}
+        trains = parameter.requires_grad and name not in held
+        part = params.components.setdefault(names.component(name), ParamCounts())
+        for counts in (params, part):
+            counts.total += parameter.numel()
+            counts.nonzero += nonzero
+            counts.trainable += nonzero if trains else 0
+    return params
+
+
+class LayerNames:
+    """How cost reports name the modules of a target.
+
+    Args:
+        module: The module that is counted.
+        components: Its named parts, none inside another.
+
+    Raises:
+        InputError: If a component is not part of the module.
+    """
+
+    def __init__(self, module: nn.Module, components: Mapping[str, nn.Module]) -> None:
+        self._root = type(module).__name__
+        self._encoder = encoder_prefix(module)
+        inner_names = {id(inner): name for name, inner in module.named_modules()}
+        for name, part in components.items():
+            if id(part) not in inner_names:
+                raise InputError(f"component {name!r}: its module is not part of {type(module).__name__}")
+        self._prefixes = {name: inner_names[id(part)] for name, part in components.items()}
+
+    def layer(self, name: str) -> str:
+        """Return the displayed name of an inner module: layers of the image encoder by their names there."""
+        return name.removeprefix(self._encoder) or self._root
+
+    def component(self, name: str) -> str:
+        """Return the component that an inner module or a parameter belongs to."""
+        for component, prefix in self._prefixes.items():
+            if not prefix or name == prefix or name.startswith(f"{prefix}."):
+                return component
+        return OTHER
 
 
 def encoder_prefix(module: nn.Module) -> str:
-    """What stands before a layer's name inside `module`: "backbone." in a framework, "" in a tower."""
+    """Return what precedes the names of encoder layers in a module: "backbone." in a framework, "" in an encoder."""
     encoder = find_image_encoder(module)
     name = next(name for name, inner in module.named_modules() if inner is encoder)
     return f"{name}." if name else ""
 
 
 def kept_weights(module: nn.Module, mask: Mask | None) -> dict[str, int]:
-    """Parameter name in `module` to the number of weights the mask keeps of it."""
+    """Map the masked parameters of a module, by their names in it, to the number of weights that the mask keeps.
+
+    Raises:
+        MismatchError: If the mask is of another architecture.
+    """
     if mask is None:
         return {}
     require_fit(mask.shapes, encoder_tensors(module), model=mask.model, where=mask.title)
@@ -83,26 +147,13 @@ def kept_weights(module: nn.Module, mask: Mask | None) -> dict[str, int]:
 
 
 def frozen_weights(module: nn.Module, frozen: Collection[str]) -> set[str]:
-    """The parameters in `module` of the layers that a plan freezes."""
+    """Return the names, in a module, of the parameters of the layers that a plan freezes.
+
+    Raises:
+        MismatchError: If a layer is not in the image encoder.
+    """
     prefix, names = encoder_prefix(module), {name for name, _ in module.named_parameters()}
     for layer in frozen:
         if f"{prefix}{layer}.weight" not in names:
             raise MismatchError(f"freeze plan: layer {layer} is not in this model; use a plan of its architecture")
     return {name for layer in frozen for name in (f"{prefix}{layer}.weight", f"{prefix}{layer}.bias") if name in names}
-
-
-def component_prefixes(module: nn.Module, components: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Component name to the name of its module inside `module`."""
-    names = {id(inner): name for name, inner in module.named_modules()}
-    for name, part in components.items():
-        if id(part) not in names:
-            raise InputError(f"component {name!r}: its module is not part of {type(module).__name__}")
-    return {name: names[id(part)] for name, part in components.items()}
-
-
-def component_of(name: str, prefixes: Mapping[str, str]) -> str:
-    """The component that a parameter or module of this name belongs to."""
-    for component, prefix in prefixes.items():
-        if not prefix or name == prefix or name.startswith(f"{prefix}."):
-            return component
-    return OTHER

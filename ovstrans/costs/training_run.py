@@ -1,15 +1,17 @@
-"""Multiply-accumulates of a whole run: a step, times batch, times steps, and what runs beside the framework.
+"""Multiply-accumulates of training: of a step, and of a whole run, which is steps and the work around the framework.
 
-Before its plan is made (`plan_after`) a run trains everything; from then on the planned layers are still. AuxiliaryCost
-the framework run a matching of queries with segments, and for some a teacher, CLIP's image encoder, that looks at
-every region of every image, and its text encoder, which reads every name and every noun once. They depend on what
-is in the images; what is assumed of that is in `DataAssumptions`, and said in the report.
+Until its plan is made (`plan_after`) a run trains everything; from then on the planned layers are frozen.
+
+Around the framework run the matching of queries with segments, for some frameworks a teacher (CLIP's image encoder,
+which encodes every region of every image), and the text encoder, which embeds every class name and every noun once.
+These costs depend on what is in the images. What is assumed of that is in `DataAssumptions`, and in the report.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,30 +19,29 @@ import torch
 from torch import nn
 
 from ovstrans.clip.load import create_image_encoder, model_info
-from ovstrans.costs.dispatch import count_dispatched
-from ovstrans.costs.flops import count_flops
-from ovstrans.costs.text_encoder import count_text_encoder, prompt_macs
-from ovstrans.costs.training_step import TrainingFlops, executed_training, published_training, sparse_training
+from ovstrans.costs.counter import count_macs
+from ovstrans.costs.flops import Flops, count_flops, count_prompt_macs, count_text_encoder
+from ovstrans.costs.training_step import WAYS, StepCosts, TrainingStep, count_step
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.masks.mask import Mask
 from ovstrans.vocabulary.synonyms import find_synonyms
 
-WAYS = ("executed", "sparse", "published")
-"""How a step is counted; see `step`."""
 MATCHING_PRODUCTS = 3
 """Products of queries and segments over points in a matching: cross entropy of inside and of outside, dice."""
-PROMPTINGS = 2
-"""How often a synonym is embedded: bare and in a prompt."""
+SYNONYM_PROMPTS = 2
+"""Number of times that a synonym is embedded: bare and in a prompt."""
 
 
 @dataclass(frozen=True)
 class DataAssumptions:
-    """What a count cannot know of the data.
+    """What a cost count assumes of the data.
 
-    segments: of an image, which a teacher sees one by one; COCO panoptic has about 11 (1.3 million in 118,287
-    images).  nouns: different ones in all captions, each embedded once; the order of COCO's captions.
+    Attributes:
+        segments: Segments per image, which a teacher encodes one by one. COCO panoptic has about 11 (1.3 million in
+            118,287 images).
+        nouns: Different nouns in all captions, each embedded once; the order of magnitude of COCO's captions.
     """
 
     segments: float = 11.0
@@ -49,7 +50,14 @@ class DataAssumptions:
 
 @dataclass(frozen=True)
 class AuxiliaryCost:
-    """Work beside the framework. name: what.  per: of what `each` MACs are.  times: how often in the run."""
+    """Cost of a run outside of the framework's own steps.
+
+    Attributes:
+        name: What is done, such as "teacher".
+        per: What `each` is counted for, such as "region".
+        each: MACs of one.
+        times: How many there are in the run.
+    """
 
     name: str
     per: str
@@ -63,69 +71,155 @@ class AuxiliaryCost:
 
 
 @dataclass(frozen=True)
-class RunFlops:
-    """image_size: of training crops.  warm_up: steps that train everything, before there is a plan.
-    before, after: a step until then and from then on, by `WAYS`.  beside: what is the same whichever way."""
+class RunCosts:
+    """Cost of a whole training run, in MACs.
+
+    Attributes:
+        image_size: Height and width of training crops.
+        batch: Images of a step.
+        steps: Steps of the run.
+        steps_before_plan: Steps that train everything, before there is a plan.
+        steps_macs: MACs of the framework's own steps, for each of `training_step.WAYS`.
+        auxiliary: Work outside of these steps, the same in every way of counting.
+        assumed: What is assumed of the data.
+    """
 
     image_size: tuple[int, int]
     batch: int
     steps: int
-    warm_up: int
-    before: Mapping[str, TrainingFlops]
-    after: Mapping[str, TrainingFlops]
-    beside: tuple[AuxiliaryCost, ...]
+    steps_before_plan: int
+    steps_macs: Mapping[str, int]
+    auxiliary: tuple[AuxiliaryCost, ...]
     assumed: DataAssumptions
 
-    def framework(self, way: str) -> int:
-        """MACs of the framework's own steps, counted one of three ways."""
-        return self.batch * (
-            self.warm_up * self.before[way].total + (self.steps - self.warm_up) * self.after[way].total
-        )
-
     def total(self, way: str) -> int:
-        """MACs of all."""
-        return self.framework(way) + sum(each.total for each in self.beside)
+        """Return the MACs of the run, its steps counted in one of `training_step.WAYS`."""
+        return self.steps_macs[way] + sum(each.total for each in self.auxiliary)
 
-    def as_json(self) -> dict[str, Any]:
-        """The entry `run` of a report's `training`."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `run` of a report's `training`."""
         return {
             "unit": "MAC",
             "per": "run",
             "image_size": list(self.image_size),
             "batch": self.batch,
             "steps": self.steps,
-            "warm_up": self.warm_up,
+            "warm_up": self.steps_before_plan,
             "assumed": {"segments": self.assumed.segments, "nouns": self.assumed.nouns},
-            **{way: {"framework": self.framework(way), "total": self.total(way)} for way in WAYS},
+            **{way: {"framework": self.steps_macs[way], "total": self.total(way)} for way in WAYS},
             "beside": {
                 each.name: {"per": each.per, "each": each.each, "times": each.times, "total": each.total}
-                for each in self.beside
+                for each in self.auxiliary
             },
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunCosts:
+        """Read the entry `run` of a report's `training`."""
+        height, width = value["image_size"]
+        return cls(
+            (height, width),
+            value["batch"],
+            value["steps"],
+            value["warm_up"],
+            {way: value[way]["framework"] for way in WAYS},
+            tuple(
+                AuxiliaryCost(name, each["per"], each["each"], each["times"]) for name, each in value["beside"].items()
+            ),
+            DataAssumptions(**value["assumed"]),
+        )
 
-def count_step_ways(
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"RunCosts({self.total('executed') / 1e15:.4g} PMAC executed; {self.steps} steps of {self.batch} x "
+            f"{height}x{width})"
+        )
+
+
+@dataclass
+class TrainingCosts(StepCosts):
+    """Cost of training, in MACs: a step counted in each of `training_step.WAYS`, per image, and the whole run.
+
+    Attributes:
+        matching: MACs of matching the queries of all predictions with one segment, which are in no step; None if
+            nothing is matched.
+        run: The whole run of the recipe; None without a recipe, or with one that lacks what a run needs.
+    """
+
+    matching: int | None = None
+    run: RunCosts | None = None
+
+    def without_layers(self) -> TrainingCosts:
+        """Return the same without the figures of every layer."""
+        return replace(self, **{way: replace(getattr(self, way), layers=None) for way in WAYS})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `training` of a report."""
+        return {
+            "unit": "MAC",
+            "per": "image",
+            **{way: getattr(self, way).to_json() for way in WAYS},
+            "matching": None if self.matching is None else {"per": "segment", "macs": self.matching},
+            "run": None if self.run is None else self.run.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TrainingCosts:
+        """Read the entry `training` of a report."""
+        matching, run = value.get("matching"), value.get("run")
+        executed, sparse, published = (TrainingStep.from_json(value[way]) for way in WAYS)
+        return cls(
+            executed,
+            sparse,
+            published,
+            matching=None if matching is None else matching["macs"],
+            run=None if run is None else RunCosts.from_json(run),
+        )
+
+
+def count_training(
     module: nn.Module,
     image_size: tuple[int, int],
     *,
+    model: str,
     components: Mapping[str, nn.Module] | None = None,
     mask: Mask | None = None,
     frozen: Collection[str] = (),
-    freeze_norms: bool = False,
-    norms: str = "train",
-) -> dict[str, TrainingFlops]:
-    """A step by each of `WAYS`; arguments as of `executed_training`, which raises the same errors."""
-    parts = components or {}
-    executed = executed_training(
-        module, image_size, components=parts, frozen=frozen, freeze_norms=freeze_norms, norms=norms
+    recipe: Mapping[str, Any] | None = None,
+    flops: Flops | None = None,
+) -> TrainingCosts:
+    """Count a training step, and if a framework comes with a recipe the whole run.
+
+    Args:
+        module: A framework or any other module; see `training_step.count_executed_step`.
+        image_size: Height and width of the images of the step; those of the run are the recipe's crops.
+        model: open_clip name of the CLIP.
+        components: Parts of the module to count separately.
+        mask: Mask of its image encoder.
+        frozen: Layers of the image encoder that a plan freezes.
+        recipe: Recipe of the run.
+        flops: The forward pass that the published formula starts from, with its layers; counted if None.
+
+    Raises:
+        MismatchError: If mask or plan are of another architecture.
+    """
+    settings = (recipe or {}).get("training", {})
+    step = count_step(
+        module,
+        image_size,
+        components=components,
+        mask=mask,
+        frozen=frozen,
+        freeze_norms=bool(settings.get("freeze_norms", False)),
+        norms=str(settings.get("norms", "train")),
+        flops=flops,
     )
-    flops = count_flops(module, image_size, components=parts, mask=mask)
-    fixed = [name for name, part in parts.items() if _is_still(part)]
-    return {
-        "executed": executed,
-        "sparse": sparse_training(executed, module, mask),
-        "published": published_training(flops, frozen=frozen, fixed=fixed),
-    }
+    run = None
+    if recipe is not None and isinstance(module, Framework):
+        with contextlib.suppress(InputError, KeyError):  # a recipe that has only some of the settings
+            run = count_run(module, recipe, model=model, mask=mask, frozen=tuple(frozen))
+    return TrainingCosts(**vars(step), matching=count_matching_macs(module), run=run)
 
 
 def count_run(
@@ -136,13 +230,20 @@ def count_run(
     mask: Mask | None = None,
     frozen: Collection[str] = (),
     assumed: DataAssumptions = DataAssumptions(),
-) -> RunFlops:
-    """What `ovstrans finetune` of a recipe takes.
+) -> RunCosts:
+    """Count what `finetune` with a recipe takes.
 
-    framework: built from the recipe; weights of any device, or meta.  recipe: its sections [training] and
-    [augment].  model: open_clip name of its CLIP.  frozen: the layers of the plan: from step `plan_after` on, which
-    is the first where the recipe makes none.  Raises InputError for a recipe without those sections,
-    MismatchError where mask or plan are of another architecture.
+    Args:
+        framework: Framework built from the recipe, with weights of any device or on meta.
+        recipe: Recipe with its sections [training] and [augment].
+        model: open_clip name of the CLIP.
+        mask: Mask of the image encoder.
+        frozen: Layers that the plan freezes from step `plan_after` on; from the first if the recipe makes no plan.
+        assumed: What to assume of the data.
+
+    Raises:
+        InputError: If the recipe lacks one of the sections.
+        MismatchError: If mask or plan are of another architecture.
     """
     for section in ("training", "augment"):
         if section not in recipe:
@@ -150,67 +251,70 @@ def count_run(
     training = recipe["training"]
     size = (int(recipe["augment"]["crop"]),) * 2
     batch, steps = int(training["batch"]), int(training["steps"])
-    warm_up = min(int(training["plan_after"]), steps)
+    steps_before_plan = min(int(training["plan_after"]), steps)
     given: dict[str, Any] = {
         "components": framework.components(),
         "mask": mask,
         "freeze_norms": bool(training["freeze_norms"]),
         "norms": str(training["norms"]),
     }
-    after = count_step_ways(framework, size, frozen=frozen, **given)
-    before = count_step_ways(framework, size, **given) if warm_up and frozen else after
+    after = count_step(framework, size, frozen=frozen, **given)
+    before = count_step(framework, size, **given) if steps_before_plan and frozen else after
+    steps_macs = {
+        way: batch
+        * (steps_before_plan * _step_macs(before, way) + (steps - steps_before_plan) * _step_macs(after, way))
+        for way in WAYS
+    }
     images = batch * steps
-    beside = [
+    auxiliary = [
         *_matching(framework, images, assumed),
         *_teacher(framework, model, images, assumed),
-        *_texts(framework, model, assumed),
+        *_text_encoder(framework, model, assumed),
     ]
     if recalibrated := int(training["bn_recalibrate"]):
         forward = count_flops(framework, size).dense
-        beside.append(AuxiliaryCost("recalibration", "image", forward, batch * recalibrated))
-    return RunFlops(size, batch, steps, warm_up, before, after, tuple(beside), assumed)
+        auxiliary.append(AuxiliaryCost("recalibration", "image", forward, batch * recalibrated))
+    return RunCosts(size, batch, steps, steps_before_plan, steps_macs, tuple(auxiliary), assumed)
+
+
+def count_matching_macs(module: nn.Module) -> int | None:
+    """Count the MACs of matching the queries of all predictions with one segment; None if nothing is matched."""
+    if not isinstance(module, MaskFramework):
+        return None
+    return int(module.predictions * MATCHING_PRODUCTS * module.options["queries"] * module.options["points"])
 
 
 @lru_cache
-def view_macs(model: str) -> int:
-    """MACs of CLIP's whole image encoder on one region, at the size it was trained at. model: open_clip name."""
+def count_region_macs(model: str) -> int:
+    """Count the MACs of encoding one region with the image encoder of an open_clip model, at its training size."""
     with torch.device("meta"):
         encoder = create_image_encoder(model)
     side = model_info(model)[1]
-    products, _ = count_dispatched(encoder, (1, 3, side, side))
-    return sum(products.values())
+    return count_macs(encoder, (1, 3, side, side)).total
 
 
-def _is_still(part: nn.Module) -> bool:
-    """Whether nothing of a part trains; one without parameters has nothing to say about it."""
-    trains = [each.requires_grad for each in part.parameters()]
-    return bool(trains) and not any(trains)
-
-
-def matching_macs(module: nn.Module) -> int | None:
-    """MACs of matching the queries of every prediction with one segment; None where nothing is matched."""
-    if not isinstance(module, MaskFramework):
-        return None
-    return module.predictions * MATCHING_PRODUCTS * module.options["queries"] * module.options["points"]
+def _step_macs(step: StepCosts, way: str) -> int:
+    macs: int = getattr(step, way).total
+    return macs
 
 
 def _matching(framework: Framework, images: int, assumed: DataAssumptions) -> list[AuxiliaryCost]:
-    each = matching_macs(framework)
+    each = count_matching_macs(framework)
     return [] if each is None else [AuxiliaryCost("matching", "segment", each, round(assumed.segments * images))]
 
 
 def _teacher(framework: Framework, model: str, images: int, assumed: DataAssumptions) -> list[AuxiliaryCost]:
     if not (framework.target_requirements.teacher or framework.target_requirements.synonyms):
         return []
-    return [AuxiliaryCost("teacher", "region", view_macs(model), round(assumed.segments * images))]
+    return [AuxiliaryCost("teacher", "region", count_region_macs(model), round(assumed.segments * images))]
 
 
-def _texts(framework: Framework, model: str, assumed: DataAssumptions) -> list[AuxiliaryCost]:
-    each = prompt_macs(model)
-    found = [AuxiliaryCost("vocabulary", "prompt", each, count_text_encoder(framework, model).prompts)]
+def _text_encoder(framework: Framework, model: str, assumed: DataAssumptions) -> list[AuxiliaryCost]:
+    each = count_prompt_macs(model)
+    costs = [AuxiliaryCost("vocabulary", "prompt", each, count_text_encoder(framework, model).prompts)]
     if framework.target_requirements.captions:
-        found.append(AuxiliaryCost("nouns", "noun", each, assumed.nouns))
+        costs.append(AuxiliaryCost("nouns", "noun", each, assumed.nouns))
     if framework.target_requirements.synonyms:
         names = sum(len({*own, *find_synonyms(own[0])}) for own in framework.text.vocabulary.classes)
-        found.append(AuxiliaryCost("synonyms", "prompt", each, PROMPTINGS * names))
-    return found
+        costs.append(AuxiliaryCost("synonyms", "prompt", each, SYNONYM_PROMPTS * names))
+    return costs

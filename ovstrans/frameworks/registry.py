@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint
-from ovstrans.clip.load import Clip, create_image_encoder, load_clip, random_clip
+from ovstrans.clip.load import Clip, create_image_encoder, load_clip, model_info, random_clip
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import VISUAL, fit_state
 from ovstrans.errors import InputError, did_you_mean
@@ -81,6 +81,36 @@ def build(
         MismatchError: The image encoder and the text embeddings are not of one CLIP.
     """
     return framework_class(name)(encoder=encoder, mean=mean, std=std, text=text, options=options)
+
+
+def build_on_meta(
+    name: str,
+    model: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    vocabulary: Vocabulary | None = None,
+    device: str = "meta",
+) -> Framework:
+    """Build a framework on an open_clip model without trained weights: its names and shapes, for counting.
+
+    Args:
+        name: Name of the framework.
+        model: open_clip name of the CLIP.
+        options: Options of the framework.
+        vocabulary: Class names; as the framework prompts them, they are the rows of its classifier. None for a single
+            class.
+        device: Where to build it; "meta" takes no memory.
+
+    Raises:
+        InputError: If the name, the model or an option is unknown.
+    """
+    dim, _, mean, std = model_info(model)
+    vocabulary = with_prompts(vocabulary or Vocabulary("none", (("object",),)), name, options or {})
+    owner = [number for number, synonyms in enumerate(vocabulary.classes) for _ in synonyms]
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        rows = torch.zeros(len(owner), dim)
+        text = TextClassifier(rows, torch.tensor(owner, dtype=torch.long), vocabulary)
+        return build(name, encoder=create_image_encoder(model), mean=mean, std=std, text=text, options=options)
 
 
 def restore(checkpoint: Checkpoint) -> Framework:

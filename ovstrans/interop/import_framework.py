@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.checkpoints.file import TEXT_ENCODER, Checkpoint
-from ovstrans.clip.load import create_image_encoder, load_clip, model_info
+from ovstrans.clip.load import load_clip, model_info
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.clip.weights import StateFit, fit_state
 from ovstrans.errors import InputError
@@ -86,12 +86,12 @@ def import_checkpoint(
     text = {key.removeprefix(TEXT_ENCODER): value for key, value in state.items() if key.startswith(TEXT_ENCODER)}
     state = {key: value for key, value in state.items() if not key.startswith(TEXT_ENCODER)}
     options = {**_optional_parts(name, state), **about.get("options", {}), **head_options(name, state)}
-    wanted = _blank(name, clip["model"], options).state_dict()
-    imported = fit_state(state, wanted, where, remedy=NAME_THE_MODEL)
+    blank = registry.build_on_meta(name, clip["model"], options=options)
+    imported = fit_state(state, blank.state_dict(), where, remedy=NAME_THE_MODEL)
     imported = replace(imported, unexpected=(*unknown, *imported.unexpected))
     if not partial:
         imported.require_complete(remedy=PARTIAL)
-    start = _start(name, clip, options, seed) if imported.missing else _blank(name, clip["model"], options)
+    start = _start(name, clip, options, seed) if imported.missing else blank
     whole = {key: _taken(imported, key, value) for key, value in start.state_dict().items()}
     checkpoint = Checkpoint(
         framework=name,
@@ -187,14 +187,6 @@ def _clip(
         mean, std = _IMAGENET
     about = {"model": name, "pretrained": tag, "weights_sha256": "", "image_size": size}
     return {**about, "mean": list(mean), "std": list(std)}
-
-
-def _blank(name: str, model: str, options: Mapping[str, Any]) -> Framework:
-    """The framework on meta tensors: its names and shapes."""
-    dim, _, mean, std = model_info(model)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        text = TextClassifier(torch.zeros(0, dim), torch.zeros(0, dtype=torch.long), _NO_CLASSES)
-        return registry.build(name, encoder=create_image_encoder(model), mean=mean, std=std, text=text, options=options)
 
 
 def _start(name: str, clip: Mapping[str, Any], options: Mapping[str, Any], seed: int) -> Framework:

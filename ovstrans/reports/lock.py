@@ -21,13 +21,12 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ovstrans.costs.flops import count_flops
+from ovstrans.costs.flops import count_flops, count_text_encoder
 from ovstrans.costs.params import count_params
-from ovstrans.costs.text_encoder import count_text_encoder
 from ovstrans.errors import InputError
 from ovstrans.files import read_json, write_json
 from ovstrans.frameworks.base import Framework
@@ -99,12 +98,16 @@ def count(request: Request) -> Counts:
     )
     params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
     other: dict[str, dict[str, int]] = {}
-    for each in flops.others or ():
+    for each in flops.resampling_layers or ():
         part = other.setdefault(each.component, {})
         part[each.operation] = part.get(each.operation, 0) + each.macs
     if isinstance(target.module, Framework):
         other["text_encoder"] = {"once_per_vocabulary": count_text_encoder(target.module, target.model).macs}
-    counts: Counts = {"params": params["components"], "macs": flops.components(), "other": other}
+    counts: Counts = {
+        "params": {name: asdict(part) for name, part in params.components.items()},
+        "macs": {name: asdict(part) for name, part in flops.components.items()},
+        "other": other,
+    }
     return {
         section: {name: dict(part) for name, part in sorted(parts.items()) if any(part.values())}
         for section, parts in counts.items()

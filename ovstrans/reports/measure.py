@@ -28,7 +28,7 @@ def measure_targets(
     for request, target, report in found:
         console.say(f"measure {target.name}: {rounds} rounds")
         measured = target if target.checkpoint is not None else request.open(device="cpu")
-        report["latency"] = measure_latency(
+        latency = measure_latency(
             measured.module,
             image_size,
             batch=request.batch,
@@ -37,6 +37,7 @@ def measure_targets(
             rounds=rounds,
             warmup=warmup,
         )
-        load, cores = report["latency"]["load"] or 0.0, os.cpu_count() or 1
+        report["latency"] = latency.to_json()
+        load, cores = latency.load or 0.0, os.cpu_count() or 1
         if load > cores:
             console.warn(f"{target.name}: timed while others kept the machine busy (load {load:.1f} on {cores} cores)")

@@ -24,15 +24,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ovstrans.costs.count import count_target
-from ovstrans.costs.params import count_params
-from ovstrans.costs.target import Target
-from ovstrans.costs.training_run import count_run, matching_macs
-from ovstrans.costs.training_step import executed_training, published_training, sparse_training
+from ovstrans.costs.target import Target, count_costs
 from ovstrans.environment import environment
 from ovstrans.errors import InputError
 from ovstrans.files import read_json
-from ovstrans.frameworks.base import Framework
 
 SCHEMA = "ovstrans.report/1"
 SCHEMA_SEVERAL = "ovstrans.reports/1"
@@ -51,49 +46,18 @@ def cost_report(
 
     Raises as `count_params` and `count_flops` do.
     """
-    counted = count_target(target, image_size, counter=counter, batch=batch)
-    params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
-    fixed = [name for name, part in params["components"].items() if part["total"] and not part["trainable"]]
-    training = (target.recipe or {}).get("training", {})
-    executed = executed_training(
-        target.module,
-        image_size,
-        components=target.components,
-        frozen=target.frozen,
-        freeze_norms=bool(training.get("freeze_norms", False)),
-        norms=str(training.get("norms", "train")),
-    )
-    sparse = sparse_training(executed, target.module, target.mask)
-    published = published_training(counted.image, frozen=target.frozen, fixed=fixed)
-    matching = matching_macs(target.module)
+    costs = count_costs(target, image_size, counter=counter, batch=batch)
+    if not per_layer:
+        costs = costs.without_layers()
     return {
         "schema": SCHEMA,
-        "target": target.as_json(),
+        "target": target.describe().to_json(),
         "environment": environment(device),
-        "params": params,
-        "flops": counted.as_json(per_layer=per_layer),
-        "training": {
-            "unit": "MAC",
-            "per": "image",
-            "executed": executed.as_json(per_layer=per_layer),
-            "sparse": sparse.as_json(per_layer=per_layer),
-            "published": published.as_json(per_layer=per_layer),
-            "matching": None if matching is None else {"per": "segment", "macs": matching},
-            "run": _run(target),
-        },
+        "params": costs.params.to_json(),
+        "flops": costs.flops.to_json(),
+        "training": costs.training.to_json(),
         "datasets": {},
     }
-
-
-def _run(target: Target) -> dict[str, Any] | None:
-    """What the whole run of the target's recipe takes; None where it has none, or not all that a run needs."""
-    if target.recipe is None or not isinstance(target.module, Framework):
-        return None
-    try:
-        run = count_run(target.module, target.recipe, model=target.model, mask=target.mask, frozen=tuple(target.frozen))
-    except (InputError, KeyError):  # a recipe of a few lines, or of an older version
-        return None
-    return run.as_json()
 
 
 def together(reports: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

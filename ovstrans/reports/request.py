@@ -5,11 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ovstrans.costs.target import Target, resolve
-from ovstrans.datasets.catalog import find_vocabulary
+from ovstrans.costs.target import Target, load_target
 from ovstrans.errors import InputError
-from ovstrans.masks.file import load_mask
-from ovstrans.spectrum.file import load_plan
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,15 @@ class Request:
         """The target, under its mask and plan; the weights of one that comes without any are on `device`.
 
         A checkpoint carries its own CLIP, mask, plan and vocabulary, whatever is asked here. Raises
-        InputError as `resolve` does and where a file is missing or broken, MismatchError where mask or
+        InputError as `load_target` does and where a file is missing or broken, MismatchError where mask or
         plan are of another architecture (the latter two when counting).
         """
-        return resolve(
+        return load_target(
             self.name,
             model=self.model,
-            mask=None if self.mask is None else load_mask(self.mask),
-            frozen=() if self.plan is None else load_plan(self.plan).frozen,
-            vocabulary=None if self.vocabulary is None else find_vocabulary(self.vocabulary),
+            mask=self.mask,
+            plan=self.plan,
+            vocabulary=self.vocabulary,
             settings=self.settings,
             device=device,
         )

@@ -11,7 +11,7 @@ import torch
 
 from ovstrans.checkpoints.file import save_checkpoint
 from ovstrans.cli.main import run
-from ovstrans.costs.target import resolve
+from ovstrans.costs.target import load_target
 from ovstrans.files import write_json
 from ovstrans.masks.file import save_mask
 from ovstrans.reports.report import cost_report
@@ -25,7 +25,7 @@ from tests.masks.dummies import Encoder, make_mask
 @functools.lru_cache
 def report() -> dict[str, Any]:
     """What `bench` writes of the mini CLIP's trunk, with a dataset's figure."""
-    found = cost_report(resolve("RN-mini"), (32, 32))
+    found = cost_report(load_target("RN-mini"), (32, 32))
     found["datasets"]["scenes:val"] = {next(iter(METRICS)): 25.0}
     return found
 

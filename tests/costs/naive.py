@@ -1,7 +1,7 @@
 """Layers computed number by number, counting: each multiplication with its addition is one MAC.
 
 Nothing of it uses torch, so that what it counts is an opinion of its own. `Tally.products` is for matrix products
-and convolutions, `Tally.others` for sampling and resizing. Zeros of a padded border take part, as they do in
+and convolutions, `Tally.resampling` for sampling and resizing. Zeros of a padded border take part, as they do in
 every convolution that is not sparse. All arrays are float64.
 """
 
@@ -22,7 +22,7 @@ class Tally:
     """What has been multiplied and added so far."""
 
     products: int = 0
-    others: int = 0
+    resampling: int = 0
 
     def dot(self, first: Array, second: Array) -> float:
         """Sum of the products of two arrays of one shape."""
@@ -34,7 +34,7 @@ class Tally:
 
     def blend(self, neighbours: list[tuple[float, float]]) -> float:
         """Sum of weight x value."""
-        self.others += len(neighbours)
+        self.resampling += len(neighbours)
         return sum(weight * value for weight, value in neighbours)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.costs.autograd import StepMacs, count_step
+from ovstrans.costs.autograd import StepMacs, trace_step
 from tests.costs.reference import executed_macs
 
 
@@ -61,7 +61,7 @@ def stacks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, ...], list[int], 
 def test_random_convolutions(case: tuple[nn.Sequential, tuple[int, ...], list[int], list[bool]]) -> None:
     """A weight gradient where the layer trains, an input gradient where one before it does."""
     module, shape, macs, trains = case
-    found = count_step(module, shape, output)
+    found = trace_step(module, shape, output)
     for number, (own, train) in enumerate(zip(macs, trains, strict=True)):
         expected = StepMacs(own, own if any(trains[:number]) else 0, own if train else 0)
         assert found[str(number)] == expected
@@ -86,7 +86,7 @@ def test_attention(batch: int, tokens: int, heads: int, masked: bool) -> None:
             return self.attention(rows, rows, rows, attn_mask=mask)[0]
 
     module = Attending()
-    found = count_step(module, (batch, tokens, width), output)
+    found = trace_step(module, (batch, tokens, width), output)
     projections, mixing = 4 * batch * tokens * width * width, 2 * batch * tokens * tokens * width
     assert found["first"] == StepMacs(projections // 4, 0, projections // 4)
     assert found["attention"] == StepMacs(projections + mixing, projections + 2 * mixing, projections)
@@ -109,7 +109,7 @@ def test_products_outside_layers(rows: int, names: int, learned: bool) -> None:
             return torch.einsum("bre,ke->brk", self.embed(images), text)
 
     module = Scoring()
-    found = count_step(module, (2, rows, 6), output)
+    found = trace_step(module, (2, rows, 6), output)
     product = 2 * rows * (names + 1) * 4
     assert found[""] == StepMacs(product, product, product if learned else 0)
     assert sums(found) == dispatched(module, (2, rows, 6))
@@ -127,20 +127,20 @@ def test_learned_queries_are_an_input() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.project(self.queries.weight) + images.sum()
 
-    found = count_step(Asking(), (1, 3, 2, 2), output)
+    found = trace_step(Asking(), (1, 3, 2, 2), output)
     assert found["project"] == StepMacs(60, 60, 60)
 
 
 def test_grouped_weight_gradients_are_not_overcounted() -> None:
     """As many as in the forward pass; torch 2.15's own formula has `groups` times that."""
     module = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 4, 1))
-    found = count_step(module, (1, 8, 5, 5), output)
+    found = trace_step(module, (1, 8, 5, 5), output)
     assert found["0"] == StepMacs(8 * 9 * 25, 0, 8 * 9 * 25)
 
 
 def test_transposed_convolution() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 2, 2, stride=2))
-    found = count_step(module, (2, 3, 5, 5), output)
+    found = trace_step(module, (2, 3, 5, 5), output)
     macs = 2 * 25 * 4 * 2 * 4
     assert found["1"] == StepMacs(macs, macs, macs)
     assert sums(found) == dispatched(module, (2, 3, 5, 5))
@@ -156,7 +156,7 @@ def test_a_branch_without_part_in_the_outputs_has_no_backward_pass() -> None:
             self.unused(images)
             return self.used(images)
 
-    found = count_step(Branching(), (1, 3, 4, 4), output)
+    found = trace_step(Branching(), (1, 3, 4, 4), output)
     assert found["unused"] == StepMacs(192, 0, 0)
     assert found["used"] == StepMacs(192, 0, 192)
 
@@ -164,16 +164,16 @@ def test_a_branch_without_part_in_the_outputs_has_no_backward_pass() -> None:
 def test_a_norm_that_trains_keeps_input_gradients_alive() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
     convs = {"0.weight", "0.bias", "2.weight", "2.bias"}
-    alive = count_step(module, (2, 3, 4, 4), output, still=convs)
+    alive = trace_step(module, (2, 3, 4, 4), output, frozen_params=convs)
     assert alive["2"] == StepMacs(512, 512, 0)
-    still = count_step(module, (2, 3, 4, 4), output, still={*convs, "1.weight", "1.bias"})
+    still = trace_step(module, (2, 3, 4, 4), output, frozen_params={*convs, "1.weight", "1.bias"})
     assert still["2"] == StepMacs(512, 0, 0)
     assert still["3"] == StepMacs(256, 0, 256)
 
 
 def test_nothing_trains() -> None:
     module = nn.Conv2d(3, 4, 1).requires_grad_(False)
-    assert count_step(module, (1, 3, 4, 4), output) == {"": StepMacs(192, 0, 0)}
+    assert trace_step(module, (1, 3, 4, 4), output) == {"": StepMacs(192, 0, 0)}
 
 
 def test_shared_parameters_and_modes_are_left_alone() -> None:
@@ -181,7 +181,7 @@ def test_shared_parameters_and_modes_are_left_alone() -> None:
     module[1].weight = module[0].weight
     weight = module[0].weight.detach().clone()
     with torch.inference_mode():
-        found = count_step(module, (1, 3, 4, 4), output)
+        found = trace_step(module, (1, 3, 4, 4), output)
     assert sums(found) == (288, 144 * 3)
     assert torch.equal(module[0].weight, weight) and module[0].weight.grad is None
 
@@ -189,4 +189,4 @@ def test_shared_parameters_and_modes_are_left_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_does_not_matter(dtype: torch.dtype) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    assert count_step(module.to(dtype), (2, 3, 6, 6), output) == count_step(module.float(), (2, 3, 6, 6), output)
+    assert trace_step(module.to(dtype), (2, 3, 6, 6), output) == trace_step(module.float(), (2, 3, 6, 6), output)

@@ -222,7 +222,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def counts(flops: Flops) -> tuple[int, int | None]:
-    return flops.dense, flops.other
+    return flops.dense, None if flops.resampling is None else flops.resampling.total
 
 
 @settings(max_examples=60, deadline=None)
@@ -239,7 +239,7 @@ def test_random_networks(case: Case) -> None:
         x = step.by_hand(tally, x)  # type: ignore[operator, unused-ignore]
     np.testing.assert_allclose(x, expected, rtol=1e-9, atol=1e-9)
     batch, _, height, width = case.shape
-    assert counts(count_flops(case.net, (height, width), batch=batch)) == (tally.products, tally.others)
+    assert counts(count_flops(case.net, (height, width), batch=batch)) == (tally.products, tally.resampling)
 
 
 LABELS = "abcdef"
@@ -350,6 +350,6 @@ def test_deformable_attention(heads: int, points: int, batch: int) -> None:
     with torch.no_grad():
         np.testing.assert_allclose(net.by_hand(tally, images.numpy()), net(images).numpy(), rtol=1e-9, atol=1e-9)
     found = count_flops(net, (8, 8), batch=batch)
-    assert counts(found) == (tally.products, tally.others)
-    assert {each.operation for each in found.others or ()} == {"deformable_sampling", "deformable_weighting"}
-    assert {each.name for each in found.others or ()} == {"attention"}
+    assert counts(found) == (tally.products, tally.resampling)
+    assert {each.operation for each in found.resampling_layers or ()} == {"deformable_sampling", "deformable_weighting"}
+    assert {each.name for each in found.resampling_layers or ()} == {"attention"}

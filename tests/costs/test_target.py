@@ -7,9 +7,10 @@ import torch
 
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import random_clip
-from ovstrans.costs.target import Trunk, build_on_meta, resolve
+from ovstrans.costs.target import Backbone, load_target
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
+from ovstrans.frameworks.registry import build_on_meta
 from ovstrans.masks.mask import Mask
 from ovstrans.reports.report import cost_report, together
 from ovstrans.reports.tables import layer_rows, rows
@@ -48,7 +49,7 @@ def write_run(folder: Path) -> Mask:
 def test_a_run_carries_its_mask_and_plan(tmp_path: Path) -> None:
     mask = write_run(tmp_path / "run")
     for name, kind in ((tmp_path / "run", "run"), (tmp_path / "run" / "checkpoint.safetensors", "checkpoint")):
-        target = resolve(str(name))
+        target = load_target(str(name))
         assert target.kind == kind and target.checkpoint is not None and tuple(target.frozen) == ("conv2",)
         report = cost_report(target, (32, 48), per_layer=True)
         gone = mask.total - mask.kept
@@ -66,10 +67,10 @@ def report_numel(module: torch.nn.Module, name: str) -> int:
 
 
 def test_names_need_no_weights() -> None:
-    target = resolve("deeplabv3", model="RN101")
+    target = load_target("deeplabv3", model="RN101")
     assert isinstance(target.module, Framework) and target.kind == "framework" and target.model == "RN101"
     assert all(value.is_meta for value in target.module.parameters())
-    assert isinstance(resolve("RN50x4").module, Trunk)
+    assert isinstance(load_target("RN50x4").module, Backbone)
 
 
 def test_a_recipe_names_its_framework(tmp_path: Path) -> None:
@@ -77,27 +78,27 @@ def test_a_recipe_names_its_framework(tmp_path: Path) -> None:
     recipe.write_text(
         '[model]\nframework = "deeplabv3"\nclip = "RN50"\npretrained = ""\nwidth = 32\noutput_stride = 8\n'
     )
-    target = resolve(str(recipe))
+    target = load_target(str(recipe))
     assert (target.kind, target.model) == ("recipe", "RN50")
     assert isinstance(target.module, Framework)
     assert target.module.options["width"] == 32 and target.module.options["output_stride"] == 8
-    assert resolve(str(recipe), model="RN-mini").model == "RN-mini"
+    assert load_target(str(recipe), model="RN-mini").model == "RN-mini"
     (tmp_path / "other.toml").write_text("[prune]\nrate = 0.1\n")
     with pytest.raises(InputError, match=r"other\.toml: .*framework"):
-        resolve(str(tmp_path / "other.toml"))
+        load_target(str(tmp_path / "other.toml"))
 
 
 def test_unknown_targets(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"deeplabv4: neither .* did you mean 'deeplabv3'"):
-        resolve("deeplabv4")
+        load_target("deeplabv4")
     with pytest.raises(InputError, match="gone.safetensors: no such file"):
-        resolve(str(tmp_path / "gone.safetensors"))
+        load_target(str(tmp_path / "gone.safetensors"))
     with pytest.raises(InputError, match=r"no checkpoint\.safetensors"):
-        resolve(str(tmp_path))
+        load_target(str(tmp_path))
 
 
 def test_several_reports_side_by_side() -> None:
-    reports = [cost_report(resolve(name), (64, 64)) for name in ("RN-mini", "deeplabv3")]
+    reports = [cost_report(load_target(name), (64, 64)) for name in ("RN-mini", "deeplabv3")]
     reports[1]["datasets"]["scenes:val"] = {"mIoU": 50.0, "novel": None}
     columns, table = rows(reports)
     assert columns == ["", "RN-mini", "deeplabv3"]

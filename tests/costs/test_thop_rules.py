@@ -1,6 +1,6 @@
 """The rules against figures that thop and ptflops themselves gave.
 
-Provenance: thop 0.1.1.post2209072238 and ptflops 0.7 run on the released CLIP trunk, GKC's, FC-CLIP's and
+Provenance: thop 0.1.1.post2209072238 and ptflops 0.7 run on the released CLIP backbone, GKC's, FC-CLIP's and
 Mask2Former's heads with random weights, apart from this project; printed to 3 or 4 decimals of G, params to 3 of M.
 """
 
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.clip.text import TextClassifier
-from ovstrans.costs import released_code as upstream
+from ovstrans.costs import released_code
+from ovstrans.costs.counter import run_on_meta
 from ovstrans.costs.flops import count_flops
-from ovstrans.costs.meta import run_on_meta
-from ovstrans.costs.target import build_on_meta, resolve
+from ovstrans.costs.target import load_target
 from ovstrans.costs.thop_rules import PTFLOPS, THOP, count_thop
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.frameworks.mask_framework import MaskFramework
+from ovstrans.frameworks.registry import build_on_meta
 
 PAPER, SMALL = (800, 1216), (512, 512)
 
@@ -45,7 +46,7 @@ class Mask2Former(MaskFramework):
 def mask2former(monkeypatch: pytest.MonkeyPatch) -> MaskFramework:
     """On RN50, counted as its released code runs: classes at every prediction."""
     monkeypatch.setitem(registry._FRAMEWORKS, "mask2former", (__name__, "Mask2Former"))
-    monkeypatch.setattr(upstream, "EVERY_PREDICTION", frozenset({"mask2former"}))
+    monkeypatch.setattr(released_code, "CLASSIFIES_EVERY_PREDICTION", frozenset({"mask2former"}))
     framework = build_on_meta("mask2former", "RN50")
     assert isinstance(framework, MaskFramework)
     return framework
@@ -55,9 +56,9 @@ def mask2former(monkeypatch: pytest.MonkeyPatch) -> MaskFramework:
     ("size", "rules", "giga"),
     [(SMALL, THOP, 28.3059), (PAPER, THOP, 105.0415), (SMALL, PTFLOPS, 28.2444), (PAPER, PTFLOPS, 104.8134)],
 )
-def test_the_trunk(size: tuple[int, int], rules: Any, giga: float) -> None:
-    trunk = resolve("RN50")
-    found = count_thop(trunk.module, size, components=trunk.components, rules=rules)
+def test_the_backbone(size: tuple[int, int], rules: Any, giga: float) -> None:
+    target = load_target("RN50")
+    found = count_thop(target.module, size, components=target.components, rules=rules)
     assert round(found.macs / 1e9, 4) == giga
     assert list(found.components()) == ["trunk"]
     if rules is THOP:
@@ -65,7 +66,7 @@ def test_the_trunk(size: tuple[int, int], rules: Any, giga: float) -> None:
 
 
 def head(framework: MaskFramework, size: tuple[int, int]) -> tuple[float, float]:
-    """(G, M of params) of everything that is not the trunk."""
+    """(G, M of params) of everything outside the backbone."""
     parts = count_thop(framework, size, components=framework.components()).components()
     rest = [part for name, part in parts.items() if name != "trunk"]
     return round(sum(part["macs"] for part in rest) / 1e9, 3), round(sum(part["params"] for part in rest) / 1e6, 3)
@@ -91,17 +92,17 @@ def test_fcclip_as_the_paper_prints_it() -> None:
     assert round(found.macs / 1e9, 3) == 200.055
 
 
-def test_what_upstream_does_differently_is_still_there() -> None:
+def test_patterns_of_unseen_modules_match() -> None:
     """Every pattern names modules of a framework, and nothing but what it says."""
     frameworks = [build_on_meta(name, "RN50") for name in ("gkc", "fcclip")]
     names = [name for framework in frameworks for name, _ in framework.named_modules()]
     narrow = build_on_meta("gkc", "RN-mini", options={"width": 32, "queries": 2})
-    hidden = {name: why for name, _ in narrow.named_modules() if (why := upstream.unseen(narrow, name))}
-    for pattern in upstream.UNSEEN:
+    hidden = {name: why for name, _ in narrow.named_modules() if (why := released_code.reason_unseen(narrow, name))}
+    for pattern in released_code.UNSEEN:
         if pattern != "head.transformer.input_projections.*":
-            assert any(upstream.fnmatchcase(name, pattern) for name in names), pattern
+            assert any(released_code.fnmatchcase(name, pattern) for name in names), pattern
     assert not any(name.startswith("backbone") or "cross_attn" in name for name in hidden)
-    assert upstream.unseen(resolve("RN50").module, "head.pixel_decoder.mask_projection") is None
+    assert released_code.reason_unseen(load_target("RN50").module, "head.pixel_decoder.mask_projection") is None
 
 
 class Layers(nn.Module):
@@ -175,18 +176,18 @@ def test_runs_add_up_and_what_never_runs_is_not_there() -> None:
     assert [(each.name, each.macs, each.params) for each in found.layers] == [("used", 2 * 16 * 9, 12)]
 
 
-def test_what_released_code_runs_beside() -> None:
+def test_what_only_released_code_runs() -> None:
     """Classes after every decoder layer, and CLIP's query once a mask: 3 masks, 4 positions at stride 32."""
     framework = build_on_meta("fcclip", "RN-mini", options={"width": 32, "queries": 3, "decoder_layers": 4})
     parts = framework.components()
-    plain = count_flops(framework, (64, 64), components=parts).components()
-    with upstream.as_released(framework):
-        released = count_flops(framework, (64, 64), components=parts).components()
+    plain = count_flops(framework, (64, 64), components=parts).components
+    with released_code.as_released(framework):
+        released = count_flops(framework, (64, 64), components=parts).components
     pool: Any = framework.get_submodule("clip_head.attnpool")
     channels = pool.q_proj.in_features
-    more = {name: released[name]["dense"] - part["dense"] for name, part in plain.items()}
+    more = {name: released[name].dense - part.dense for name, part in plain.items()}
     assert {name: count for name, count in more.items() if count} == {
-        "classifier": 4 * plain["classifier"]["dense"],
+        "classifier": 4 * plain["classifier"].dense,
         "clip_head": 2 * channels * (channels + 4),
     }
     assert not any(module._forward_hooks for module in framework.modules())

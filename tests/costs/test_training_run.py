@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from ovstrans.clip.load import random_clip
 from ovstrans.costs.flops import count_flops
-from ovstrans.costs.training_run import AuxiliaryCost, DataAssumptions, RunFlops, count_run, view_macs
-from ovstrans.costs.training_step import executed_training, published_training, sparse_training
+from ovstrans.costs.training_run import AuxiliaryCost, DataAssumptions, RunCosts, count_region_macs, count_run
+from ovstrans.costs.training_step import count_executed_step, count_published_step, count_sparse_step
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from tests.costs import training_case as case
@@ -26,7 +27,7 @@ def recipe(**training: Any) -> dict[str, Any]:
     return {"training": {**own, **training}, "augment": {"crop": CROP}}
 
 
-def run(framework: Framework, **training: Any) -> RunFlops:
+def run(framework: Framework, **training: Any) -> RunCosts:
     return count_run(framework, recipe(**training), model=MODEL, frozen=PLAN)
 
 
@@ -35,34 +36,34 @@ def deeplab() -> Framework:
     return case.make("deeplabv3")
 
 
-def beside(found: RunFlops) -> dict[str, AuxiliaryCost]:
-    return {each.name: each for each in found.beside}
+def auxiliary(found: RunCosts) -> dict[str, AuxiliaryCost]:
+    return {each.name: each for each in found.auxiliary}
 
 
 def test_steps_before_and_after_the_plan(deeplab: Framework) -> None:
     size = (CROP, CROP)
-    everything, planned = (executed_training(deeplab, size, frozen=frozen).total for frozen in ((), PLAN))
+    everything, planned = (count_executed_step(deeplab, size, frozen=frozen).total for frozen in ((), PLAN))
     assert planned < everything
-    assert run(deeplab).framework("executed") == 4 * 50 * planned
-    assert run(deeplab, plan_after=20).framework("executed") == 4 * (20 * everything + 30 * planned)
-    assert run(deeplab, plan_after=90).framework("executed") == 4 * 50 * everything
+    assert run(deeplab).steps_macs["executed"] == 4 * 50 * planned
+    assert run(deeplab, plan_after=20).steps_macs["executed"] == 4 * (20 * everything + 30 * planned)
+    assert run(deeplab, plan_after=90).steps_macs["executed"] == 4 * 50 * everything
 
 
 def test_every_way_of_counting(deeplab: Framework) -> None:
     size, mask, parts = (CROP, CROP), case.body_mask(deeplab), deeplab.components()
     found = count_run(deeplab, recipe(), model=MODEL, mask=mask, frozen=PLAN)
-    executed = executed_training(deeplab, size, components=parts, frozen=PLAN)
+    executed = count_executed_step(deeplab, size, components=parts, frozen=PLAN)
     flops = count_flops(deeplab, size, components=parts, mask=mask)
-    assert found.after["executed"] == executed
-    assert found.framework("sparse") == 200 * sparse_training(executed, deeplab, mask).total
-    assert found.framework("published") == 200 * published_training(flops, frozen=PLAN).total
-    assert found.framework("sparse") < found.framework("executed")
+    assert found.steps_macs["executed"] == 200 * executed.total
+    assert found.steps_macs["sparse"] == 200 * count_sparse_step(executed, deeplab, mask).total
+    assert found.steps_macs["published"] == 200 * count_published_step(flops, frozen=PLAN).total
+    assert found.steps_macs["sparse"] < found.steps_macs["executed"]
 
 
 def test_norms_of_the_recipe(deeplab: Framework) -> None:
-    still = executed_training(deeplab, (CROP, CROP), frozen=PLAN, norms="frozen").total
-    assert run(deeplab, norms="frozen").framework("executed") == 200 * still
-    assert still < run(deeplab).after["executed"].total
+    still = count_executed_step(deeplab, (CROP, CROP), frozen=PLAN, norms="frozen").total
+    assert run(deeplab, norms="frozen").steps_macs["executed"] == 200 * still
+    assert 200 * still < run(deeplab).steps_macs["executed"]
 
 
 def test_a_teacher_looks_at_every_region() -> None:
@@ -70,16 +71,16 @@ def test_a_teacher_looks_at_every_region() -> None:
     clip = random_clip(MODEL)
     with torch.no_grad():
         region = executed_macs(lambda: clip.visual(torch.zeros(1, 3, clip.image_size, clip.image_size)))
-    assert view_macs(MODEL) == region
+    assert count_region_macs(MODEL) == region
     found = count_run(case.make("gkc"), recipe(), model=MODEL, assumed=DataAssumptions(segments=2.5, nouns=7))
-    assert beside(found)["teacher"] == AuxiliaryCost("teacher", "region", view_macs(MODEL), 500)
+    assert auxiliary(found)["teacher"] == AuxiliaryCost("teacher", "region", count_region_macs(MODEL), 500)
 
 
 def test_texts_are_read_once() -> None:
     clip = random_clip(MODEL)
     with torch.no_grad():
         prompt = executed_macs(lambda: clip.model.encode_text(clip.tokenizer(["a cat"])))
-    found = beside(count_run(case.make("gkc synonyms"), recipe(), model=MODEL, assumed=DataAssumptions(nouns=7)))
+    found = auxiliary(count_run(case.make("gkc synonyms"), recipe(), model=MODEL, assumed=DataAssumptions(nouns=7)))
     names = sum(map(len, case.VOCABULARY.classes))
     assert found["vocabulary"] == AuxiliaryCost("vocabulary", "prompt", prompt, names * len(case.VOCABULARY.templates))
     assert found["nouns"] == AuxiliaryCost("nouns", "noun", prompt, 7)
@@ -98,20 +99,21 @@ def test_matching_against_the_real_one() -> None:
     with torch.no_grad():
         without = executed_macs(lambda: framework.losses(batch))
     segments = sum(map(len, batch.segments or ()))
-    found = beside(count_run(framework, recipe(), model=MODEL))
+    found = auxiliary(count_run(framework, recipe(), model=MODEL))
     assert found["matching"].each * segments == everything - without
     assert "teacher" not in found
 
 
-def test_what_a_framework_does_not_need_is_not_there(deeplab: Framework) -> None:
-    assert set(beside(run(deeplab))) == {"vocabulary"}
-    assert set(beside(run(deeplab, bn_recalibrate=3))) == {"vocabulary", "recalibration"}
-    assert beside(run(deeplab, bn_recalibrate=3))["recalibration"].times == 12
+def test_only_what_a_framework_needs_is_counted(deeplab: Framework) -> None:
+    assert set(auxiliary(run(deeplab))) == {"vocabulary"}
+    assert set(auxiliary(run(deeplab, bn_recalibrate=3))) == {"vocabulary", "recalibration"}
+    assert auxiliary(run(deeplab, bn_recalibrate=3))["recalibration"].times == 12
 
 
 def test_report_entry(deeplab: Framework) -> None:
     found = run(deeplab, plan_after=5)
-    entry = found.as_json()
+    entry = found.to_json()
+    assert RunCosts.from_json(json.loads(json.dumps(entry))) == found
     assert entry["executed"]["total"] == entry["executed"]["framework"] + entry["beside"]["vocabulary"]["total"]
     assert (entry["steps"], entry["warm_up"], entry["batch"], entry["image_size"]) == (50, 5, 4, [CROP, CROP])
     assert entry["assumed"] == {"segments": 11.0, "nouns": 10_000}

@@ -12,8 +12,8 @@ from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.costs.flops import count_flops
 from ovstrans.costs.params import count_params
-from ovstrans.costs.target import build_on_meta
 from ovstrans.frameworks.deeplabv3 import DeepLabV3
+from ovstrans.frameworks.registry import build_on_meta
 from ovstrans.recipes.load import load_recipe
 from tests.frameworks.test_deeplabv3 import DECODERS, batch_of, make, normalised
 
@@ -70,11 +70,11 @@ COLUMNS, *ROWS = (line.split() for line in PARAMETERS.strip().splitlines())
 def test_parameters_on_rn50(row: list[str]) -> None:
     framework = build_on_meta("deeplabv3", "RN50", options={"decoder": row[0], "clip_path": row[1]})
     parts = count_params(framework, framework.components())
-    found = {name: part["total"] for name, part in parts["components"].items()}
+    found = {name: part.total for name, part in parts.components.items()}
     expected = {name: int(cell.replace(",", "")) for name, cell in zip(COLUMNS[2:], row[2:], strict=True)}
     assert found == {name: count for name, count in expected.items() if count}
-    assert parts["total"] == sum(expected.values())
-    assert parts["total"] - parts["trainable"] == expected["clip_path"]
+    assert parts.total == sum(expected.values())
+    assert parts.total - parts.trainable == expected["clip_path"]
 
 
 def test_published_parameters_are_those_of_plus_with_the_dead_pooling_branch() -> None:
@@ -83,8 +83,8 @@ def test_published_parameters_are_those_of_plus_with_the_dead_pooling_branch() -
     recipe = load_recipe("deeplabv3-rn50-coco")["model"]
     options = {option: value for option, value in recipe.items() if option in DeepLabV3.defaults}
     framework = build_on_meta("deeplabv3", recipe["clip"], options={**options, "decoder": "plus"})
-    parts = count_params(framework, framework.components())["components"]
-    ours = sum(parts[name]["total"] for name in ("trunk", "aspp", "decoder"))
+    parts = count_params(framework, framework.components()).components
+    ours = sum(parts[name].total for name in ("trunk", "aspp", "decoder"))
     pooling, project = 2048 * 256 + 2 * 256, (2048 - 256) * 256
     assert ours == 40_366_016
     assert round((ours - pooling + project) / 1e6, 1) == 40.3
@@ -93,8 +93,8 @@ def test_published_parameters_are_those_of_plus_with_the_dead_pooling_branch() -
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_multiply_accumulates_on_rn50(decoder: str) -> None:
     framework = build_on_meta("deeplabv3", "RN50", options={"decoder": decoder})
-    parts = count_flops(framework, (800, 1216), components=framework.components()).components()
-    macs = {name: part["dense"] for name, part in parts.items()}
+    parts = count_flops(framework, (800, 1216), components=framework.components()).components
+    macs = {name: part.dense for name, part in parts.items()}
     stride16, stride4 = 50 * 76, 200 * 304
     # Stride 16 runs what follows the pool of layer4 at four times the positions; the rest is as at 32.
     late = 512 * 2048 + 1024 * 2048 + 2 * (2048 * 512 + 9 * 512 * 512 + 512 * 2048)

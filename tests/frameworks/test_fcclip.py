@@ -14,10 +14,10 @@ from ovstrans.clip.load import Clip
 from ovstrans.clip.pooling import valid_masks
 from ovstrans.clip.text import TextClassifier
 from ovstrans.costs.params import count_params
-from ovstrans.costs.target import Target, build_on_meta
+from ovstrans.costs.target import Target, count_costs
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_head import HeadOutput
-from ovstrans.reports.report import cost_report
+from ovstrans.frameworks.registry import build_on_meta
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import golden_case as case
 from tests.frameworks.conftest import make_text
@@ -63,11 +63,11 @@ def test_agrees_with_upstream(golden: dict[str, Tensor], size: tuple[int, int]) 
 def test_parameters_are_those_published(clip: str, decoder: int, trainable: int, clip_head: int, visual: int) -> None:
     framework = build_on_meta("fcclip", clip)
     params = count_params(framework, framework.components())
-    parts = {name: part["total"] for name, part in params["components"].items()}
-    assert params["trainable"] == trainable
+    parts = {name: part.total for name, part in params.components.items()}
+    assert params.trainable == trainable
     assert parts["pixel_decoder"] == decoder and parts["transformer_decoder"] == 14_535_424
     assert parts["clip_head"] == clip_head and parts["trunk"] + clip_head == visual
-    assert sum(parts.values()) == params["total"] and "other" not in parts
+    assert sum(parts.values()) == params.total and "other" not in parts
 
 
 @pytest.mark.parametrize("trunk", ["frozen", "train"])
@@ -75,16 +75,16 @@ def test_costs_are_counted_without_weights(trunk: str) -> None:
     """On meta tensors, in eval and in train mode; training leaves out what only inference runs, CLIP's head and the sum
     over queries, and names them after every layer."""
     framework = build_on_meta("fcclip", "RN-mini", options={**TINY, "trunk": trunk})
-    report = cost_report(Target("fcclip", "framework", framework, framework.components(), "RN-mini"), (64, 96))
-    flops, executed = report["flops"], report["training"]["executed"]
-    assert flops["components"]["clip_head"]["dense"] > 0
-    dense = {name: part["dense"] for name, part in flops["components"].items()}
+    costs = count_costs(Target("fcclip", "framework", framework, framework.components(), "RN-mini"), (64, 96))
+    executed = costs.training.executed
+    dense = {name: part.dense for name, part in costs.flops.components.items()}
+    assert dense["clip_head"] > 0
     once = dense["trunk"] + dense["pixel_decoder"] + dense["transformer_decoder"]
-    assert flops["dense"] == once + dense["classifier"] + dense["clip_head"] + dense["inference"]
-    assert executed["forward"] == once + framework.predictions * dense["classifier"]
+    assert costs.flops.dense == once + dense["classifier"] + dense["clip_head"] + dense["inference"]
+    assert executed.forward == once + framework.predictions * dense["classifier"]
     trains = trunk == "train"
-    assert (report["params"]["components"]["trunk"]["trainable"] > 0) == trains
-    assert (executed["backward"] > 2 * flops["components"]["trunk"]["dense"]) == trains
+    assert (costs.params.components["trunk"].trainable > 0) == trains
+    assert (executed.backward > 2 * dense["trunk"]) == trains
     assert framework.segment(torch.empty(1, 3, 50, 70, device="meta")).shape == (1, 1, 50, 70)
 
 

@@ -256,7 +256,7 @@ def test_inference_leaves_alone_what_only_training_needs(clip: Clip, text: TextC
     assert before.shape == (1, 4, 70, 64) and bool(before.isfinite().all())
     flops = count_flops(framework, (64, 64), components=framework.components())
     # Inference: the products of class and mask probabilities.
-    assert set(flops.components()) == {"trunk", "pixel_decoder", "transformer_decoder", "classifier", "inference"}
+    assert set(flops.components) == {"trunk", "pixel_decoder", "transformer_decoder", "classifier", "inference"}
     assert not [key for key in framework.state_dict() if "attnpool" in key or key.startswith(("text_", "pixel_"))]
 
 
@@ -266,8 +266,8 @@ def test_parameters_at_the_published_size(vocabulary: Vocabulary) -> None:
         text = TextClassifier(torch.empty(5, 1024), torch.empty(5, dtype=torch.long), vocabulary)
         framework = GKC(encoder=create_image_encoder("RN50"), mean=(0.5,) * 3, std=(0.2,) * 3, text=text)
         assert framework.segment(torch.empty(1, 3, 800, 1216)).shape == (1, 4, 800, 1216)
-    counted = count_params(framework, framework.components())["components"]
-    total = {name: part["total"] for name, part in counted.items()}
+    counted = count_params(framework, framework.components()).components
+    total = {name: part.total for name, part in counted.items()}
     query, project = 256 * 256 + 256, 256 * 1024 + 1024
     assert total == {
         "trunk": 23_527_264,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.weights import VISUAL
-from ovstrans.costs.target import build_on_meta
 from ovstrans.errors import MismatchError
+from ovstrans.frameworks.registry import build_on_meta
 from ovstrans.interop.upstream_names import from_fcclip, to_fcclip
 
 SMALL: dict[str, Any] = {

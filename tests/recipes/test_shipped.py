@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from ovstrans.costs.target import build_on_meta
 from ovstrans.frameworks import registry
+from ovstrans.frameworks.registry import build_on_meta
 from ovstrans.recipes.load import load_recipe, recipe_names, recipe_text
 from ovstrans.training.settings import parse
 

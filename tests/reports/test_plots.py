@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovstrans.costs.target import resolve
+from ovstrans.costs.target import load_target
 from ovstrans.figures import new_figure, save_figure
 from ovstrans.masks.mask import Mask
 from ovstrans.reports.plot_labels import Box, Label, aligned, place_labels
@@ -16,7 +16,7 @@ from ovstrans.reports.report import cost_report
 
 @pytest.fixture(scope="module")
 def reports() -> list[dict[str, Any]]:
-    target = resolve("RN-mini")
+    target = load_target("RN-mini")
     shapes = {name.removeprefix("backbone."): p.shape for name, p in target.module.named_parameters() if p.dim() == 4}
     found = []
     for mask in (None, Mask({name: torch.rand(shape) < 0.5 for name, shape in shapes.items()}, "RN-mini")):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ovstrans.costs.target import resolve
+from ovstrans.costs.target import load_target
 from ovstrans.reports.report import cost_report
 from ovstrans.reports.tables import Row, comparison, csv_lines, csv_text, markdown, rows
 
@@ -87,12 +87,12 @@ def test_markdown() -> None:
 
 
 def test_a_recipe_has_the_cost_of_its_run() -> None:
-    found = cost_report(resolve("deeplabv3-mini"), (32, 32))
+    found = cost_report(load_target("deeplabv3-mini"), (32, 32))
     run = found["training"]["run"]
     assert run["steps"] * run["batch"] > 0 and run["executed"]["total"] > run["executed"]["framework"] > 0
     shown = cells([found])["whole run as autograd runs it, PMAC"]
     assert shown == [f"{run['executed']['total'] / 1e15:,.4f}"]
-    assert cost_report(resolve("deeplabv3"), (32, 32))["training"]["run"] is None
+    assert cost_report(load_target("deeplabv3"), (32, 32))["training"]["run"] is None
 
 
 @pytest.mark.parametrize("value", [None, 0])

@@ -1,5 +1,6 @@
-"""The costs that OpenTrans prints, computed anew: `figures` are what it prints, `rows` each beside ours.
+"""The costs that OpenTrans prints, computed anew: `bench --paper`.
 
-`counts` has the parts that its conventions are made of, `truth` what the same models take by the one counter used
-everywhere else, `released_deeplab` the model of the released code that one published row needs.
+`figures` holds the printed figures, `rows` computes each of them by the paper's convention. `counts` has the parts that
+the conventions combine, `truth` the true costs of the same models by the counter used everywhere else, and
+`released_deeplab` the model of the released code that one published row needs.
 """

@@ -1,8 +1,8 @@
-"""The DeepLab of OpenTrans' released code, for counting alone: its published row needs what is wrong with it.
+"""The DeepLab of OpenTrans' released code, for counting only: its published figures include its defects.
 
-Its trunk strides its convolutions where CLIP pools, and its ASPP computes a pooled branch, drops it and takes
-the 2048 channels of its own input in that place (4 x 256 + 2048 = 3072). `frameworks.deeplabv3` repeats
-neither. Nothing here can be trained or evaluated: features are stand-ins of the right shape.
+Its backbone strides convolutions where CLIP pools, and its ASPP computes a pooled branch, drops it and takes the 2048
+channels of its own input instead (4 x 256 + 2048 = 3072). `frameworks.deeplabv3` repeats neither. Nothing here can be
+trained or evaluated: features are tensors of the right shape and no content.
 
 Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip.load import create_image_encoder
-from ovstrans.costs.target import Trunk
+from ovstrans.costs.target import Backbone
 
 RES2, RES5 = 256, 2048
 """Channels of CLIP RN50 at strides 4 and 32."""
@@ -25,10 +25,7 @@ DILATIONS = (6, 12, 18)
 
 
 class ReleasedHead(nn.Module):
-    """ASPP and decoder, without the dropped branch and without what names pixels.
-
-    Takes images [B, 3, H, W] for their size; returns [B, WIDTH, h, w] at stride 4.
-    """
+    """ASPP and decoder, without the dropped branch and without the classification of pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +37,7 @@ class ReleasedHead(nn.Module):
         self.last = nn.Sequential(_layer(WIDTH + LOW_WIDTH, WIDTH, 3), _layer(WIDTH, WIDTH, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """As the class says."""
+        """Compute [B, WIDTH, h, w] at stride 4 for images [B, 3, H, W], of which only the size matters."""
         res2 = _map(images, RES2, [_strided(size) // 2 for size in images.shape[-2:]])
         res5 = _map(images, RES5, [_strided(_strided(size)) for size in res2.shape[-2:]])
         far = self.project(torch.cat([*(branch(res5) for branch in self.branches), res5], dim=1))
@@ -49,19 +46,19 @@ class ReleasedHead(nn.Module):
 
 
 def pooled_branch() -> nn.Module:
-    """The branch that is computed and dropped: parameters without a part in the result."""
+    """Build the branch that is computed and dropped: its parameters have no part in the result."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), _layer(RES5, WIDTH, 1))
 
 
-def released_trunk() -> Trunk:
-    """CLIP RN50's trunk with strided convolutions, at output stride 16."""
-    trunk = Trunk(create_image_encoder("RN50"))
-    encoder = cast(Any, trunk.backbone)
+def released_backbone() -> Backbone:
+    """Build CLIP RN50's backbone with strided convolutions, at output stride 16."""
+    backbone = Backbone(create_image_encoder("RN50"))
+    encoder = cast(Any, backbone.backbone)
     for layer, stride in ((encoder.layer2, 2), (encoder.layer3, 2), (encoder.layer4, 1)):
         first = layer[0]
         first.conv2.stride = first.downsample[1].stride = (stride, stride)
         first.avgpool, first.downsample[0] = nn.Identity(), nn.Identity()
-    return trunk
+    return backbone
 
 
 def _layer(channels: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequential:
@@ -71,7 +68,7 @@ def _layer(channels: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequ
 
 
 def _strided(size: int) -> int:
-    """What a padded 3x3 convolution of stride 2 leaves of a side."""
+    """Return the side of the output of a padded 3x3 convolution of stride 2."""
     return (size - 1) // 2 + 1
 
 

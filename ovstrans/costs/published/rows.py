@@ -1,7 +1,7 @@
 """The costs that OpenTrans prints (Tables 1 and 2), computed anew by the conventions that gave them.
 
-AuxiliaryCost each stands what the same model truly takes, by the one counter used everywhere else. Values come from
-modules on meta tensors and from rules; no weights, no data.
+Each row also has the true cost of the same model, by the counter used everywhere else. Values come from modules on meta
+tensors and from rules; they need no weights and no data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovstrans.costs.fvcore_rules import count_fvcore_rules
-from ovstrans.costs.published.counts import Counts, Key, numel
+from ovstrans.costs.published.counts import Counts, Key, count_entries
 from ovstrans.costs.published.figures import (
     BATCH,
     DEEPLAB,
@@ -25,21 +25,27 @@ from ovstrans.costs.published.figures import (
     STEPS,
     Figure,
 )
-from ovstrans.costs.published.truth import truths
+from ovstrans.costs.published.truth import count_true_costs
 
 SCHEMA = "ovstrans.paper/1"
 TOLERANCE = 0.002
-"""Within which a figure counts as reproduced."""
+"""Largest relative difference at which a figure counts as reproduced."""
 
 SCALES = {"params": (1e6, "M"), "FLOPs": (1e9, "G"), "training FLOPs": (1e15, "P")}
-"""Quantity to what the paper prints it in."""
+"""Quantity to the unit that the paper prints it in: divisor and suffix."""
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """figure: what is printed.  ours: by its convention, in the same unit; None where there is nothing to compute.
-    reason: why a figure is not reproduced, else "".  true: what it truly is, in the same unit; None where that
-    depends on layers that nobody knows.  true_of: of what."""
+    """A printed figure beside the computed one.
+
+    Attributes:
+        figure: The printed figure.
+        ours: The value by its convention, in the same unit; None if there is nothing to compute.
+        reason: Why the figure is not reproduced, else "".
+        true: The true cost, in the same unit; None if it depends on unpublished layers.
+        true_of: What the true cost is of.
+    """
 
     figure: Figure
     ours: float | None
@@ -49,16 +55,16 @@ class PaperRow:
 
     @property
     def difference(self) -> float | None:
-        """Of ours from the printed one, as a share of it."""
+        """Difference of ours from the printed figure, relative to it."""
         return None if self.ours is None else self.ours / self.figure.value - 1
 
     @property
     def reproduced(self) -> bool:
-        """Whether the convention holds and its value is within `TOLERANCE`."""
+        """Whether the convention holds and gives the figure to within `TOLERANCE`."""
         return self.figure.grade != OPEN and self.difference is not None and abs(self.difference) <= TOLERANCE
 
-    def as_json(self) -> dict[str, Any]:
-        """The entry of `paper_json`."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of `paper_json`."""
         figure = self.figure
         return {
             "table": figure.table,
@@ -79,10 +85,10 @@ class PaperRow:
 
 
 def paper_rows() -> list[PaperRow]:
-    """A row for each figure of `FIGURES`, in their order."""
+    """Compute a row for each of `FIGURES`, in their order."""
     counts = Counts()
     ours = {**_params(counts), **_flops(counts), **_training(counts)}
-    true = truths(counts)
+    true = count_true_costs(counts)
     reasons = _reasons(counts)
     rows = []
     for figure in FIGURES:
@@ -93,21 +99,21 @@ def paper_rows() -> list[PaperRow]:
 
 
 def paper_json(rows: Iterable[PaperRow]) -> dict[str, Any]:
-    """What `bench --paper --json` writes; differences are shares of the printed figure."""
+    """Return the JSON of the table; differences are relative to the printed figure."""
     return {
         "schema": SCHEMA,
         "source": "arXiv 2404.07448v3",
         "tolerance": TOLERANCE,
-        "rows": [row.as_json() for row in rows],
+        "rows": [row.to_json() for row in rows],
     }
 
 
 PAPER_WORDS = ("grade", "convention")
-"""Columns of `paper_table` that hold words, beside the first."""
+"""Columns of `paper_table` that hold text, besides the first."""
 
 
 def paper_table(rows: Iterable[PaperRow]) -> tuple[list[str], list[list[str]]]:
-    """(columns, lines) for people; what needs more words is in `paper_notes`."""
+    """Return columns and lines of the table for people; `paper_notes` explains them."""
     columns = ["", "published", "computed", "difference", "grade", "true count", "convention"]
     return columns, [
         [
@@ -124,7 +130,7 @@ def paper_table(rows: Iterable[PaperRow]) -> tuple[list[str], list[list[str]]]:
 
 
 def paper_notes(rows: Sequence[PaperRow]) -> list[str]:
-    """Lines to put below the table: why a figure is not reproduced, and what the true counts are of."""
+    """Return notes to the table: why figures are not reproduced, and what the true counts are of."""
     reasons = [f"{row.figure.key}: not reproduced: {row.reason}" for row in rows if not row.reproduced]
     meanings: dict[str, list[str]] = {}
     for row in rows:
@@ -134,7 +140,7 @@ def paper_notes(rows: Sequence[PaperRow]) -> list[str]:
 
 
 def _shown(figure: Figure, value: float | None) -> str:
-    """In the paper's unit; one digit more than the paper prints for what it does not."""
+    """Format a value in the paper's unit, with one digit more than the paper has for values that it does not print."""
     scale, unit = SCALES[figure.quantity]
     digits = 1 if value == figure.value else 2
     return "-" if value is None else f"{value / scale:,.{digits}f}{unit}"
@@ -142,29 +148,29 @@ def _shown(figure: Figure, value: float | None) -> str:
 
 def _params(counts: Counts) -> dict[Key, float]:
     dense = {
-        HAN: counts.trunk_params + numel(*counts.han_head_parts),
-        DEEPLAB: counts.trunk_params + counts.deeplab_thop.params,
+        HAN: counts.backbone_params + count_entries(*counts.han_head_parts),
+        DEEPLAB: counts.backbone_params + counts.deeplab_thop.params,
         FCCLIP: counts.fcclip_thop.params,
     }
-    return _with_pruned("params", dense, counts.trunk_params)
+    return _with_pruned("params", dense, counts.backbone_params)
 
 
 def _flops(counts: Counts) -> dict[Key, float]:
     parts = {str(number): part for number, part in enumerate(counts.han_head_parts)}
     by_fvcore = count_fvcore_rules(counts.han.module, IMAGE_SIZE, components=parts)
     dense = {
-        HAN: counts.trunk_thop + sum(by_fvcore[name] for name in parts),
-        DEEPLAB: counts.trunk_thop + counts.deeplab_thop.macs,
+        HAN: counts.backbone_thop + sum(by_fvcore[name] for name in parts),
+        DEEPLAB: counts.backbone_thop + counts.deeplab_thop.macs,
         FCCLIP: counts.fcclip_thop.macs,
     }
-    return _with_pruned("FLOPs", dense, counts.trunk_thop)
+    return _with_pruned("FLOPs", dense, counts.backbone_thop)
 
 
-def _with_pruned(quantity: str, dense: Mapping[str, int], trunk: int) -> dict[Key, float]:
+def _with_pruned(quantity: str, dense: Mapping[str, int], backbone: int) -> dict[Key, float]:
     values: dict[Key, float] = {}
     for row, value in dense.items():
         values[row, "dense", quantity] = value
-        values[row, "pruned", quantity] = value - (1 - DENSITY) * trunk
+        values[row, "pruned", quantity] = value - (1 - DENSITY) * backbone
     return values
 
 
@@ -172,23 +178,23 @@ def _training(counts: Counts) -> dict[Key, float]:
     images = BATCH * STEPS
     full = 3 * counts.crop_thop.macs
     frozen = sum(counts.layers[name] for name in FROZEN)
-    both = full - 2 * (1 - DENSITY) * counts.trunk_ptflops - DENSITY * frozen
+    both = full - 2 * (1 - DENSITY) * counts.backbone_ptflops - DENSITY * frozen
     values = {"full": full, "alpha": full - frozen, "alpha + pruning": both}
     return {(HAN, variant, "training FLOPs"): value * images for variant, value in values.items()}
 
 
 def _reasons(counts: Counts) -> dict[Key, str]:
-    full, trunk = 3 * counts.crop_thop.macs, sum(counts.layers.values())
+    full, backbone = 3 * counts.crop_thop.macs, sum(counts.layers.values())
     share = len(FROZEN) / len(counts.layers)
     others = [macs for name, macs in counts.layers.items() if name not in FROZEN]
     low, high = (full - sum(others) + median for median in (min(others), max(others)))
     return {
         (HAN, "pruned", "FLOPs"): (
             f"{_drop(HAN)} less than dense as printed, where the other rows lose {_drop(DEEPLAB)} and {_drop(FCCLIP)}, "
-            f"{(1 - DENSITY) * counts.trunk_thop / 1e9:.1f}G by their convention; no rule gives all three"
+            f"{(1 - DENSITY) * counts.backbone_thop / 1e9:.1f}G by their convention; no rule gives all three"
         ),
         (HAN, "random", "training FLOPs"): (
-            f"which layers were drawn is not published; over all draws the mean is {_peta(full - share * trunk)}"
+            f"which layers were drawn is not published; over all draws the mean is {_peta(full - share * backbone)}"
         ),
         (HAN, "alpha*", "training FLOPs"): (
             "which layers were frozen is not published; if those of alpha are the ones in a comment of the released "
@@ -206,6 +212,6 @@ def _peta(macs_of_an_image: float) -> str:
 
 
 def _drop(row: str) -> str:
-    """What pruning saves in a row as printed."""
+    """Format what pruning saves in a row as printed."""
     printed = {figure.variant: figure.value for figure in FIGURES if (figure.row, figure.quantity) == (row, "FLOPs")}
     return f"{(printed['dense'] - printed['pruned']) / 1e9:.1f}G"

@@ -7,14 +7,14 @@ import json
 
 import pytest
 
-from ovstrans.costs.autograd import count_step
+from ovstrans.costs.autograd import trace_step
 from ovstrans.costs.fvcore_rules import count_fvcore_rules
-from ovstrans.costs.published.counts import Counts, numel
+from ovstrans.costs.published.counts import Counts, count_entries
 from ovstrans.costs.published.figures import FIGURES, FROZEN, IMAGE_SIZE, OPEN, TRAINING_SIZE, UNPADDED_SIZE
-from ovstrans.costs.published.released_deeplab import released_trunk
+from ovstrans.costs.published.released_deeplab import released_backbone
 from ovstrans.costs.published.rows import SCALES, TOLERANCE, PaperRow, paper_json, paper_notes, paper_rows, paper_table
 from ovstrans.costs.thop_rules import count_thop
-from ovstrans.costs.training_step import executed_training
+from ovstrans.costs.training_step import count_executed_step
 
 PRINTED = {
     "Han et al., dense, params": 44.1,
@@ -134,9 +134,9 @@ def test_the_frozen_list_has_the_share_that_the_paper_implies(counts: Counts) ->
 
 def test_freezing_by_the_formula_of_a_whole_step(counts: Counts, rows: dict[str, PaperRow]) -> None:
     """The true figure of `alpha` subtracts weight gradients; a step that is counted with the plan agrees."""
-    frozen = executed_training(counts.han.module, (64, 64), frozen=FROZEN)
-    everything = executed_training(counts.han.module, (64, 64))
-    gone = sum(layer.weight_gradient for layer in everything.layers if layer.name in FROZEN) // everything.batch
+    frozen = count_executed_step(counts.han.module, (64, 64), frozen=FROZEN)
+    everything = count_executed_step(counts.han.module, (64, 64))
+    gone = sum(layer.weight_gradient for layer in everything.layers or () if layer.name in FROZEN) // everything.batch
     assert everything.total - frozen.total == gone
     assert in_print(rows["Han et al., alpha, training FLOPs"], rows["Han et al., alpha, training FLOPs"].true) < 248
 
@@ -149,17 +149,17 @@ def test_hans_head_by_fvcore(counts: Counts, size: tuple[int, int], expected: fl
 
 
 @pytest.mark.parametrize(("size", "expected"), [(IMAGE_SIZE, 104.5410), (TRAINING_SIZE, 28.1710)])
-def test_the_trunk_by_fvcore(counts: Counts, size: tuple[int, int], expected: float) -> None:
-    trunk = counts.trunk
-    by_part = count_fvcore_rules(trunk.module, size, components=trunk.components)
+def test_the_backbone_by_fvcore(counts: Counts, size: tuple[int, int], expected: float) -> None:
+    backbone = counts.backbone
+    by_part = count_fvcore_rules(backbone.module, size, components=backbone.components)
     assert by_part["trunk"] / 1e9 == pytest.approx(expected, abs=6e-5)
 
 
 def test_released_deeplab(counts: Counts) -> None:
-    assert numel(counts.deeplab_head) == 16_772_704
+    assert count_entries(counts.deeplab_head) == 16_772_704
     assert count_thop(counts.deeplab_head, UNPADDED_SIZE).macs / 1e9 == pytest.approx(136.305, abs=6e-4)
     assert count_thop(counts.deeplab_head, IMAGE_SIZE).macs / 1e9 == pytest.approx(138.122, abs=6e-4)
-    strided = count_step(released_trunk(), (1, 3, *IMAGE_SIZE), lambda module, images: [module(images)])
+    strided = trace_step(released_backbone(), (1, 3, *IMAGE_SIZE), lambda module, images: [module(images)])
     assert sum(layer.forward for layer in strided.values()) / 1e9 == pytest.approx(124.98, abs=6e-3)
 
 

@@ -1,4 +1,4 @@
-"""Where counters are known to go wrong: fused attention, products with vectors, dtypes, shared layers."""
+"""The counter in the cases where counters go wrong: fused attention, products with vectors, dtypes, shared layers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.costs.dispatch import count_dispatched
+from ovstrans.costs.counter import count_macs
 from ovstrans.costs.flops import count_flops
-from ovstrans.costs.target import build_on_meta, resolve
+from ovstrans.costs.target import load_target
+from ovstrans.frameworks.registry import build_on_meta
 from tests.costs.reference import executed_macs
 
 TOKENS, WIDTH = 12, 8
@@ -45,11 +46,11 @@ class Function(nn.Module):
 
 
 def macs(module: nn.Module, shape: tuple[int, ...] = (1, 3, 4, 8)) -> int:
-    return sum(count_dispatched(module, shape)[0].values())
+    return count_macs(module, shape).total
 
 
-def others(function: Callable[[Tensor], Any], shape: tuple[int, ...] = (1, 3, 4, 8)) -> dict[str, int]:
-    return {operation: count for (_, operation), count in count_dispatched(Function(function), shape)[1].items()}
+def resampling(function: Callable[[Tensor], Any], shape: tuple[int, ...] = (1, 3, 4, 8)) -> dict[str, int]:
+    return {operation: count for (_, operation), count in count_macs(Function(function), shape).resampling.items()}
 
 
 def test_attention_in_eval_mode_counts_its_products() -> None:
@@ -61,7 +62,7 @@ def test_attention_in_eval_mode_counts_its_products() -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"need_weights": True}, {"masked": True}, {"masked": True, "need_weights": True}])
-def test_attention_however_it_runs(how: dict[str, bool]) -> None:
+def test_attention_in_all_its_forms(how: dict[str, bool]) -> None:
     assert macs(Attends(**how)) == PROJECTIONS + PRODUCTS
 
 
@@ -111,24 +112,23 @@ def test_dtypes_count_the_same(dtype: torch.dtype) -> None:
     assert count_flops(framework.to(dtype), (64, 96), components=framework.components()) == before
 
 
-def test_whatever_mode_the_caller_is_in() -> None:
-    trunk = resolve("RN-mini")
-    expected = count_flops(trunk.module, (64, 64))
+def test_the_mode_of_the_caller_does_not_matter() -> None:
+    target = load_target("RN-mini")
+    expected = count_flops(target.module, (64, 64))
     for mode in (torch.inference_mode(), torch.enable_grad(), torch.autocast("cpu", torch.bfloat16)):
         with mode:
-            assert count_flops(trunk.module, (64, 64)) == expected
+            assert count_flops(target.module, (64, 64)) == expected
 
 
 def test_shared_layers_count_where_they_first_are() -> None:
     layer = nn.Conv2d(3, 3, 1, bias=False)
-    products, _ = count_dispatched(nn.Sequential(layer, nn.ReLU(), layer), (1, 3, 4, 8))
-    assert dict(products) == {"0": 2 * 32 * 9}
+    assert count_macs(nn.Sequential(layer, nn.ReLU(), layer), (1, 3, 4, 8)).products == {"0": 2 * 32 * 9}
 
 
-def test_a_module_that_fails_is_left_as_it_was() -> None:
+def test_a_module_that_fails_is_left_unchanged() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)).train()
     with pytest.raises(RuntimeError):
-        count_dispatched(module, (1, 3, 4, 8))
+        count_macs(module, (1, 3, 4, 8))
     assert module.training and not any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
     assert not any(value.is_meta for value in module.parameters())
 
@@ -153,15 +153,15 @@ SAMPLINGS: list[tuple[Callable[[Tensor], Any], dict[str, int]]] = [
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLINGS)))
-def test_sampling_and_resizing(number: int) -> None:
+def test_resampling(number: int) -> None:
     function, expected = SAMPLINGS[number]
-    assert others(function) == expected
+    assert resampling(function) == expected
     shapes = {tuple(function(torch.zeros(1, 3, 4, 8, device=device)).shape) for device in ("cpu", "meta")}
     assert len(shapes) == 1
     assert macs(Function(function)) == 0
 
 
-def test_what_follows_a_sampling_sees_its_shape() -> None:
+def test_operations_after_resampling_see_its_shape() -> None:
     def function(images: Tensor) -> Tensor:
         raised = F.interpolate(images, (6, 10), mode="bilinear")
         sampled = F.grid_sample(raised, grid(raised, 7, 2, 2), align_corners=False)
