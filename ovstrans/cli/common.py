@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     import torch
 
+    from ovstrans.recipes.schema import Recipe
+
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel="Common")]
-_SEED = typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random (0).", rich_help_panel="Common")
-"""torch takes seeds of 63 bits."""
-Seed = Annotated[int, _SEED]
-RecipeSeed = Annotated[int | None, _SEED]
-"""A seed that the recipe may name too."""
+Seed = Annotated[
+    int,  # torch takes seeds of 63 bits
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random (0).", rich_help_panel="Common"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only results and errors.", rich_help_panel="Common")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one line.", rich_help_panel="Common")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.", rich_help_panel="Common")]
@@ -28,6 +30,10 @@ Pretrained = Annotated[
     str | None,
     typer.Option("--pretrained", metavar="TAG|FILE", help="open_clip tag, or a .safetensors / state-dict file."),
 ]
+RecipeSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: optimizer.lr=0.001. Repeatable."),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(
@@ -37,6 +43,34 @@ DataRoot = Annotated[
         rich_help_panel="Common",
     ),
 ]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def recipe_options(
+    kind: type[Recipe], *, after: str, panel: str, panels: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Decorate a command whose `**options` are the options of a recipe.
+
+    Args:
+        kind: Kind of recipe.
+        after: Parameter of the command behind which the options are listed.
+        panel: Panel of the help that shows the options, "" for the one without a title.
+        panels: Other panels, by section or by full name of the key.
+    """
+    from ovstrans.recipes.options import accepts_options
+
+    def annotate(key: Any, value_type: type) -> Any:
+        section = key.name.partition(".")[0]
+        shown = (panels or {}).get(key.name, (panels or {}).get(section, panel))
+        flag = "--" + key.option.replace("_", "-")
+        return Annotated[
+            value_type | None,
+            typer.Option(flag, help=key.help, metavar=key.metavar or None, rich_help_panel=shown or None),
+        ]
+
+    return accepts_options(kind, after=after, annotate=annotate)
+
 
 _debug = False
 _flags: dict[str, tuple[str, str]] = {}

@@ -9,6 +9,7 @@ import typer
 
 from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
+from ovstrans.recipes.schema import FinetuneRecipe
 
 Framework = Annotated[
     str | None, typer.Argument(metavar="[FRAMEWORK]", help="Default deeplabv3, or the recipe's.", show_default=False)
@@ -24,63 +25,36 @@ PlanFile = Annotated[
     typer.Option("--plan", help="Freeze plan (alpha file); default ovstrans-out/alpha.json where it is."),
 ]
 NoPlan = Annotated[bool, typer.Option("--no-plan", help="Freeze nothing.")]
-PlanAfter = Annotated[
-    int | None, typer.Option("--plan-after", metavar="N", help="Train everything N steps, then analyse and freeze.")
-]
-Freeze = Annotated[
-    str | None, typer.Option("--freeze", metavar="RULE", help="Rule of --plan-after, as in `ovstrans analyze`.")
-]
-Init = Annotated[
-    str | None,
-    typer.Option("--init", help="pretrained (default): CLIP's weights; pruned: those that prune left; random."),
-]
-Weights = Annotated[
-    Path | None, typer.Option("--weights", help="Pruned weights for --init pruned; default those beside the mask.")
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="NAME[:SPLIT] (`ovstrans data list`) or folder:PATH[:SPLIT]; default the recipe's.",
-    ),
-]
 RecipeName = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME|FILE", help="Default FRAMEWORK-mini; see `ovstrans recipes list`."),
 ]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: optimizer.lr=0.001. Repeatable."),
-]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run; default the recipe's.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run at --out, exactly.")]
 Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder to write.")]
 
 
+@common.recipe_options(
+    FinetuneRecipe, after="no_plan", panel="Training", panels={"data.dataset": "", "run": "", "run.seed": "Common"}
+)
 def finetune(
     framework: Framework = None,
+    *,
     model: Model = None,
     pretrained: common.Pretrained = None,
     mask: MaskFile = None,
     no_mask: NoMask = False,
     plan: PlanFile = None,
     no_plan: NoPlan = False,
-    plan_after: PlanAfter = None,
-    freeze: Freeze = None,
-    init: Init = None,
-    weights: Weights = None,
-    data: Data = None,
-    data_root: common.DataRoot = None,
     recipe: RecipeName = None,
-    changes: Set = None,
-    steps: Steps = None,
+    settings: common.RecipeSettings = None,
     resume: Resume = False,
     out: Out = OUTPUT_DIR / "run",
+    data_root: common.DataRoot = None,
     device: common.Device = "auto",
-    seed: common.RecipeSeed = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     debug: common.Debug = False,
+    **options: Any,
 ) -> None:
     """Fine-tune a segmenter on a CLIP, with the mask and the freeze plan in force.
 
@@ -102,36 +76,30 @@ def finetune(
     given: dict[str, Any] = {
         "framework": framework,
         "recipe": recipe,
-        "changes": changes or (),
+        "settings": settings or (),
         "model": model,
         "pretrained": pretrained,
-        "data": data,
-        "steps": steps,
         "mask": _text(mask, no_mask),
         "plan": _text(plan, no_plan),
-        "plan_after": plan_after,
-        "freeze": freeze,
-        "init": init,
-        "weights": _text(weights),
-        "seed": seed,
+        **options,
     }
     if not resume and not is_worker_rank():
         files.check_output(out, force=force, directory=True)
     if resume:
-        settings = choose.resume_settings(out, **given)
-        if settings is None:
+        chosen = choose.resume_recipe(out, **given)
+        if chosen is None:
             console.say(f"{out}: this run is finished; nothing to resume")
             return
     else:
-        settings, notes = choose.discover_artifacts(
-            choose.choose_settings(**given),
+        chosen, notes = choose.discover_artifacts(
+            choose.choose_recipe(**given),
             OUTPUT_DIR,
             mask=mask is None and not no_mask,
             plan=plan is None and not no_plan,
         )
         for note in notes:
             console.say(note)
-    run(settings, out, device=common.pick_device(device), resume=resume, force=force)
+    run(chosen, out, device=common.pick_device(device), resume=resume, force=force)
 
 
 def _text(path: Path | None, no: bool = False) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ovstrans.cli import common
 from ovstrans.files import OUTPUT_DIR
+from ovstrans.recipes.schema import SEGMENT_LOSSES, PruneRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -17,71 +18,40 @@ if TYPE_CHECKING:
     from ovstrans.clip.load import Clip
     from ovstrans.masks.mask import Mask
     from ovstrans.pruning.prune import Result
-    from ovstrans.pruning.settings import Settings
 
 _HOW = "How to prune"
-_DISTIL = "Distillation"
 
 
+@common.recipe_options(
+    PruneRecipe,
+    after="pretrained",
+    panel="Distillation",
+    panels={"prune": _HOW, "prune.steps": "Distillation", "run": "Common"},
+)
 def prune(
     model: Annotated[
         str, typer.Argument(metavar="[MODEL]", help="An open_clip model with a ResNet or ConvNeXt image encoder.")
     ] = "RN-mini",
+    *,
     pretrained: common.Pretrained = None,
-    method: Annotated[
-        str | None, typer.Option(help="imp, magnitude (one shot) or random.", rich_help_panel=_HOW)
-    ] = None,
     like: Annotated[
         Path | None, typer.Option(metavar="MASK", help="With random: the densities of this mask.", rich_help_panel=_HOW)
     ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Zeros / weights in scope (0.9).", rich_help_panel=_HOW)
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Part of the remaining weights pruned a round (0.1).", rich_help_panel=_HOW)
-    ] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option(help="body (layer1-4), backbone (all but the first layer), or patterns.", rich_help_panel=_HOW),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Distillation steps a round; 0 only prunes.", rich_help_panel=_DISTIL)
-    ] = None,
-    distill: Annotated[
-        str | None,
-        typer.Option(
-            help="features (from images alone), or on labelled data text-guided, vision-guided, semantic.",
-            rich_help_panel=_DISTIL,
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Images: scenes, a dataset of `ovstrans data list`, folder:PATH; labels only for a loss on segments.",
-            rich_help_panel=_DISTIL,
-        ),
-    ] = None,
-    data_root: common.DataRoot = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=_DISTIL)] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=_DISTIL)] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels of a side.", rich_help_panel=_DISTIL)] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=_DISTIL)] = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Recipe; by default the one for the model.")
+        str | None, typer.Option(metavar="NAME|FILE", help="Recipe; by default the one for the model and the loss.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's entry; may be repeated.")
-    ] = None,
+    settings: common.RecipeSettings = None,
     out: Annotated[Path, typer.Option(help="Mask file to write; weights and plot go beside it.")] = OUTPUT_DIR
     / "mask.safetensors",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the density of every layer.")] = True,
+    data_root: common.DataRoot = None,
     json: common.Json = None,
     device: common.Device = "auto",
-    seed: common.RecipeSeed = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     debug: common.Debug = False,
+    **options: Any,
 ) -> None:
     """Prune a CLIP image encoder into a mask that serves every framework.
 
@@ -95,25 +65,12 @@ def prune(
     from ovstrans.errors import InputError
     from ovstrans.masks.file import load_mask
     from ovstrans.pruning import output
-    from ovstrans.pruning.settings import choose_settings
+    from ovstrans.pruning.recipe import choose_recipe
 
-    if like is not None and (sparsity is not None or scope is not None):
+    if like is not None and (options["sparsity"] is not None or options["scope"] is not None):
         raise InputError("--like takes sparsity and scope from its mask; leave --sparsity and --scope out")
-    given = {
-        "prune.method": method or ("random" if like is not None else None),
-        "prune.sparsity": sparsity,
-        "prune.rate": rate,
-        "prune.steps": steps,
-        "prune.scope": scope,
-        "distill.loss": distill,
-        "optimizer.lr": lr,
-        "data.dataset": data,
-        "data.batch": batch,
-        "data.size": image_size,
-        "run.precision": precision,
-        "run.seed": seed,
-    }
-    chosen = choose_settings(model, recipe=recipe, changes=settings or [], given=given)
+    options["method"] = options["method"] or ("random" if like is not None else None)
+    chosen = choose_recipe(model, recipe=recipe, settings=settings or (), **options)
     output.check_outputs(out, plot=plot, force=force, resume=resume)
     summary = common.check_json(json, force=force or resume)
     own = (out, output.pruned_weights_path(out), output.plot_path(out), output.state_path(out))
@@ -122,7 +79,7 @@ def prune(
     place = common.pick_device(device)
     pattern = load_mask(like) if like is not None else None
     clip = load_clip(model, pretrained)
-    result = _run(clip, chosen, pattern, place, output.state_path(out), resume=resume)
+    result = _run(clip, chosen, pattern, place, output.state_path(out), resume)
     written = output.save_result(out, result, plot=plot)
     if json != "-":
         _show(result)
@@ -130,13 +87,12 @@ def prune(
     console.say(f"wrote {', '.join(map(str, written))} in {result.seconds:.0f} s")
 
 
-def _run(clip: Clip, chosen: Settings, like: Mask | None, device: torch.device, state: Path, *, resume: bool) -> Result:
+def _run(clip: Clip, chosen: PruneRecipe, like: Mask | None, device: torch.device, state: Path, resume: bool) -> Result:
     """Prune with a progress bar, and say how to go on where it is interrupted."""
     from ovstrans import console
     from ovstrans.datasets.catalog import open_dataset
     from ovstrans.pruning.prune import prune as run
     from ovstrans.pruning.rounds import RoundCallbacks
-    from ovstrans.pruning.settings import SEGMENT_LOSSES
 
     dataset = None
     if chosen.prune.steps:

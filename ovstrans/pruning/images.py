@@ -23,10 +23,16 @@ _CACHE_BYTES = 512 << 20
 class Images:
     """Random views of a dataset's images.
 
-    dataset: anything of `open_dataset`; labels are not looked at.  batch: images a step.  size: pixels
-    of a side of the square views.  crop: least side of a view, as a part of the image's shorter side.
-    flip: mirror half of them.  limit: use only the first so many images (0 = all).  workers: threads
-    that read ahead.  Images are kept in memory, as far as 512 MB go.
+    Args:
+        dataset: Images; labels are ignored.
+        batch: Images of each step.
+        size: Side of the square views, in pixels.
+        seed: Seed of order and views.
+        min_crop: Least side of a view, as a fraction of the shorter side of the image.
+        flip: Chance of a horizontal flip.
+        limit: Number of images to use, the first ones; 0 for all.
+        cache: Keep images in memory, up to 512 MB.
+        workers: Threads that read ahead; 0 reads each image when it is needed.
     """
 
     def __init__(
@@ -36,18 +42,19 @@ class Images:
         batch: int,
         size: int,
         seed: int,
-        crop: float = 0.7,
-        flip: bool = True,
+        min_crop: float = 0.7,
+        flip: float = 0.5,
         limit: int = 0,
+        cache: bool = True,
         workers: int = 2,
     ) -> None:
         self.dataset, self.batch, self.size, self.seed = dataset, batch, size, seed
-        self.crop, self.flip, self.workers = crop, flip, max(1, workers)
+        self.min_crop, self.flip, self.workers = min_crop, flip, workers
         self.count = min(limit, len(dataset)) if limit else len(dataset)
         if self.count == 0:
             raise InputError(f"{dataset.name}: holds no image to distil from")
         self._cache: dict[int, Tensor] = {}
-        self._cached = 0
+        self._free = _CACHE_BYTES if cache else 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def indices(self, step: int) -> list[int]:
@@ -61,6 +68,9 @@ class Images:
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps `start` to `stop` - 1; the next one is read while one is used."""
+        if not self.workers:
+            yield from (Batch(self.views(step)) for step in range(start, stop))
+            return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
 
         def submit(step: int) -> list[Future[Tensor]]:
@@ -87,10 +97,10 @@ class Images:
         draw = torch.rand(4, generator=generator).tolist()
         image = self._image(index)
         height, width = image.shape[-2:]
-        side = max(1, round(min(height, width) * (self.crop + (1.0 - self.crop) * draw[0])))
+        side = max(1, round(min(height, width) * (self.min_crop + (1.0 - self.min_crop) * draw[0])))
         top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
         view = transforms.resized_crop(image, top, left, side, side, [self.size, self.size], antialias=True)
-        return transforms.horizontal_flip(view) if self.flip and draw[3] < 0.5 else view
+        return transforms.horizontal_flip(view) if draw[3] < self.flip else view
 
     def _image(self, index: int) -> Tensor:
         if index in self._cache:
@@ -98,13 +108,13 @@ class Images:
         image = self.dataset[index].image
         # A view never has more pixels than this gives it, so nothing larger is worth keeping.
         shorter = min(image.shape[-2:])
-        most = max(self.size, round(self.size / max(self.crop, 0.1)))
+        most = max(self.size, round(self.size / max(self.min_crop, 0.1)))
         if shorter > most:
             shape = [round(length * most / shorter) for length in image.shape[-2:]]
             image = transforms.resize(image, shape, antialias=True)
-        if self._cached + image.numel() <= _CACHE_BYTES:
+        if image.numel() <= self._free:
             self._cache[index] = image
-            self._cached += image.numel()
+            self._free -= image.numel()
         return image
 
 

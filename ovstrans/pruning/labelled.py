@@ -19,12 +19,20 @@ from ovstrans.training.teacher_targets import TeacherTargets
 
 
 class LabelledViews:
-    """Random views of a dataset's images with their segments, and what a targets makes of them.
+    """Random views of a dataset's images with their segments and the targets of the teacher.
 
-    dataset: the images, labelled.  batch: images a step.  size: pixels of a side of the square views.
-    crop: least side of a view, as a part of the image's shorter side.  flip: mirror half of them.
-    requirements: of the loss.  region_size: pixels of a side of what the teacher sees of a segment.  targets: fills
-    in the rest of what the loss requires.
+    Args:
+        dataset: Labelled images.
+        batch: Images of each step.
+        size: Side of the square views, in pixels.
+        seed: Seed of order and views.
+        min_crop: Least side of a view, as a fraction of the shorter side of the image.
+        flip: Chance of a horizontal flip.
+        workers: Processes that read ahead; 0 reads each image when it is needed.
+        requirements: Targets that the loss needs.
+        region_size: Side of the regions that the teacher sees, in pixels.
+        targets: Adds the targets of the teacher to a batch.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -34,17 +42,18 @@ class LabelledViews:
         batch: int,
         size: int,
         seed: int,
-        crop: float,
-        flip: bool,
+        min_crop: float,
+        flip: float,
+        workers: int,
         requirements: TargetRequirements,
         region_size: int,
         targets: TeacherTargets,
         device: torch.device,
     ) -> None:
         self.dataset, self.batch, self.seed, self.targets, self.device = dataset, batch, seed, targets, device
-        self.count = len(dataset)
-        # A view that shows the part `crop` of the shorter side is the image at 1 / crop of the view's size.
-        augment = Augment(scale=(1.0, 1.0 / crop), flip=0.5 if flip else 0.0, short_side=size)
+        self.count, self.workers = len(dataset), workers
+        # A view of a fraction f of the shorter side is a crop of the image scaled to 1 / f times the size of the view.
+        augment = Augment(scale=(1.0, 1.0 / min_crop), flip=flip, short_side=size)
         regions = region_size if requirements.teacher or requirements.synonyms else 0
         self._transform = WithSegments(
             augment.transform(size, dataset.ignore), dataset.ignore, dataset.vocabulary.novel, regions
@@ -58,6 +67,7 @@ class LabelledViews:
             seed=self.seed,
             start_step=start,
             transform=self._transform,
+            workers=self.workers,
             segments=True,
         )
         batches = (

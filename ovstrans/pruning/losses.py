@@ -13,7 +13,7 @@ from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
 from ovstrans.pruning.distill import Distillation, FeatureDistillation
-from ovstrans.pruning.settings import FEATURES, SEGMENT_LOSSES
+from ovstrans.recipes.schema import FEATURES, SEGMENT_LOSSES
 
 
 def _features_loss(clip: Clip, options: Mapping[str, Any], text: TextClassifier | None) -> Distillation:

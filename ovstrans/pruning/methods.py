@@ -18,7 +18,7 @@ from ovstrans.masks.mask import Mask, require_fit
 from ovstrans.pruning import scores
 from ovstrans.pruning.schedule import kept_counts, target_count
 from ovstrans.pruning.scores import Masks
-from ovstrans.pruning.settings import Prune
+from ovstrans.recipes.schema import Prune
 from ovstrans.training.state import derive_seed
 
 

@@ -20,7 +20,7 @@ from ovstrans.pruning.images import Images
 from ovstrans.pruning.losses import make_distillation
 from ovstrans.pruning.methods import make_plan
 from ovstrans.pruning.rounds import BatchStream, Round, RoundCallbacks, run_rounds
-from ovstrans.pruning.settings import PRECISIONS, SEGMENT_LOSSES, Settings
+from ovstrans.recipes.schema import SEGMENT_LOSSES, PruneRecipe
 from ovstrans.training.precision import pick_precision
 from ovstrans.training.state import seed_step
 
@@ -72,7 +72,7 @@ class Result:
 
 def prune(
     clip: Clip,
-    settings: Settings,
+    recipe: PruneRecipe,
     dataset: Dataset | None = None,
     *,
     like: Mask | None = None,
@@ -81,10 +81,10 @@ def prune(
     resume: bool = False,
     watch: RoundCallbacks | None = None,
 ) -> Result:
-    """Prune and distil a CLIP's image encoder as `settings` say; the CLIP itself is left as it is.
+    """Prune and distil a CLIP's image encoder as `recipe` says; the CLIP itself is left as it is.
 
     dataset: images, labelled where the distillation loss looks at segments; may be None where
-    `settings.prune.steps` is 0.  like: a mask whose
+    `recipe.prune.steps` is 0.  like: a mask whose
     layers and densities `random` takes.  state, resume: a file to keep after every round, and whether
     to go on from it, see `run_rounds`. Raises InputError for settings that do not go together, damaged
     weights, a diverging loss, or the state of another run; MismatchError for a `like` of another
@@ -93,9 +93,9 @@ def prune(
     start = time.perf_counter()
     device = torch.device(device)
     _require_finite(clip)
-    plan = make_plan(clip.visual, settings.prune, settings.run.seed, like)
-    seed_step(settings.run.seed, -1)  # a loss may have a head, which starts at random
-    loss, images = _lesson(clip, settings, dataset if settings.prune.steps else None, device)
+    plan = make_plan(clip.visual, recipe.prune, recipe.run.seed, like)
+    seed_step(recipe.run.seed, -1)  # a loss may have a head, which starts at random
+    loss, images = _lesson(clip, recipe, dataset if recipe.prune.steps else None, device)
     identity = {
         "model": clip.name,
         "weights_sha256": clip.weights_sha256,
@@ -103,54 +103,55 @@ def prune(
         "images": images.count if images is not None else 0,
     }
     encoder, masks, rounds = run_rounds(
-        clip, plan, loss, images, settings, device=device, state=state, resume=resume, identity=identity, watch=watch
+        clip, plan, loss, images, recipe, device=device, state=state, resume=resume, identity=identity, watch=watch
     )
-    recipe = settings.to_recipe()
-    recipe["rounds"] = len(plan.counts)
-    recipe["total_steps"] = settings.prune.total_steps(len(plan.counts))
+    recorded = recipe.to_table()
+    recorded["rounds"] = len(plan.counts)
+    recorded["total_steps"] = recipe.prune.total_steps(len(plan.counts))
     if like is not None:
-        recipe["prune"].update(sparsity=like.sparsity, scope="like")
-        recipe["like"] = {"path": like.path, "method": like.method, "kept": like.kept, "total": like.total}
+        recorded["prune"].update(sparsity=like.sparsity, scope="like")
+        recorded["like"] = {"path": like.path, "method": like.method, "kept": like.kept, "total": like.total}
     mask = Mask(
         masks,
         model=clip.name,
         pretrained=clip.pretrained,
         weights_sha256=clip.weights_sha256,
-        method=settings.prune.method,
-        recipe=recipe,
+        method=recipe.prune.method,
+        recipe=recorded,
     )
     return Result(mask, encoder, rounds, time.perf_counter() - start)
 
 
 def _lesson(
-    clip: Clip, settings: Settings, dataset: Dataset | None, device: torch.device
+    clip: Clip, recipe: PruneRecipe, dataset: Dataset | None, device: torch.device
 ) -> tuple[Distillation, BatchStream | None]:
     """The distillation loss and the images it looks at."""
-    data, name = settings.data, settings.distill.loss
+    data, name = recipe.data, recipe.distill.loss
     views: dict[str, Any] = {
-        "batch": data.batch,
-        "size": data.size,
-        "seed": settings.run.seed,
-        "crop": data.crop,
-        "flip": data.flip,
+        "batch": recipe.training.batch,
+        "size": recipe.augment.crop,
+        "seed": recipe.run.seed,
+        "min_crop": recipe.augment.min_crop,
+        "flip": recipe.augment.flip,
+        "workers": data.workers,
     }
     if dataset is None:  # not a step will be made
         return Distillation(), None
     if name not in SEGMENT_LOSSES:
-        loss = make_distillation(name, clip, settings.distill.options)
-        return loss, Images(dataset, limit=data.images, workers=data.workers, **views)
+        loss = make_distillation(name, clip, recipe.distill.options)
+        return loss, Images(dataset, limit=data.images, cache=data.cache, **views)
     from ovstrans.frameworks.registry import with_prompts
     from ovstrans.pruning.labelled import LabelledViews
     from ovstrans.training.batches import Labelled
     from ovstrans.training.teacher_targets import TeacherTargets, warn_of_captions
 
-    labelled = Labelled(dataset, limit=data.images, cache=True)
-    vocabulary = with_prompts(labelled.vocabulary, "gkc", settings.distill.options)  # whose head and losses these are
-    loss = make_distillation(name, clip, settings.distill.options, embed_vocabulary(clip, vocabulary))
+    labelled = Labelled(dataset, limit=data.images, cache=data.cache)
+    vocabulary = with_prompts(labelled.vocabulary, "gkc", recipe.distill.options)  # whose head and losses these are
+    loss = make_distillation(name, clip, recipe.distill.options, embed_vocabulary(clip, vocabulary))
     warn_of_captions(labelled, loss.target_requirements, "distill.grounding_weight=0")
-    precision = pick_precision(PRECISIONS[settings.run.precision], device)
+    precision = pick_precision(recipe.training.precision, device)
     targets = TeacherTargets(
-        clip, loss.target_requirements, vocabulary, device=device, precision=precision, seed=settings.run.seed
+        clip, loss.target_requirements, vocabulary, device=device, precision=precision, seed=recipe.run.seed
     )
     return loss, LabelledViews(
         labelled,

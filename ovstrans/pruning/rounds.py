@@ -26,10 +26,9 @@ from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.distill import Distillation
 from ovstrans.pruning.methods import Plan, weights_of
-from ovstrans.pruning.schedule import learning_rate
 from ovstrans.pruning.scores import Masks
-from ovstrans.pruning.settings import PRECISIONS, Settings, differences
-from ovstrans.recipes.load import flatten
+from ovstrans.recipes.load import differences
+from ovstrans.recipes.schema import PruneRecipe
 from ovstrans.training.distributed import World
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import make_optimizer
@@ -105,7 +104,7 @@ def run_rounds(
     plan: Plan,
     loss: Distillation,
     images: BatchStream | None,
-    settings: Settings,
+    recipe: PruneRecipe,
     *,
     device: torch.device,
     state: Path | None = None,
@@ -121,7 +120,7 @@ def run_rounds(
     InputError where the state is of other settings, or where distillation diverges.
     """
     watch = watch or RoundCallbacks()
-    total = settings.prune.total_steps(len(plan.counts))
+    total = recipe.prune.total_steps(len(plan.counts))
     if total and images is None:
         raise InputError("distillation needs images; give a dataset, or 0 steps")
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
@@ -129,18 +128,16 @@ def run_rounds(
     to_device(distillation, device)
     for head in head_modules(student):
         head.requires_grad_(False)
-    distillation.set_mode(settings.distill.norms)
-    optimizer = make_optimizer(distillation, settings.optimizer, backbone="student")
-    signature = {**settings.to_recipe(), "made_from": dict(identity or {})}
+    distillation.set_mode(recipe.training.norms)
+    optimizer = make_optimizer(distillation, recipe.optimizer, backbone="student")
+    signature = {**recipe.to_table(), "made_from": dict(identity or {})}
 
     masks: Masks | None = None
     finished: list[Round] = []
     if resume and state is not None and state.exists():
         masks, finished = _load(state, signature, distillation, optimizer, device)
 
-    first = (
-        settings.prune.steps_of(len(finished), len(plan.counts)).start if len(finished) < len(plan.counts) else total
-    )
+    first = recipe.prune.steps_of(len(finished), len(plan.counts)).start if len(finished) < len(plan.counts) else total
     watch.begin(total, first)
     with contextlib.ExitStack() as stack:
         views: Iterator[Batch] = iter(())
@@ -152,10 +149,10 @@ def run_rounds(
             mask = Mask(masks, model=clip.name)
             mask.apply(student)
             losses: dict[str, float] = {}
-            steps = settings.prune.steps_of(number, len(plan.counts))
+            steps = recipe.prune.steps_of(number, len(plan.counts))
             if steps:
                 with mask.held(optimizer, student):
-                    for step in _distil(distillation, views, optimizer, mask, settings, steps, total, device):
+                    for step in _distil(distillation, views, optimizer, mask, recipe, steps, total, device):
                         losses = {
                             name: losses.get(name, 0.0) + value / len(steps) for name, value in step.losses.items()
                         }
@@ -173,25 +170,24 @@ def _distil(
     views: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     mask: Mask,
-    settings: Settings,
+    recipe: PruneRecipe,
     steps: range,
     total: int,
     device: torch.device,
 ) -> Iterator[Step]:
-    rates = settings.optimizer
-    precision = pick_precision(PRECISIONS[settings.run.precision], device)
+    precision = pick_precision(recipe.training.precision, device)
     return train(
         distillation,
         (replace(batch, images=images_to_device(batch.images, device)) for batch in views),
         optimizer,
         steps=steps,
-        rate=lambda step: learning_rate(step, total, 1.0, warmup=rates.warmup, cooldown=rates.cooldown),
+        rate=lambda step: recipe.schedule.factor(step, total),
         precision=precision,
         scaler=precision.scaler(),
-        clip_norm=rates.clip_norm,
+        clip_norm=recipe.optimizer.clip_norm,
         mask=mask,
         world=World(0, 1, device),
-        seed=settings.run.seed,
+        seed=recipe.run.seed,
     )
 
 
@@ -227,9 +223,6 @@ def _load(
     if not {"recipe", "student", "loss", "optimizer", "masks", "rounds"} <= state.keys():
         raise InputError(f"{path}: is not the state of a pruning run; start anew with --force")
     changed = differences(state["recipe"], signature)
-    missing = sorted(flatten(signature).keys() - flatten(state["recipe"]).keys())
-    if missing and len(missing) == len(changed):
-        raise InputError(f"{path}: cannot resume, a version without {missing[0]} saved it; start anew with --force")
     if changed:
         raise InputError(f"{path}: cannot resume, its {changed[0]}; give the same options, or start anew with --force")
     distillation.student.load_state_dict(state["student"])

@@ -1,8 +1,6 @@
-"""How many weights stay after each round, and which learning rate each step has."""
+"""Numbers of weights kept after each round."""
 
 from __future__ import annotations
-
-import math
 
 from ovstrans.errors import InputError
 
@@ -39,17 +37,3 @@ def kept_counts(total: int, target: int, rate: float) -> list[int]:
         kept = max(target, min(kept - 1, round(kept * (1.0 - rate))))
         counts.append(kept)
     return counts or [target]
-
-
-def learning_rate(step: int, total: int, peak: float, *, warmup: int, cooldown: float) -> float:
-    """The rate of `step` (from 0) of `total`: a linear warm-up, constant, then a cosine to zero.
-
-    warmup: steps.  cooldown: fraction of all steps that the final cosine takes (0 = constant to the
-    end, as OpenTrans).
-    """
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    start = total - cooldown * total
-    if step < start:
-        return peak
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - start) / (total - start)))

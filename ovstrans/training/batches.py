@@ -17,9 +17,9 @@ from ovstrans.datasets.sample import Dataset, Sample
 from ovstrans.datasets.segments import WithSegments
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.distributed import World
 from ovstrans.training.precision import images_to_device
-from ovstrans.training.settings import Settings
 
 
 class Labelled:
@@ -62,7 +62,7 @@ class Labelled:
 
 def stream(
     dataset: Labelled,
-    settings: Settings,
+    settings: FinetuneRecipe,
     world: World,
     *,
     start: int = 0,

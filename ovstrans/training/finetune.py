@@ -23,23 +23,23 @@ from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.registry import with_prompts
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training import distributed
 from ovstrans.training.batches import Labelled, stream
 from ovstrans.training.distributed import World
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
 from ovstrans.training.initial_weights import initial_image_encoder, plan_layers, text_encoder
 from ovstrans.training.loop import Step, train
-from ovstrans.training.optim import drop_frozen, make_optimizer, schedule
+from ovstrans.training.optim import drop_frozen, make_optimizer
 from ovstrans.training.precision import pick_precision, to_device
 from ovstrans.training.run_folder import RunFolder
-from ovstrans.training.settings import Settings
 from ovstrans.training.state import load_state, save_state, seed_step, stopping
 from ovstrans.training.teacher_targets import make_teacher_targets, warn_of_captions
 from ovstrans.version import __version__
 
 
 def finetune(
-    settings: Settings,
+    settings: FinetuneRecipe,
     out: Path | str,
     *,
     device: torch.device | str = "cpu",
@@ -62,14 +62,14 @@ def finetune(
         return _finetune(settings, RunFolder(Path(out)), world, resume=resume, force=force)
 
 
-def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bool, force: bool) -> Path:
+def _finetune(settings: FinetuneRecipe, folder: RunFolder, world: World, *, resume: bool, force: bool) -> Path:
     recipe, seed = settings.training, settings.run.seed
     state = load_state(folder.state, world.device) if resume else None
     if state is None and world.main:
         files.check_output(folder.path, force=force, directory=True)
 
     # What goes in: images, CLIP, mask, plan. Everything that cannot work ends here.
-    precision = pick_precision(recipe.amp, world.device)
+    precision = pick_precision(recipe.precision, world.device)
     if world.share(recipe.batch) < 2:
         raise InputError(f"training.batch = {recipe.batch} gives a process one image; BatchNorm needs two at least")
     source = open_dataset(settings.data.dataset, split="train", size=settings.data.size)
@@ -160,7 +160,7 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
                 batches(done),
                 optimizer,
                 steps=steps,
-                rate=schedule(recipe.steps, settings.schedule),
+                rate=lambda step: settings.schedule.factor(step, recipe.steps),
                 precision=precision,
                 scaler=scaler,
                 clip_norm=settings.optimizer.clip_norm,
@@ -190,14 +190,14 @@ def _finetune(settings: Settings, folder: RunFolder, world: World, *, resume: bo
     return folder.path
 
 
-def _mask(settings: Settings, folder: RunFolder, *, resuming: bool) -> Mask | None:
+def _mask(settings: FinetuneRecipe, folder: RunFolder, *, resuming: bool) -> Mask | None:
     """The mask of the run: from its file, or when resuming from the run's own copy."""
     if not settings.run.mask:
         return None
     return load_mask(folder.mask if resuming else settings.run.mask)
 
 
-def _plan_now(settings: Settings, folder: RunFolder, framework: Framework, clip: Clip, world: World) -> list[str]:
+def _plan_now(settings: FinetuneRecipe, folder: RunFolder, framework: Framework, clip: Clip, world: World) -> list[str]:
     """Analyse the trunk as the first steps left it, write alpha.json, return what to freeze (OpenTrans sec. 6.1)."""
     from ovstrans.spectrum.analysis import analyze
     from ovstrans.spectrum.file import save_analysis
@@ -213,7 +213,7 @@ def _plan_now(settings: Settings, folder: RunFolder, framework: Framework, clip:
 
 
 def _finish(
-    settings: Settings, folder: RunFolder, framework: Framework, clip: Clip, mask: Mask | None, frozen: list[str]
+    settings: FinetuneRecipe, folder: RunFolder, framework: Framework, clip: Clip, mask: Mask | None, frozen: list[str]
 ) -> None:
     """Check the mask, write the checkpoint, drop the state."""
     if mask is not None and (broken := mask.violations(framework)):
@@ -231,7 +231,7 @@ def _finish(
             text_owner=text.owner,
             vocabulary=text.vocabulary,
             clip=clip.describe(),
-            recipe=settings.to_recipe(),
+            recipe=settings.to_table(),
             provenance={
                 "created_by": f"ovstrans {__version__}",
                 "data": settings.data.dataset,
@@ -266,7 +266,7 @@ def _frozen(framework: Framework, frozen: list[str]) -> str:
     return f"{len(frozen) or 'no'} layers frozen" if trains else "trunk frozen"
 
 
-def _headline(settings: Settings, clip: Clip, mask: Mask | None, frozen: str, precision: str, done: int) -> str:
+def _headline(settings: FinetuneRecipe, clip: Clip, mask: Mask | None, frozen: str, precision: str, done: int) -> str:
     """One line on what is about to be trained."""
     parts = [f"{settings.model.framework} on {clip.name} ({settings.run.init} weights), {settings.data.dataset}"]
     if mask is None:

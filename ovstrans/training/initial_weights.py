@@ -11,7 +11,7 @@ from ovstrans import files
 from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.weights import VISUAL, fit_state, read_state_dict, require_finite
 from ovstrans.errors import InputError
-from ovstrans.training.settings import Settings
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.state import derive_seed
 
 TEXT_ENCODER_LIMIT = 10_000_000
@@ -24,7 +24,7 @@ def pruned_weights_path(mask: Path | str) -> Path:
     return mask.with_name(f"{mask.stem}.weights.safetensors")
 
 
-def initial_image_encoder(clip: Clip, settings: Settings) -> nn.Module:
+def initial_image_encoder(clip: Clip, settings: FinetuneRecipe) -> nn.Module:
     """The image encoder to start from, on the CPU.
 
     `pretrained`: CLIP's own weights. `pruned`: those that pruning left, from `run.weights` or beside the
@@ -62,7 +62,7 @@ def load_image_encoder(encoder: nn.Module, state: dict[str, Tensor], origin: str
     encoder.load_state_dict(fit.state, strict=False)
 
 
-def plan_layers(settings: Settings) -> list[str]:
+def plan_layers(settings: FinetuneRecipe) -> list[str]:
     """The layers that the plan file of the run freezes; none without one."""
     from ovstrans.spectrum.file import load_plan
 

@@ -98,5 +98,5 @@ def _require_finite(number: int, **values: float) -> None:
         if not math.isfinite(value):
             raise InputError(
                 f"step {number + 1}: {name} is {value}; training diverged: lower optimizer.lr, bound the gradient "
-                "by optimizer.clip_norm, or compute with training.amp=off"
+                "by optimizer.clip_norm, or compute with training.precision=fp32"
             )

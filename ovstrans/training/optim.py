@@ -1,15 +1,11 @@
-"""AdamW's parameter groups, and the learning rate over a run."""
+"""AdamW and its parameter groups."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import nn
-
-from ovstrans.training.settings import Schedule
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
 
@@ -77,32 +73,6 @@ def drop_frozen(optimizer: torch.optim.Optimizer) -> int:
         group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
         dropped += len(frozen)
     return dropped
-
-
-def rate_factor(step: int, total: int, settings: Schedule) -> float:
-    """What the base rates are multiplied by in step `step` (from 0) of `total`.
-
-    constant: 1. step: `drop_factor` to the number of drops passed (each a part of the run, 0.8 of
-    50,000 is step 40,000). poly: (1 - step/total)^power. cosine: (1 + cos(pi step/total)) / 2. Over the
-    first `warmup` steps the factor also rises linearly to 1.
-    """
-    part = step / total
-    if settings.kind == "step":
-        factor = settings.drop_factor ** sum(step >= round(drop * total) for drop in settings.drops)
-    elif settings.kind == "poly":
-        factor = (1.0 - part) ** settings.power
-    elif settings.kind == "cosine":
-        factor = 0.5 * (1.0 + math.cos(math.pi * part))
-    else:
-        factor = 1.0
-    if step < settings.warmup:
-        factor *= (step + 1) / settings.warmup
-    return factor
-
-
-def schedule(total: int, settings: Schedule) -> Callable[[int], float]:
-    """`rate_factor` as a function of the step alone."""
-    return lambda step: rate_factor(step, total, settings)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

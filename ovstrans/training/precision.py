@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from ovstrans.errors import InputError
-
-AMP_CHOICES = ("auto", "off", "bf16", "fp16")
+from ovstrans.recipes.schema import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,24 @@ def native_bf16(device: torch.device | str) -> bool:
         return False
 
 
-def pick_precision(amp: str, device: torch.device | str) -> Precision:
-    """The precision for the recipe value `amp`: auto, off, bf16 or fp16.
+def pick_precision(name: str, device: torch.device | str) -> Precision:
+    """Return the precision for the recipe value `training.precision`.
 
-    Raises InputError for another value, and for fp16 on a CPU (its gradients would underflow).
+    Args:
+        name: auto, fp32, bf16 or fp16.
+        device: Device of the run.
+
+    Raises:
+        InputError: The name is another one, or is fp16 on a CPU, where gradients would underflow.
     """
     kind = torch.device(device).type
-    if amp not in AMP_CHOICES:
-        raise InputError(f"amp = {amp!r}: unknown; use one of {', '.join(AMP_CHOICES)}")
-    if amp == "fp16" and kind != "cuda":
-        raise InputError(f"amp = 'fp16' needs a CUDA device, this run is on {kind}; use 'auto', 'bf16' or 'off'")
-    if amp == "auto":
+    if name not in PRECISIONS:
+        raise InputError(f"`precision={name}`: unknown; use one of {', '.join(PRECISIONS)}")
+    if name == "fp16" and kind != "cuda":
+        raise InputError(f"`precision=fp16`: needs a CUDA device, this run is on {kind}; use auto, bf16 or fp32")
+    if name == "auto":
         return Precision(kind, torch.bfloat16 if native_bf16(device) else None)
-    return Precision(kind, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
+    return Precision(kind, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
 
 def to_device(module: nn.Module, device: torch.device | str) -> nn.Module:

@@ -23,8 +23,8 @@ from typing import Any
 from ovstrans import console, files
 from ovstrans.errors import InputError
 from ovstrans.recipes.load import load_recipe
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.recipes.write import toml_text
-from ovstrans.training.settings import Settings, parse
 
 _ENTRIES = ("recipe.toml", "environment.json", "log.jsonl", "alpha.json", "checkpoint.safetensors", "state")
 
@@ -70,20 +70,20 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.checkpoint.exists() and not self.state.exists()
 
-    def begin(self, settings: Settings, environment: dict[str, Any], *, force: bool) -> None:
+    def begin(self, settings: FinetuneRecipe, environment: dict[str, Any], *, force: bool) -> None:
         """Make the folder and write what is known before the first step, in place of an older run's files."""
         files.check_output(self.path, force=force, directory=True)
         self._clear()
-        files.write_text(self.recipe, toml_text(settings.to_recipe()))
+        files.write_text(self.recipe, toml_text(settings.to_table()))
         files.write_json(self.path / "environment.json", environment)
 
-    def stored(self) -> Settings:
+    def stored(self) -> FinetuneRecipe:
         """The settings of the run that is here; InputError where none is."""
         if not self.recipe.exists():
             raise InputError(
                 f"{self.path}: no run to resume (no recipe.toml in it); leave out --resume, or give its --out"
             )
-        return parse(load_recipe(str(self.recipe)), str(self.recipe))
+        return FinetuneRecipe.parse(load_recipe(str(self.recipe)), str(self.recipe))
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add a line to the log."""

@@ -28,10 +28,10 @@ from ovstrans.clip.text import embed_texts
 from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.batches import Labelled
 from ovstrans.training.distributed import World
 from ovstrans.training.precision import Precision, images_to_device, to_device
-from ovstrans.training.settings import Settings
 from ovstrans.training.state import derive_seed
 from ovstrans.training.synonym_filter import SynonymFilter
 from ovstrans.vocabulary.nouns import extract_nouns
@@ -95,7 +95,7 @@ class TeacherTargets:
 
         batch: on the device; its segments with their regions where teacher or synonyms are wanted.
         """
-        draws = torch.Generator().manual_seed(derive_seed(self.seed, "targets", step, self.rank))
+        draws = torch.Generator().manual_seed(derive_seed(self.seed, "guide", step, self.rank))
         if self.requirements.captions:
             batch = replace(batch, nouns=tuple(self._words(caption, draws) for caption in batch.captions))
         if self.requirements.synonyms:
@@ -137,7 +137,7 @@ class TeacherTargets:
 
 
 def make_teacher_targets(
-    settings: Settings,
+    settings: FinetuneRecipe,
     requirements: TargetRequirements,
     clip: Clip,
     vocabulary: Vocabulary,

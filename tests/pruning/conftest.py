@@ -10,7 +10,8 @@ from torch import nn
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.datasets.sample import Sample
-from ovstrans.pruning.settings import Settings, choose_settings
+from ovstrans.pruning.recipe import choose_recipe
+from ovstrans.recipes.schema import PruneRecipe
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
@@ -56,18 +57,19 @@ def small_clip(seed: int = 0) -> Clip:
     )
 
 
-def small_settings(*changes: str) -> Settings:
+def small_settings(*changes: str) -> PruneRecipe:
     """Three rounds of three steps, in float32 unless told otherwise."""
     base = [
         "prune.sparsity=0.8",
         "prune.rate=0.5",
         "prune.steps=3",
         "prune.final_steps=0",
-        "data.batch=4",
+        "training.batch=4",
         "data.size=32",
+        "augment.crop=32",
         "data.images=0",
     ]
-    return choose_settings(changes=[*base, "run.precision='fp32'", "optimizer.warmup=0", *changes])
+    return choose_recipe(settings=[*base, "training.precision='fp32'", "schedule.warmup=0", *changes])
 
 
 @pytest.fixture

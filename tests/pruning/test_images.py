@@ -49,19 +49,37 @@ def test_values_and_shape(pictures: Pictures) -> None:
 
 def test_whole_square_images_pass_unchanged() -> None:
     pictures = Pictures(count=6, height=24, width=24)
-    images = make(pictures, crop=1.0, flip=False)
+    images = make(pictures, min_crop=1.0, flip=0.0)
     wanted = pictures.images[images.indices(0)].float() / 255
     assert torch.equal(images.views(0), wanted)
 
 
 def test_flips_half() -> None:
     pictures = Pictures(count=40, height=24, width=24)
-    images = make(pictures, batch=40, crop=1.0, flip=True)
+    images = make(pictures, batch=40, min_crop=1.0, flip=0.5)
     wanted = pictures.images[images.indices(0)].float() / 255
     views = images.views(0)
     same = sum(torch.equal(view, want) for view, want in zip(views, wanted, strict=True))
     mirrored = sum(torch.equal(view, want.flip(-1)) for view, want in zip(views, wanted, strict=True))
     assert same + mirrored == 40 and 8 < same < 32
+
+
+@pytest.mark.parametrize(("flip", "same"), [(0.0, True), (1.0, False)])
+def test_flips_never_or_always(flip: float, same: bool) -> None:
+    pictures = Pictures(count=20, height=24, width=24)
+    images = make(pictures, batch=20, min_crop=1.0, flip=flip)
+    wanted = pictures.images[images.indices(0)].float() / 255
+    assert torch.equal(images.views(0), wanted if same else wanted.flip(-1))
+
+
+def test_neither_workers_nor_cache_change_what_is_seen(pictures: Pictures) -> None:
+    wanted = [make(pictures).views(step) for step in range(4)]
+    for workers, cache in ((0, True), (0, False), (3, False)):
+        found = list(make(pictures, workers=workers, cache=cache).stream(0, 4))
+        assert all(torch.equal(each.images, want) for each, want in zip(found, wanted, strict=True))
+    pictures.read.clear()
+    list(make(pictures, workers=0, cache=False).stream(0, 10))
+    assert len(pictures.read) == 50
 
 
 def test_images_are_read_once(pictures: Pictures) -> None:

@@ -9,7 +9,7 @@ from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask
 from ovstrans.pruning.methods import make_plan, weights_of
-from ovstrans.pruning.settings import Prune
+from ovstrans.recipes.schema import Prune
 
 IMP = Prune(method="imp", sparsity=0.8, rate=0.5, steps=3, final_steps=0, scope="body")
 

@@ -22,8 +22,8 @@ from ovstrans.frameworks.base import Batch
 from ovstrans.pruning import prune as run
 from ovstrans.pruning.distill import Distillation
 from ovstrans.pruning.losses import make_distillation
+from ovstrans.pruning.recipe import choose_recipe
 from ovstrans.pruning.region_losses import match_by_similarity
-from ovstrans.pruning.settings import choose_settings
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SMALL = {"queries": 5, "width": 32, "heads": 2, "encoder_layers": 1, "encoder_ffn": 32, "decoder_layers": 1}
@@ -156,7 +156,7 @@ def test_names_are_worded_as_gkc_words_them(
     seen: list[Vocabulary] = []
     monkeypatch.setattr(run, "embed_vocabulary", lambda clip, vocabulary: seen.append(vocabulary) or text_of(clip))
     monkeypatch.setattr(run, "make_distillation", lambda *given: Distillation())
-    settings = choose_settings(recipe="prune-mini-regions", changes=[f"distill.loss='{loss}'", *changes])
+    settings = choose_recipe(recipe="prune-mini-regions", settings=[f"distill.loss='{loss}'", *changes])
     run._lesson(load_clip("RN-mini"), settings, data, torch.device("cpu"))
     (asked,) = seen
     assert asked.templates == templates and asked.classes[0] == (data.vocabulary.names[0],)

@@ -134,7 +134,7 @@ def test_resumed_is_uninterrupted(pictures: Pictures, tmp_path: Path, method: st
 
 
 def test_a_kill_inside_a_round_goes_back_to_the_one_before(pictures: Pictures, tmp_path: Path) -> None:
-    settings = small_settings("run.precision='bf16'")
+    settings = small_settings("training.precision='bf16'")
     wanted = prune(small_clip(), settings, pictures)
 
     def die(step: Any) -> None:
@@ -157,13 +157,6 @@ def test_resume_refuses_another_run(clip: Clip, pictures: Pictures, tmp_path: Pa
         prune(small_clip(seed=1), small_settings(), pictures, state=state, resume=True)
     with pytest.raises(InputError, match="images is 12, not 5"):
         prune(clip, small_settings(), Pictures(5), state=state, resume=True)
-    earlier = torch.load(state)
-    del earlier["recipe"]["optimizer"]["backbone_rate"]
-    torch.save(earlier, state)
-    with pytest.raises(InputError, match=r"a version without optimizer\.backbone_rate saved it; start anew"):
-        prune(clip, small_settings(), pictures, state=state, resume=True)
-    with pytest.raises(InputError, match=r"optimizer\.lr is 0\.002, not 0\.5"):
-        prune(clip, small_settings("optimizer.lr=0.5"), pictures, state=state, resume=True)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"state\.pt"):
         prune(clip, small_settings(), pictures, state=state, resume=True)
@@ -172,11 +165,7 @@ def test_resume_refuses_another_run(clip: Clip, pictures: Pictures, tmp_path: Pa
 def test_seeds_change_what_is_seen(clip: Clip, pictures: Pictures) -> None:
     results = []
     for seed in (0, 0, 1):
-        settings = small_settings("run.precision='fp32'")
-        settings = type(settings)(
-            settings.prune, settings.distill, settings.optimizer, settings.data, type(settings.run)("fp32", seed)
-        )
-        results.append(prune(clip, settings, pictures).rounds[0].losses)
+        results.append(prune(clip, small_settings(f"run.seed={seed}"), pictures).rounds[0].losses)
     assert results[0] == results[1] != results[2]
 
 
@@ -202,7 +191,7 @@ def test_a_losss_head_starts_from_the_seed_alone(
 def test_frozen_norms_keep_their_statistics(clip: Clip, pictures: Pictures) -> None:
     name = "layer2.0.bn1.running_mean"
     dense = clip.visual.state_dict()[name]
-    frozen = state_of(prune(clip, small_settings("distill.norms=frozen"), pictures))[name]
+    frozen = state_of(prune(clip, small_settings("training.norms=frozen"), pictures))[name]
     trained = state_of(prune(clip, small_settings(), pictures))[name]
     assert torch.equal(frozen, dense)
     assert not torch.equal(trained, dense)
@@ -249,7 +238,7 @@ def test_trunk_and_head_learn_at_their_own_rates_and_embeddings_do_not_decay(
             return {"none": 0.0 * (student(batch.images).sum() + sum(known))}
 
     monkeypatch.setitem(LOSSES, "still", lambda clip, options, text: Still())
-    rates = ("optimizer.lr=0.1", "optimizer.backbone_rate=0.5", "optimizer.weight_decay=0.2", "optimizer.cooldown=0")
+    rates = ("optimizer.lr=0.1", "optimizer.backbone_rate=0.5", "optimizer.weight_decay=0.2", "schedule.cooldown=0")
     settings = small_settings("distill.loss=still", "prune.method='magnitude'", "prune.steps=1", *rates)
     result = prune(clip, settings, pictures)
     steps = settings.prune.total_steps(len(result.rounds))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovstrans.errors import InputError
-from ovstrans.pruning.schedule import kept_counts, learning_rate, target_count
+from ovstrans.pruning.schedule import kept_counts, target_count
 
 
 def test_rn50_body() -> None:
@@ -57,15 +57,3 @@ def test_rate_out_of_range(rate: float) -> None:
 
 def test_nothing_to_prune_is_one_round() -> None:
     assert kept_counts(100, 100, 0.1) == [100]
-
-
-def test_learning_rate_over_a_run() -> None:
-    rates = [learning_rate(step, 100, 2.0, warmup=4, cooldown=0.2) for step in range(100)]
-    assert rates[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
-    assert set(rates[4:80]) == {2.0}
-    assert rates[90] == pytest.approx(1.0)
-    assert all(before > after > 0 for before, after in itertools.pairwise(rates[80:]))
-
-
-def test_learning_rate_without_warmup_or_cooldown_is_constant() -> None:
-    assert {learning_rate(step, 7, 0.1, warmup=0, cooldown=0.0) for step in range(7)} == {0.1}

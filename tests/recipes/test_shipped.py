@@ -9,7 +9,7 @@ import pytest
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.registry import build_on_meta
 from ovstrans.recipes.load import load_recipe, recipe_names, recipe_text
-from ovstrans.training.settings import parse
+from ovstrans.recipes.schema import FinetuneRecipe
 
 FINETUNE = [name for name in recipe_names() if "framework" in load_recipe(name).get("model", {})]
 
@@ -35,7 +35,7 @@ def test_fine_tuning_recipes_have_the_same_keys() -> None:
 @pytest.mark.parametrize("name", FINETUNE)
 def test_fine_tuning_recipes_can_be_built(name: str) -> None:
     """Every key and every option of the framework is known, of its kind and within range."""
-    settings = parse(load_recipe(name), name)
+    settings = FinetuneRecipe.parse(load_recipe(name), name)
     model = settings.model
     assert name.startswith(f"{model.framework}-")
     build_on_meta(model.framework, model.clip, options=model.options)

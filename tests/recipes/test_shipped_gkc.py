@@ -11,7 +11,7 @@ from ovstrans.clip.load import create_image_encoder
 from ovstrans.clip.text import TextClassifier
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.recipes.load import load_recipe, recipe_text
-from ovstrans.training.settings import parse
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 RECIPES = ("gkc-mini", "gkc-rn50-coco", "gkc-rn101-coco")
@@ -26,7 +26,7 @@ def test_every_value_has_a_comment(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_is_whole_and_its_options_fit(name: str) -> None:
-    settings = parse(load_recipe(name), name)
+    settings = FinetuneRecipe.parse(load_recipe(name), name)
     keys = {section: set(table) for section, table in load_recipe(name).items() if section != "model"}
     other = {section: set(table) for section, table in load_recipe("deeplabv3-mini").items() if section != "model"}
     assert keys == other

@@ -13,8 +13,8 @@ from ovstrans.clip.backbone import scope_convs
 from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.training.resolve import choose_settings
-from ovstrans.training.settings import Settings
+from ovstrans.recipes.schema import FinetuneRecipe
+from ovstrans.training.resolve import choose_recipe
 
 TINY = (
     "data.size=64",
@@ -53,11 +53,11 @@ def mask_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(clip_file: Path) -> Callable[..., Settings]:
-    """Settings of six steps at 64 pixels; changes and arguments as of `choose_settings`."""
+def tiny(clip_file: Path) -> Callable[..., FinetuneRecipe]:
+    """FinetuneRecipe of six steps at 64 pixels; changes and arguments as of `choose_recipe`."""
 
-    def make(*changes: str, **given: object) -> Settings:
+    def make(*changes: str, **given: object) -> FinetuneRecipe:
         arguments = {"pretrained": str(clip_file), **given}
-        return choose_settings(changes=(*TINY, "training.amp=off", *changes), **arguments)  # type: ignore[arg-type]
+        return choose_recipe(settings=(*TINY, "training.precision=fp32", *changes), **arguments)  # type: ignore[arg-type]
 
     return make

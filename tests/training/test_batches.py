@@ -11,12 +11,12 @@ import torch
 from ovstrans.datasets.sample import Sample
 from ovstrans.datasets.scenes.dataset import Scenes
 from ovstrans.errors import InputError
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.batches import Labelled, stream
 from ovstrans.training.distributed import World
-from ovstrans.training.settings import Settings
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
-Tiny = Callable[..., Settings]
+Tiny = Callable[..., FinetuneRecipe]
 ALONE = World(0, 1, torch.device("cpu"))
 
 

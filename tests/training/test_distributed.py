@@ -14,10 +14,10 @@ from torch import nn
 from ovstrans.checkpoints.file import load_checkpoint
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.recipes.write import toml_text
 from ovstrans.training.distributed import World, is_worker_rank, launched, parallel, process_group
 from ovstrans.training.finetune import finetune
-from ovstrans.training.settings import Settings
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -58,7 +58,7 @@ from torch import nn
 from ovstrans.recipes.load import load_recipe
 from ovstrans.training import distributed
 from ovstrans.training.finetune import finetune
-from ovstrans.training.settings import parse
+from ovstrans.recipes.schema import FinetuneRecipe
 
 recipe, out = sys.argv[1:]
 with distributed.process_group("cpu") as world:
@@ -71,17 +71,17 @@ with distributed.process_group("cpu") as world:
     both = distributed.parallel(model, world)
     both(torch.full((1, 2), 1.0 + world.rank)).sum().backward()
     assert model.weight.grad.tolist() == [[1.5, 1.5]]  # the mean of both
-    finetune(parse(load_recipe(recipe), recipe), out)
+    finetune(FinetuneRecipe.parse(load_recipe(recipe), recipe), out)
     Path(f"{out}.{world.rank}").touch()
 """
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(tiny: Callable[..., Settings], tmp_path: Path, mask_file: Path) -> None:
+def test_two_processes_train_one_model(tiny: Callable[..., FinetuneRecipe], tmp_path: Path, mask_file: Path) -> None:
     """Under torchrun on gloo: rank 0 writes, the mask holds, the plan is agreed on, and it learns what one would."""
     settings = tiny("training.steps=3", "model.dropout=0.0", mask=str(mask_file), plan_after=2, freeze="count:3")
     (tmp_path / "group.py").write_text(_GROUP)
-    (tmp_path / "recipe.toml").write_text(toml_text(settings.to_recipe()))
+    (tmp_path / "recipe.toml").write_text(toml_text(settings.to_table()))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "group.py"]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(

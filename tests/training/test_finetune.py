@@ -20,13 +20,13 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.file import load_analysis
 from ovstrans.training.finetune import finetune
 from ovstrans.training.run_folder import RunFolder
-from ovstrans.training.settings import Settings
 from ovstrans.training.state import load_state
 
-Tiny = Callable[..., Settings]
+Tiny = Callable[..., FinetuneRecipe]
 PLAN = ["conv1", "layer1.0.conv2", "layer2.0.downsample.0"]
 
 
@@ -238,12 +238,12 @@ def test_random_weights_and_recalibrated_norms(tiny: Tiny, tmp_path: Path, mask_
 
 
 def test_bfloat16_trains_too(tiny: Tiny, tmp_path: Path) -> None:
-    run = finetune(tiny("training.amp=bf16", "training.steps=2"), tmp_path / "run")
+    run = finetune(tiny("training.precision=bf16", "training.steps=2"), tmp_path / "run")
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in log(run))
     assert all(value.dtype is not torch.bfloat16 for value in result(run).state.values())
 
 
-def refused(settings: Settings, out: Path, **options: Any) -> str:
+def refused(settings: FinetuneRecipe, out: Path, **options: Any) -> str:
     """The message; nothing may be left behind."""
     before = sorted(out.parent.rglob("*"))
     with pytest.raises(InputError) as caught:
@@ -275,7 +275,7 @@ def test_what_does_not_fit_ends_before_anything_is_written(
     assert "needs two at least" in refused(tiny("training.batch=1"), out)
 
 
-def _with_option(settings: Settings, key: str, value: Any) -> Settings:
+def _with_option(settings: FinetuneRecipe, key: str, value: Any) -> FinetuneRecipe:
     settings.model.options[key] = value
     return settings
 

@@ -12,15 +12,15 @@ import torch
 from ovstrans import files
 from ovstrans.clip.load import load_clip
 from ovstrans.frameworks import registry
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training import teacher_targets as guides
 from ovstrans.training.finetune import finetune
-from ovstrans.training.resolve import choose_settings
-from ovstrans.training.settings import Settings
+from ovstrans.training.resolve import choose_recipe
 from ovstrans.training.state import load_state
 from ovstrans.training.teacher_targets import TeacherTargets
 from tests.training.test_finetune import differing, interrupt_after, log, result
 
-Tiny = Callable[..., Settings]
+Tiny = Callable[..., FinetuneRecipe]
 
 TINY = (
     "data.size=64",
@@ -28,7 +28,7 @@ TINY = (
     "augment.crop=64",
     "training.batch=2",
     "training.steps=6",
-    "training.amp=off",
+    "training.precision=fp32",
     "training.save_every=100",
     "schedule.warmup=2",
     "model.queries=5",
@@ -45,10 +45,10 @@ TINY = (
 
 @pytest.fixture
 def tiny_gkc(clip_file: Path) -> Tiny:
-    """Settings of six steps at 64 pixels, with all that a targets can give."""
+    """FinetuneRecipe of six steps at 64 pixels, with all that a targets can give."""
 
-    def make(*changes: str, **given: Any) -> Settings:
-        return choose_settings("gkc", changes=(*TINY, *changes), **{"pretrained": str(clip_file), **given})
+    def make(*changes: str, **given: Any) -> FinetuneRecipe:
+        return choose_recipe("gkc", settings=(*TINY, *changes), **{"pretrained": str(clip_file), **given})
 
     return make
 

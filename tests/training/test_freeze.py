@@ -79,7 +79,7 @@ def test_recalibration_gives_the_plain_mean_over_the_batches(encoders: list[nn.M
     encoder(5 + torch.rand(2, 3, 96, 96))  # statistics of other images, which must not count
     encoder.layer1[0].bn1.eval()
     modes = [module.training for module in encoder.modules()]
-    seen = recalibrate(Segmenter(encoder), [Batch(each) for each in images], pick_precision("off", "cpu"))
+    seen = recalibrate(Segmenter(encoder), [Batch(each) for each in images], pick_precision("fp32", "cpu"))
     with torch.no_grad():
         first = [encoder.conv1(each) for each in images]  # the first norm's input depends on no other norm
     mean = torch.stack([each.mean((0, 2, 3)) for each in first]).mean(0)

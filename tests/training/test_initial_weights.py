@@ -9,10 +9,10 @@ import torch
 from ovstrans import files
 from ovstrans.clip.load import create_image_encoder, random_clip
 from ovstrans.errors import InputError, MismatchError
+from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.initial_weights import initial_image_encoder, pruned_weights_path, text_encoder
-from ovstrans.training.settings import Settings
 
-Tiny = Callable[..., Settings]
+Tiny = Callable[..., FinetuneRecipe]
 
 
 def test_pruned_weights_lie_beside_the_mask() -> None:

@@ -54,7 +54,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.AdamW:
 def run(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any], steps: range, **changes: Any
 ) -> list[Step]:
-    precision = pick_precision("off", "cpu")
+    precision = pick_precision("fp32", "cpu")
     arguments = {
         "rate": lambda step: 1.0 - step / 10,
         "precision": precision,

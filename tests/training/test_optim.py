@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from ovstrans.training.optim import drop_frozen, make_optimizer, parameter_groups, rate_factor, set_rate
-from ovstrans.training.settings import Optimizer, Schedule
+from ovstrans.recipes.schema import Optimizer
+from ovstrans.training.optim import drop_frozen, make_optimizer, parameter_groups, set_rate
 
 SETTINGS = Optimizer(lr=0.1, backbone_rate=0.2, weight_decay=0.3, clip_norm=0.0)
 
@@ -84,39 +80,3 @@ def test_set_rate_multiplies_the_base_of_each_group_and_does_not_pile_up() -> No
     for _ in range(3):
         set_rate(optimizer, 0.5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.01, 0.05])
-
-
-def scheduled(kind: str, **changes: object) -> Schedule:
-    values = {"warmup": 0, "drops": (0.8, 0.9), "drop_factor": 0.1, "power": 0.9, **changes}
-    return Schedule(kind=kind, **values)  # type: ignore[arg-type]
-
-
-def test_steps_drop_where_the_paper_drops_them() -> None:
-    """OpenTrans sec. 6.1: 50,000 steps, x0.1 at 40,000 and at 45,000."""
-    rates = [rate_factor(step, 50_000, scheduled("step")) for step in (0, 39_999, 40_000, 44_999, 45_000, 49_999)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-
-@pytest.mark.parametrize(
-    ("kind", "step", "factor"),
-    [
-        ("constant", 99, 1.0),
-        ("poly", 50, 0.5**0.9),
-        ("cosine", 0, 1.0),
-        ("cosine", 50, 0.5),
-        ("cosine", 75, 0.14644660940672),
-    ],
-)
-def test_schedules_by_hand(kind: str, step: int, factor: float) -> None:
-    assert rate_factor(step, 100, scheduled(kind)) == pytest.approx(factor)
-
-
-def test_warm_up_rises_linearly_to_the_full_rate() -> None:
-    warm = scheduled("constant", warmup=4)
-    assert [rate_factor(step, 100, warm) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-
-
-@given(st.sampled_from(["constant", "step", "poly", "cosine"]), st.integers(2, 500))
-def test_without_warm_up_no_schedule_ever_rises(kind: str, total: int) -> None:
-    rates = [rate_factor(step, total, scheduled(kind)) for step in range(total)]
-    assert rates[0] == 1.0 and all(0 < later <= earlier for earlier, later in pairwise(rates))

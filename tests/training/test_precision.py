@@ -8,7 +8,7 @@ from ovstrans.training.precision import images_to_device, native_bf16, pick_prec
 
 
 def test_off_computes_in_float32() -> None:
-    precision = pick_precision("off", "cpu")
+    precision = pick_precision("fp32", "cpu")
     with precision.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert (product.dtype, precision.name, precision.scaler().is_enabled()) == (torch.float32, "float32", False)
@@ -33,7 +33,7 @@ def test_native_bf16_is_false_where_torch_cannot_tell(monkeypatch: pytest.Monkey
     assert native_bf16("cpu") is False
 
 
-@pytest.mark.parametrize(("amp", "words"), [("fp16", "CUDA"), ("fp8", "auto, off, bf16, fp16")])
+@pytest.mark.parametrize(("amp", "words"), [("fp16", "CUDA"), ("fp8", "auto, fp32, bf16, fp16")])
 def test_what_cannot_work_is_refused(amp: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         pick_precision(amp, "cpu")

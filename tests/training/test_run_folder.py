@@ -8,14 +8,14 @@ import torch
 
 from ovstrans.environment import environment
 from ovstrans.errors import InputError
-from ovstrans.training.resolve import choose_settings
+from ovstrans.training.resolve import choose_recipe
 from ovstrans.training.run_folder import RunFolder
 from ovstrans.training.state import save_state
 
 
 def test_a_run_begins_with_its_recipe_and_its_environment(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    settings = choose_settings(seed=7)
+    settings = choose_recipe(seed=7)
     folder.begin(settings, environment(torch.device("cpu"), processes=1), force=False)
     assert folder.stored() == settings
     found = json.loads((folder.path / "environment.json").read_text())
@@ -24,13 +24,13 @@ def test_a_run_begins_with_its_recipe_and_its_environment(tmp_path: Path) -> Non
 
 def test_an_older_run_is_replaced_only_by_force_and_then_wholly(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.begin(choose_settings(), {}, force=False)
+    folder.begin(choose_recipe(), {}, force=False)
     for path in (folder.log, folder.checkpoint, folder.alpha, folder.state, folder.path / "notes.txt"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("old")
     with pytest.raises(InputError, match="`force=True`"):
-        folder.begin(choose_settings(), {}, force=False)
-    folder.begin(choose_settings(), {}, force=True)
+        folder.begin(choose_recipe(), {}, force=False)
+    folder.begin(choose_recipe(), {}, force=True)
     assert {path.name for path in folder.path.iterdir()} == {"recipe.toml", "environment.json", "notes.txt"}
 
 
@@ -46,7 +46,7 @@ def test_the_log_goes_back_to_the_step_that_was_saved(tmp_path: Path) -> None:
 
 def begun(path: Path) -> RunFolder:
     folder = RunFolder(path)
-    folder.begin(choose_settings(), {}, force=False)
+    folder.begin(choose_recipe(), {}, force=False)
     folder.append({"step": 1})
     return folder
 
