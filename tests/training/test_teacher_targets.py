@@ -39,8 +39,8 @@ def clip() -> Clip:
 def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Synonyms and nouns that the tests can see, and nothing kept by another test."""
     monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(likely_names, "synonyms", lambda name: KNOWN[name])
-    monkeypatch.setattr(guides, "nouns", lambda caption: tuple(caption.split()))
+    monkeypatch.setattr(likely_names, "find_synonyms", lambda name: KNOWN[name])
+    monkeypatch.setattr(guides, "extract_nouns", lambda caption: tuple(caption.split()))
 
 
 def make(
@@ -115,6 +115,14 @@ def test_nouns_of_captions(clip: Clip) -> None:
     assert filled.nouns is not None and [len(each) for each in filled.nouns] == [1, 0, 1]
     assert torch.equal(filled.nouns[0][0], embed_texts(clip, ["tree"])[0])
     assert torch.equal(filled.nouns[0], filled.nouns[2]) and filled.nouns[1].shape == (0, 128)
+
+
+def test_draws_keep_the_name_of_their_random_stream(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another name is another stream: a run would no longer repeat those of before."""
+    named: list[tuple[int | str, ...]] = []
+    monkeypatch.setattr(guides, "derive_seed", lambda *parts: named.append(parts) or 0)
+    make(clip, captions=True, seed=7, rank=1).add(batch(segments(), captions=("tree",)), 3)
+    assert named == [(7, "guide", 3, 1)]
 
 
 def filled_at(targets: TeacherTargets, step: int) -> list[Tensor]:
