@@ -16,18 +16,32 @@ if TYPE_CHECKING:
     from ovstrans.checkpoints.file import load_checkpoint as load_checkpoint
     from ovstrans.masks.file import load_mask as load_mask
     from ovstrans.masks.mask import Mask as Mask
+    from ovstrans.segmenter.predict import predict as predict
+    from ovstrans.segmenter.segmenter import Segmenter as Segmenter
     from ovstrans.spectrum.analysis import analyze as analyze
 
 _HOMES = {
     "Mask": "ovstrans.masks.mask",
+    "Segmenter": "ovstrans.segmenter.segmenter",
     "analyze": "ovstrans.spectrum.analysis",
     "load_checkpoint": "ovstrans.checkpoints.file",
     "load_clip": "ovstrans.clip.load",
     "load_mask": "ovstrans.masks.file",
+    "predict": "ovstrans.segmenter.predict",
     "progress_bar": "ovstrans.console",
 }
 
-__all__ = ["Mask", "__version__", "analyze", "load_checkpoint", "load_clip", "load_mask", "progress_bar"]
+__all__ = [
+    "Mask",
+    "Segmenter",
+    "__version__",
+    "analyze",
+    "load_checkpoint",
+    "load_clip",
+    "load_mask",
+    "predict",
+    "progress_bar",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from ovstrans.cli.inference_options import LOOK, WORDS
+from ovstrans.cli.inference_options import PROMPTS, SCORING
 from ovstrans.cli.optional import OptionalValues
 from ovstrans.errors import InputError
 from ovstrans.files import OUTPUT_DIR
@@ -109,7 +109,7 @@ VocabularyName = Annotated[
         metavar="NAME|FILE",
         help="Class names to count a target without weights with, and to evaluate others with in the place of the "
         "data's own: a dataset's, or a file's.",
-        rich_help_panel=WORDS,
+        rich_help_panel=PROMPTS,
     ),
 ]
 
@@ -165,7 +165,7 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="Evaluate on the first so many images.", rich_help_panel=_EVALUATE)
 ]
 Window = Annotated[
-    int | None, typer.Option(min=1, help="Look through overlapping windows of this side.", rich_help_panel=LOOK)
+    int | None, typer.Option(min=1, help="Look through overlapping windows of this side.", rich_help_panel=SCORING)
 ]
 Denominator = Annotated[
     str,

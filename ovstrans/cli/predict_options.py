@@ -1,4 +1,4 @@
-"""The options of `ovstrans predict`, in the order of its help; those of segments are in `predict_segments`."""
+"""The options of `ovstrans predict`, by panel of its help."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ovstrans.cli.inference_options import LOOK, WORDS
+from ovstrans.cli.inference_options import PROMPTS, SCORING
 
-WINDOW = 1024
-"""Side of the windows that images are predicted in which are too large to be predicted as a whole."""
-
+_SEGMENTS = "Segments"
 _OUTPUT = "Output"
+
 Paths = Annotated[
     list[Path],
     typer.Argument(
@@ -26,8 +25,8 @@ Classes = Annotated[
     str | None,
     typer.Option(
         metavar='"A, B, ..."',
-        help="What to tell apart, in any words; by default what the checkpoint was trained on.",
-        rich_help_panel=WORDS,
+        help="The classes to tell apart, in any words; by default those of the training.",
+        rich_help_panel=PROMPTS,
     ),
 ]
 VocabularyName = Annotated[
@@ -35,31 +34,65 @@ VocabularyName = Annotated[
     typer.Option(
         "--vocabulary",
         metavar="FILE|NAME",
-        help="The same from a file (one class a line, or .toml), or of a published dataset (ade20k-150).",
-        rich_help_panel=WORDS,
+        help="The classes from a file (one a line, or .toml), or those of a published dataset (ade20k-150).",
+        rich_help_panel=PROMPTS,
+    ),
+]
+Things = Annotated[
+    str | None,
+    typer.Option(
+        metavar='"A, B, ..."',
+        help="Which of the classes are countable. By default those that the vocabulary says are; if it does not say, "
+        "as with --classes, those that the training knew by the same name. The rest is stuff for --panoptic and things "
+        "for --instances.",
+        rich_help_panel=PROMPTS,
+        show_default=False,
     ),
 ]
 Window = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=f"Look through overlapping windows of this side; {WINDOW} by default for images beyond 4 megapixels.",
-        rich_help_panel=LOOK,
+        help="Score overlapping windows of this side; 1024 by default for images beyond 4 megapixels.",
+        rich_help_panel=SCORING,
+    ),
+]
+Panoptic = Annotated[
+    bool,
+    typer.Option(
+        "--panoptic",
+        help="Also write each pixel's segment, with runs of gkc and fcclip: DIR/panoptic/NAME.png and "
+        "DIR/panoptic.json, in COCO's format.",
+        rich_help_panel=_SEGMENTS,
+    ),
+]
+Instances = Annotated[
+    bool,
+    typer.Option(
+        "--instances",
+        help="Also write the things of each image with scores, boxes and masks, with runs of gkc and fcclip: "
+        "DIR/instances.json, in COCO's format of results.",
+        rich_help_panel=_SEGMENTS,
     ),
 ]
 Confidence = Annotated[
     bool,
     typer.Option(
         "--confidence",
-        help="Also write how sure the model is: gray pictures, 0..255 for 0..1.",
+        help="Also write the confidence in each pixel's class: gray pictures, 0..255 for 0..1.",
         rich_help_panel=_OUTPUT,
     ),
 ]
 Overlay = Annotated[
     bool,
-    typer.Option("--overlay/--no-overlay", help="Write the images under their classes.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--overlay/--no-overlay", help="Write pictures of the images under their classes.", rich_help_panel=_OUTPUT
+    ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where the same command was interrupted.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--resume", help="Go on with an interrupted command that had the same options.", rich_help_panel=_OUTPUT
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.", rich_help_panel=_OUTPUT)]

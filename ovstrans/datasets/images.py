@@ -41,11 +41,16 @@ def read_image(path: Path | str, *, upright: bool = True) -> Tensor:
         InputError: The file is missing, or not a complete image.
     """
     with _opened(path) as picture:
-        rotated = ImageOps.exif_transpose(picture) if upright else picture
-        if rotated.mode in _WIDE_MODES:  # convert() would clip 16 bits to 255 instead of scaling them
-            scaled = (np.asarray(rotated, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            rotated = Image.fromarray(scaled)
-        pixels = np.array(rotated.convert("RGB"))
+        return convert_picture(picture, upright=upright)
+
+
+def convert_picture(picture: Image.Image, *, upright: bool = True) -> Tensor:
+    """Convert a PIL image of any mode to RGB, uint8 [3, H, W]; `upright` as for `read_image`."""
+    rotated = ImageOps.exif_transpose(picture) if upright else picture
+    if rotated.mode in _WIDE_MODES:  # convert() would clip 16 bits to 255 instead of scaling them
+        scaled = (np.asarray(rotated, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        rotated = Image.fromarray(scaled)
+    pixels = np.array(rotated.convert("RGB"))
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 

@@ -1,124 +1,151 @@
-"""What is known of the segments of a folder's images while it is being filled.
+"""Collecting the segments of a folder job and writing them in COCO's formats.
 
-COCO's files are of all images at once. Until they are written, each image's entries are a line of `segments.jsonl`,
-so that a run that is killed loses none of them, and none is written twice.
+COCO's files are about all images at once. Until they are written, each image's entries are a line of
+`segments.jsonl`, so that a process killed on the way loses none of them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ovstrans.segmenter.coco_files import (
+from ovstrans.segmenter.coco import (
+    CONFIDENT_SCORE,
     INSTANCES_JSON,
     PANOPTIC_JSON,
-    SURE,
     Row,
-    name_of,
+    decode_mask,
     read_instances,
     read_panoptic,
-    told_apart,
+    select_distinct,
+    to_image_name,
     write_instances,
     write_panoptic,
 )
-from ovstrans.segmenter.rle import decode
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 JOURNAL = "segments.jsonl"
-"""The file that is there while images are being written."""
+"""The file that exists while images are being written."""
 
 
-class _Result(NamedTuple):
-    """An entry of instances.json: what is asked of it, and its text, a tenth of its run lengths as numbers."""
+class _InstanceRow(NamedTuple):
+    """An entry of instances.json as text, a tenth of the memory of its numbers, with what is needed of it beside."""
 
-    category: int
+    class_index: int
     score: float
     text: str
 
 
 @dataclass
-class SegmentBook:
-    """folder: of the predictions.  panoptic, instances: the classes that are things there, None where not asked for."""
+class CocoWriter:
+    """Collects entries of panoptic.json and instances.json, image by image, and writes both files.
+
+    Attributes:
+        folder: The folder of predictions.
+        panoptic: Indices of the things in panoptic.json; None to write no such file.
+        instances: Indices of the things in instances.json; None to write no such file.
+        annotations: Entries of panoptic.json by the name of the image's predictions.
+        rows: Entries of instances.json by that name.
+    """
 
     folder: Path
     panoptic: Collection[int] | None = None
     instances: Collection[int] | None = None
     annotations: dict[str, Row] = field(default_factory=dict)
-    results: dict[str, list[_Result]] = field(default_factory=dict)
-    _listed: bool = False
+    rows: dict[str, list[_InstanceRow]] = field(default_factory=dict)
+    _read_instances: bool = False
 
     def load(self) -> None:
-        """What an earlier run left; InputError where its files are not whole."""
+        """Read the entries that an earlier, interrupted job wrote.
+
+        Raises:
+            InputError: If its files are broken.
+        """
         if self.panoptic is not None and (self.folder / PANOPTIC_JSON).exists():
             for row in read_panoptic(self.folder / PANOPTIC_JSON)["annotations"]:
-                self.annotations[name_of(row["image_id"])] = row
+                self.annotations[to_image_name(row["image_id"])] = row
         if self.instances is not None and (self.folder / INSTANCES_JSON).exists():
-            self._listed = True
+            self._read_instances = True
             for row in read_instances(self.folder / INSTANCES_JSON):
-                self.results.setdefault(name_of(row["image_id"]), []).append(_result(row))
+                self.rows.setdefault(to_image_name(row["image_id"]), []).append(_to_text(row))
         if (self.folder / JOURNAL).exists():
             for line in (self.folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    self._take(**json.loads(line))
-                except (ValueError, TypeError, KeyError):  # cut off by a kill, and its image not marked as done
+                    self._keep(**json.loads(line))
+                except (ValueError, TypeError, KeyError):  # cut off by a kill; its image has no label map yet
                     continue
 
     def has(self, name: str) -> bool:
-        """Whether the segments of an image with a label map are known; one without instances is nowhere listed."""
+        """Return whether the segments of an image are known, given that its label map is written.
+
+        An image without instances has no entry in instances.json, so that file's existence counts for it.
+        """
         return (self.panoptic is None or name in self.annotations) and (
-            self.instances is None or self._listed or name in self.results
+            self.instances is None or self._read_instances or name in self.rows
         )
 
-    def add(self, name: str, annotation: Row | None, results: list[Row] | None) -> None:
-        """Take an image's entries, and see to it that a kill does not lose them."""
-        if annotation is None and results is None:
+    def add(self, name: str, annotation: Row | None, rows: list[Row] | None) -> None:
+        """Take an image's entries and write them to the journal, flushed to disk.
+
+        Args:
+            name: Name of the image's predictions.
+            annotation: Its entry in panoptic.json, if that is wanted.
+            rows: Its entries in instances.json, if that is wanted.
+        """
+        if annotation is None and rows is None:
             return
-        self._take(name, annotation, results)
+        self._keep(name, annotation, rows)
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"name": name, "annotation": annotation, "results": results})
+        line = json.dumps({"name": name, "annotation": annotation, "results": rows})
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(f"\n{line}\n")  # the first ends what a kill may have cut off
+            journal.write(f"\n{line}\n")  # the first newline ends a line that a kill may have cut off
             journal.flush()
             os.fsync(journal.fileno())
 
-    def finish(self, vocabulary: Vocabulary, done: Callable[[str], bool]) -> None:
-        """Write COCO's files, of the images that are `done`, and drop the lines."""
+    def finish(self, vocabulary: Vocabulary, is_done: Callable[[str], bool]) -> None:
+        """Write COCO's files and delete the journal.
+
+        Args:
+            vocabulary: The classes.
+            is_done: Tells by name which images to include.
+        """
         if self.panoptic is not None:
-            rows = [row for name, row in sorted(self.annotations.items()) if done(name)]
-            write_panoptic(self.folder / PANOPTIC_JSON, rows, vocabulary, self.panoptic)
+            annotations = [row for name, row in sorted(self.annotations.items()) if is_done(name)]
+            write_panoptic(self.folder / PANOPTIC_JSON, annotations, vocabulary, self.panoptic)
         if self.instances is not None:
-            found = (row.text for name, rows in sorted(self.results.items()) if done(name) for row in rows)
-            write_instances(self.folder / INSTANCES_JSON, found)
+            texts = (row.text for name, rows in sorted(self.rows.items()) if is_done(name) for row in rows)
+            write_instances(self.folder / INSTANCES_JSON, texts)
         (self.folder / JOURNAL).unlink(missing_ok=True)
 
-    def entry(self, name: str, vocabulary: Vocabulary) -> dict[str, Any]:
-        """For a summary: how many segments an image has of each class, and how many instances
-        that can be told apart."""
-        found: dict[str, Any] = {}
-        if self.panoptic is not None:
-            kinds = [info["category_id"] for info in self.annotations[name]["segments_info"]]
-            found["segments"] = _counts(kinds, vocabulary)
-        if self.instances is not None:
-            sure = [row for row in self.results.get(name, []) if row.score >= SURE]
-            masks = [decode(json.loads(row.text)["segmentation"]) for row in sure]
-            seen = told_apart([row.score for row in sure], masks)
-            found["instances"] = _counts([sure[number].category for number in seen], vocabulary)
-        return found
+    def count_segments(self, name: str, vocabulary: Vocabulary) -> dict[str, int] | None:
+        """Return how many segments an image has, by class name; None if they are not written."""
+        if self.panoptic is None:
+            return None
+        return _count([info["category_id"] for info in self.annotations[name]["segments_info"]], vocabulary)
 
-    def _take(self, name: str, annotation: Row | None, results: list[Row] | None) -> None:
+    def count_instances(self, name: str, vocabulary: Vocabulary) -> dict[str, int] | None:
+        """Return how many distinct instances an image has, by class name; None if they are not written."""
+        if self.instances is None:
+            return None
+        confident = [row for row in self.rows.get(name, []) if row.score >= CONFIDENT_SCORE]
+        masks = [decode_mask(json.loads(row.text)["segmentation"]) for row in confident]
+        distinct = select_distinct([row.score for row in confident], masks)
+        return _count([confident[number].class_index for number in distinct], vocabulary)
+
+    def _keep(self, name: str, annotation: Row | None, results: list[Row] | None) -> None:
         if annotation is not None:
             self.annotations[name] = annotation
         if results is not None:
-            self.results[name] = [_result(row) for row in results]
+            self.rows[name] = [_to_text(row) for row in results]
 
 
-def _result(row: Row) -> _Result:
-    return _Result(row["category_id"], row["score"], json.dumps(row, allow_nan=False))
+def _to_text(row: Row) -> _InstanceRow:
+    return _InstanceRow(row["category_id"], row["score"], json.dumps(row, allow_nan=False))
 
 
-def _counts(kinds: list[int], vocabulary: Vocabulary) -> dict[str, int]:
-    return {vocabulary.names[kind]: kinds.count(kind) for kind in sorted(set(kinds))}
+def _count(classes: Sequence[int], vocabulary: Vocabulary) -> dict[str, int]:
+    return {vocabulary.names[index]: list(classes).count(index) for index in sorted(set(classes))}

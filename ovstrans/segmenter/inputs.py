@@ -1,8 +1,10 @@
-"""Which images to predict on, and what their predictions are called.
+"""Images to segment: reading whatever a user gives as an image, finding and naming the images of a folder job.
 
-A prediction has its image's name without the suffix; of an image in a folder the sub-folders between them too, and
-the folder itself where several are given. Where two images would come to the same name, both take more of their
-own: the folders they are in, or the suffix where they are in one.
+The predictions of an image file are named after it, without the suffix. For an image in a folder the name includes
+the sub-folders in between, and the folder itself if several are given. If two images would get the same name, both
+get a longer one: with the folders they are in, or with the suffix if they are in the same folder.
+
+Shapes: `H W` image.
 """
 
 from __future__ import annotations
@@ -12,75 +14,149 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovstrans.datasets.images import IMAGE_SUFFIXES, find_images
-from ovstrans.errors import InputError
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ovstrans.datasets.images import IMAGE_SUFFIXES, convert_picture, find_images, read_image
+from ovstrans.errors import InputError, MissingFileError
 from ovstrans.files import existing_file
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v")
-"""What a user may take for a folder of frames."""
+"""Suffixes of videos, which a user may give in place of a folder of frames."""
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+"""A path, a PIL image, an array HxWx3 or HxW, or a tensor 3xHxW, HxWx3 or HxW; integers 0..255 or floats 0..1."""
+
+
+def to_pixels(image: ImageLike) -> Tensor:
+    """Return an image as uint8 [3, H, W] in RGB.
+
+    Args:
+        image: A file, which is turned upright by its EXIF orientation; a PIL image, likewise; a numpy array HxWx3
+            (RGB) or HxW (gray); or a torch tensor 3xHxW, HxWx3 or HxW, on any device. Arrays and tensors are uint8, or
+            floats from 0 to 1. A tensor 3xHx3 is taken as channels first.
+
+    Raises:
+        InputError: If it is something else, or the file is missing or broken.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return convert_picture(image)
+    if isinstance(image, np.ndarray):
+        if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
+            raise InputError(f"`image`: an array of shape {image.shape} has its channels first; give HxWx3")
+        try:
+            pixels = torch.from_numpy(np.array(image))
+        except TypeError as error:
+            raise InputError(f"`image`: an array of {image.dtype}; give uint8, or floats from 0 to 1") from error
+        return _to_rgb(pixels, "an array", "HxWx3 or HxW")
+    if isinstance(image, Tensor):
+        pixels = image.detach().cpu()
+        if pixels.ndim == 3 and pixels.shape[0] == 3:
+            pixels = pixels.permute(1, 2, 0)
+        return _to_rgb(pixels, "a tensor", "3xHxW, HxWx3 or HxW")
+    raise InputError(
+        f"`image`: {type(image).__name__} is not an image; give a path, a PIL image, a numpy array or a torch tensor"
+    )
+
+
+def _to_rgb(pixels: Tensor, kind: str, shapes: str) -> Tensor:
+    """Return pixels [H, W, 3] or [H, W], uint8 or floats, as uint8 [3, H, W]."""
+    shape = tuple(pixels.shape)
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] == 3)) or 0 in shape:
+        raise InputError(f"`image`: {kind} of shape {shape} is not an image; give {shapes}")
+    if pixels.is_floating_point():
+        low, high = (float(bound) for bound in pixels.aminmax())
+        if not 0 <= low <= high <= 1:  # nor if one of them is NaN
+            raise InputError(f"`image`: {kind} of floats from {low:g} to {high:g}; give floats from 0 to 1, or uint8")
+        pixels = (pixels.float() * 255).round().to(torch.uint8)
+    elif pixels.dtype != torch.uint8:
+        dtype = str(pixels.dtype).removeprefix("torch.")
+        raise InputError(f"`image`: {kind} of {dtype}; give uint8, or floats from 0 to 1")
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None].expand(-1, -1, 3)
+    return pixels.permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)
-class Picture:
-    """path: the image, as the user named it.  name: of its prediction, a relative path without suffix."""
+class ImageFile:
+    """An image of a folder job.
+
+    Attributes:
+        path: The file, as the user named it.
+        name: Name of its predictions, a relative path without suffix.
+    """
 
     path: Path
     name: str
 
 
-def find_pictures(paths: Sequence[Path], *, out: Path) -> list[Picture]:
-    """The images that `paths` name, files and folders (at any depth), each once, in the order given.
+def find_image_files(paths: Sequence[Path], *, out: Path) -> list[ImageFile]:
+    """Find the images in files and folders, at any depth; each once, in the order given.
 
-    out: the folder of predictions; what is in it is no input. Raises InputError for a path that is missing, a
-    folder without images, and `out` itself.
+    Args:
+        paths: Image files and folders of them.
+        out: The folder of predictions. Images in it are left out.
+
+    Raises:
+        InputError: If a path is missing, a video, `out` itself, or a folder without images.
     """
     found: dict[str, tuple[Path, int]] = {}
     several = sum(path.is_dir() for path in paths) > 1
     for path in paths:
-        for image, depth in _images(path, out):
+        for image, depth in _list_images(path, out):
             found.setdefault(os.path.realpath(image), (image, depth + (several and path.is_dir())))
     # not resolve(): a link keeps the name it has here
     parts = [Path(os.path.abspath(image)).parts[1:] for image, _ in found.values()]  # noqa: PTH100
-    names = _names(parts, [depth for _, depth in found.values()])
-    return [Picture(image, name) for (image, _), name in zip(found.values(), names, strict=True)]
+    names = _make_names(parts, [depth for _, depth in found.values()])
+    return [ImageFile(image, name) for (image, _), name in zip(found.values(), names, strict=True)]
 
 
-def _images(path: Path, out: Path) -> list[tuple[Path, int]]:
-    """The images at a path, and how many parts of each one's path make its name."""
+def _list_images(path: Path, out: Path) -> list[tuple[Path, int]]:
+    """Return the images at a path, each with the number of parts of its path that make its name."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise MissingFileError(f"{path}: no such file or folder")
     if not path.is_dir():
         existing_file(path)
         if path.suffix.lower() in VIDEO_SUFFIXES:
             raise InputError(
-                f"{path}: a video; give its frames: mkdir frames; ffmpeg -i {path.name} frames/%06d.png, then frames"
+                f"{path}: a video; extract its frames (mkdir frames; ffmpeg -i {path.name} frames/%06d.png) and give "
+                "the folder"
             )
         return [(path, 1)]
     written = Path(os.path.realpath(out))
     if written == Path(os.path.realpath(path)):
-        raise InputError(f"--out {out}: is the folder of the images; give another one")
+        raise InputError(f"`out={out}`: is the folder of the images; give another one")
     images = [image for image in find_images(path) if written not in Path(os.path.realpath(image)).parents]
     if not images:
         raise InputError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
     return [(image, len(image.relative_to(path).parts)) for image in images]
 
 
-def _names(paths: Sequence[Sequence[str]], depths: Sequence[int]) -> list[str]:
-    """Different names for different paths: the last `depths` parts of each, and more where that is not enough."""
-    taken, whole = list(depths), [False] * len(paths)
+def _make_names(paths: Sequence[Sequence[str]], depths: Sequence[int]) -> list[str]:
+    """Return a different name for each path: its last `depths` parts, and more if that is not enough.
+
+    Args:
+        paths: The parts of each path.
+        depths: How many parts make the name of each path.
+    """
+    taken, with_suffix = list(depths), [False] * len(paths)
     while True:
         names = []
-        for parts, depth, suffixed in zip(paths, taken, whole, strict=True):
+        for parts, depth, suffixed in zip(paths, taken, with_suffix, strict=True):
             place = Path(*parts[-depth:])
             names.append(str(place if suffixed else place.with_suffix("")))
         groups: dict[str, list[int]] = {}
         for number, name in enumerate(names):
             groups.setdefault(name, []).append(number)
-        doubled = [group for group in groups.values() if len(group) > 1]
-        if not doubled:
+        clashes = [group for group in groups.values() if len(group) > 1]
+        if not clashes:
             return names
-        for group in doubled:
-            beside = len({tuple(paths[number][:-1]) for number in group}) == 1
+        for group in clashes:
+            same_folder = len({tuple(paths[number][:-1]) for number in group}) == 1
             for number in group:
-                whole[number] |= beside
-                taken[number] = min(taken[number] + (not beside), len(paths[number]))
+                with_suffix[number] |= same_folder
+                taken[number] = min(taken[number] + (not same_folder), len(paths[number]))

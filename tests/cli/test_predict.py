@@ -11,28 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from ovstrans.checkpoints.file import save_checkpoint
-from ovstrans.cli import main, predict
-from ovstrans.datasets import images as images_module
+from ovstrans.cli import main
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.files import write_text
 from ovstrans.masks.file import save_mask
+from ovstrans.segmenter import options as options_module
+from ovstrans.segmenter import predict as predict_module
+from ovstrans.segmenter import segmenter as segmenter_module
 from ovstrans.vocabulary.catalog import load_published_vocabulary
-from tests.cli.test_bench import made, write_run
+from tests.segmenter.case import deeplab_checkpoint, draw, write_run
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test in its own folder, and a finished run in it."""
     monkeypatch.chdir(tmp_path)
-    write_run(Path("run"))
-
-
-def draw(path: str, width: int = 80, height: int = 64, *, seed: int = 0) -> None:
-    """A picture with something in it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    write_run(Path("run"), deeplab_checkpoint())
 
 
 def run(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -86,13 +80,13 @@ def test_the_prediction_is_the_frameworks_own() -> None:
     assert run("run", "photo.png")[0] == 0
     image = torch.from_numpy(read("photo.png").copy()).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        scores = registry.restore(made(0.5)).segment(image)[0]
+        scores = registry.restore(deeplab_checkpoint()).segment(image)[0]
     assert (read("ovstrans-out/predict/labels/photo.png") == scores.argmax(0).numpy()).mean() > 0.999
 
 
 def test_the_checkpoints_own_words_and_the_default_run() -> None:
     draw("a photo.png")
-    write_run(Path("ovstrans-out/run"))
+    write_run(Path("ovstrans-out/run"), deeplab_checkpoint())
     status, summary = run("a photo.png", "--no-overlay")
     assert status == 0
     assert summary["checkpoint"] == "ovstrans-out/run/checkpoint.safetensors"
@@ -147,32 +141,17 @@ def test_windows_agree_with_the_whole_on_a_smooth_image(monkeypatch: pytest.Monk
 def test_a_large_image_is_cut_into_windows_by_itself_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(predict, "LARGEST", 64 * 80)
-    monkeypatch.setattr(predict.options, "WINDOW", 64)
+    monkeypatch.setattr(options_module, "LARGEST", 64 * 80)
+    monkeypatch.setattr(options_module, "DEFAULT_WINDOW", 64)
     draw("small.png")
     draw("large.png", 160, 96)
     arguments = ["predict", "run", "small.png", "large.png", "--json", "s.json", "--device", "cpu", "--flip"]
     assert main.run(arguments) == 0
     small, large = json.loads(Path("s.json").read_text())["images"]
     assert small["window"] is None and large["window"] == 64
-    assert "large.png: 160x96 is looked at in windows of 64 pixels" in capsys.readouterr().err
+    assert "large.png: 160x96 is scored in windows of 64 pixels" in capsys.readouterr().err
     assert read("ovstrans-out/predict/labels/large.png").shape == (96, 160)
     assert run("run", "large.png", "--long-side", "80", "--out", "less")[1]["images"][0]["window"] is None
-
-
-def test_an_image_is_looked_at_as_published_for_the_data_of_the_training() -> None:
-    checkpoint = made(0.5)
-    checkpoint.recipe["data"]["dataset"], before = "coco-stuff:train", checkpoint.recipe["data"]["dataset"]
-    try:
-        save_checkpoint("coco.safetensors", checkpoint)
-    finally:
-        checkpoint.recipe["data"]["dataset"] = before
-    draw("photo.png", 8, 4)
-    sizes = [(), ("--short-side", "0"), ("--short-side", "16"), ("--long-side", "16")]
-    found = [run("coco.safetensors", "photo.png", *size, "--out", "seen", "--force")[1]["inference"] for size in sizes]
-    assert [(each["short_side"], each["long_side"]) for each in found] == [
-        (800, 1333), (None, None), (16, None), (None, 16),
-    ]  # fmt: skip
 
 
 def test_nothing_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +172,7 @@ def test_an_interrupt_leaves_whole_files_and_resume_goes_on(
     for number in range(4):
         draw(f"in/{number}.png", seed=number)
     assert run("run", "in", "--out", "straight")[0] == 0
-    plain, seen = images_module.read_image, []
+    plain, seen = predict_module.read_image, []
 
     def tired(path: Path) -> torch.Tensor:
         if len(seen) == 2:
@@ -201,13 +180,13 @@ def test_an_interrupt_leaves_whole_files_and_resume_goes_on(
         seen.append(path)
         return plain(path)
 
-    monkeypatch.setattr(images_module, "read_image", tired)
+    monkeypatch.setattr(predict_module, "read_image", tired)
     assert run("run", "in", "--out", "seen")[0] == 130
-    assert "seen: 2 of 4 images are done and whole; go on with the same command and --resume" in capsys.readouterr().err
+    assert "seen: 2 of 4 images are done; give the same options and --resume to go on" in capsys.readouterr().err
     assert {name for name in files_in("seen") if name.startswith("labels")} == {"labels/0.png", "labels/1.png"}
-    monkeypatch.setattr(images_module, "read_image", plain)
+    monkeypatch.setattr(predict_module, "read_image", plain)
     assert run("run", "in", "--classes", "a, b", "--out", "seen", "--resume")[0] == 2
-    assert "seen: was begun with other" in capsys.readouterr().err
+    assert "seen: was begun with another value of" in capsys.readouterr().err
     status, summary = run("run", "in", "--out", "seen", "--resume")
     assert status == 0 and [Path(entry["file"]).name for entry in summary["images"]] == [f"{n}.png" for n in range(4)]
     assert files_in("seen") == files_in("straight")
@@ -221,7 +200,7 @@ def test_an_interrupt_before_the_first_image_leaves_nothing(monkeypatch: pytest.
     def tired(path: Path) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images_module, "read_image", tired)
+    monkeypatch.setattr(predict_module, "read_image", tired)
     assert run("run", "photo.png", "--out", "seen")[0] == 130
     assert not Path("seen").exists()
 
@@ -248,9 +227,9 @@ def test_broken_images_are_named_and_the_others_done(capsys: pytest.CaptureFixtu
         (("run", "empty"), "empty: no image in this folder"),
         (("run", "cut.png"), "cut.png: a broken image"),
         (("run", "words.txt"), "words.txt: not an image"),
-        (("run",), "run: and which images?"),
-        (("photo.png",), "photo.png: an image, but which checkpoint"),
-        (("empty", "photo.png"), "empty: a folder without a checkpoint, but which"),
+        (("run",), "run: no images given"),
+        (("photo.png",), "photo.png: an image, and no checkpoint before it"),
+        (("empty", "photo.png"), "empty: a folder without a checkpoint, and no checkpoint before it"),
         (("gone.safetensors", "photo.png"), "gone.safetensors: no such file"),
         (("unfinished", "photo.png"), "unfinished: the run holds no checkpoint"),
         (("mask.safetensors", "photo.png"), "mask.safetensors: not a checkpoint, it holds: mask"),
@@ -268,7 +247,7 @@ def test_broken_images_are_named_and_the_others_done(capsys: pytest.CaptureFixtu
         (("run", "photo.png", "--classes", "a", "--vocabulary", "words.txt"), "give one of them"),
         (("run", "photo.png", "--names", "sloppy"), "--names sloppy: unknown"),
         (("run", "photo.png", "--stride", "8"), "--stride 8: needs a --window at least as large"),
-        (("run", "photo.png", "--resume"), "no predictions to go on with"),
+        (("run", "photo.png", "--resume"), "no predictions to resume; leave out --resume"),
         (("run", "photo.png", "--resume", "--force"), "give one of them"),
         (("run", "photo.png", "--device", "cuda:99"), "--device cuda:99"),
         (("run", "photo.png", "--out", "photo.png"), "photo.png: a file is in the way"),
@@ -280,7 +259,7 @@ def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.Capt
     Path("cut.png").write_bytes(Path("photo.png").read_bytes()[:-300])
     Path("words.txt").write_text("sky\nroad\n")
     write_text("unfinished/recipe.toml", "")
-    save_mask("mask.safetensors", made(0.5).mask)  # type: ignore[arg-type]
+    save_mask("mask.safetensors", deeplab_checkpoint().mask)  # type: ignore[arg-type]
     Path("alpha.json").write_text("{}")
     Path("cut.safetensors").write_bytes(Path("run/checkpoint.safetensors").read_bytes()[:-100])
     before = files_in(".")
@@ -309,12 +288,13 @@ def test_the_table_names_what_was_found(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_image_that_does_not_fit_into_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ovstrans.evaluation import inference
-
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     draw("photo.png")
-    monkeypatch.setattr(inference, "predict_image", full)
+    monkeypatch.setattr(segmenter_module, "predict_image", full)
     assert run("run", "photo.png")[0] == 2
-    assert "photo.png: the memory does not suffice for it; use windows" in capsys.readouterr().err
+    assert (
+        "photo.png: not enough memory for this image; use windows (--window 512), or --long-side"
+        in capsys.readouterr().err
+    )

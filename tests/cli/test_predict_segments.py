@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.cli import main, predict
-from ovstrans.cli.predict_segments import SegmentOptions, countable, told
-from ovstrans.clip.load import random_clip
-from ovstrans.clip.text import embed_vocabulary
-from ovstrans.datasets import images as images_module
-from ovstrans.datasets.catalog import open_dataset
-from ovstrans.errors import InputError
+from ovstrans.cli import main
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.registry import classifier_for
-from ovstrans.vocabulary.vocabulary import Vocabulary
-from tests.cli.test_bench import checkpoint_of, write_run
-from tests.cli.test_predict import draw, files_in, read, run
+from ovstrans.segmenter import options as options_module
+from ovstrans.segmenter import predict as predict_module
+from tests.cli.test_predict import files_in, read, run
+from tests.segmenter.case import deeplab_checkpoint, draw, fcclip_checkpoint, write_run
 from tests.segmenter.test_rle import walked
 
-SMALL = {
-    "queries": 6,
-    "width": 32,
-    "heads": 2,
-    "encoder_layers": 1,
-    "encoder_ffn": 16,
-    "decoder_layers": 1,
-    "decoder_ffn": 16,
-    "object_threshold": 0.0,
-    "overlap_threshold": 0.0,
-}
-"""Of a head at random, every query is to count."""
-
 OPTIONS = ("--panoptic", "--instances")
-
-
-@lru_cache
-def made() -> Checkpoint:
-    """FC-CLIP with a small head, all at random."""
-    clip = random_clip()
-    torch.manual_seed(0)
-    scenes = open_dataset("scenes", split="val").vocabulary
-    things = frozenset(range(len(scenes))) - {scenes.names.index("sand")}  # what a head at random takes all for, too
-    text = embed_vocabulary(clip, replace(scenes, things=things))
-    framework = registry.build(
-        "fcclip", encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options=SMALL
-    ).eval()
-    for name, parameter in framework.named_parameters():
-        if name.endswith("non_object"):  # far from every name, so that no query is taken for nothing
-            parameter.data.copy_(-text.embeddings.mean(0))
-        elif name.endswith("queries_features.weight"):  # and each looks for something else
-            parameter.data.mul_(9)
-    return checkpoint_of(framework, clip)
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("run").mkdir()
-    save_checkpoint("run/checkpoint.safetensors", made())
+    write_run(Path("run"), fcclip_checkpoint())
 
 
 def ids_in(path: str) -> np.ndarray:
@@ -83,8 +42,8 @@ def test_segments_and_instances_are_the_frameworks_own() -> None:
     assert files_in("seen") == {*jsons, *(f"{kind}/day/photo.png" for kind in kinds)}
 
     image = torch.from_numpy(read("in/day/photo.png").copy()).permute(2, 0, 1)[None].float() / 255
-    framework: Any = registry.restore(made())
-    text = classifier_for(made(), made().vocabulary)
+    framework: Any = registry.restore(fcclip_checkpoint())
+    text = classifier_for(fcclip_checkpoint(), fcclip_checkpoint().vocabulary)
     with torch.inference_mode():
         (expected_map, expected), (found,) = framework.panoptic(image, text)[0], framework.instances(image, text)
     assert len(expected) > 1
@@ -145,7 +104,7 @@ def test_an_interrupt_loses_no_segments_and_resume_goes_on(monkeypatch: pytest.M
     arguments = ("run", "in", *OPTIONS)
     assert run(*arguments, "--out", "straight")[0] == 0
     assert {row["image_id"] for row in json.loads(Path("straight/instances.json").read_text())} == {0, 1, 2}
-    plain, seen = images_module.read_image, []
+    plain, seen = predict_module.read_image, []
 
     def tired(path: Path) -> torch.Tensor:
         if len(seen) == 1:
@@ -153,11 +112,11 @@ def test_an_interrupt_loses_no_segments_and_resume_goes_on(monkeypatch: pytest.M
         seen.append(path)
         return plain(path)
 
-    monkeypatch.setattr(images_module, "read_image", tired)
+    monkeypatch.setattr(predict_module, "read_image", tired)
     assert run(*arguments, "--out", "seen")[0] == 130
     (entry,) = json.loads(Path("seen/panoptic.json").read_text())["annotations"]
     assert entry["image_id"] == 0
-    monkeypatch.setattr(images_module, "read_image", plain)
+    monkeypatch.setattr(predict_module, "read_image", plain)
     assert run("run", "in", "--panoptic", "--out", "seen", "--resume")[0] == 2
     status, summary = run(*arguments, "--out", "seen", "--resume")
     assert status == 0
@@ -171,14 +130,14 @@ def test_an_interrupt_loses_no_segments_and_resume_goes_on(monkeypatch: pytest.M
 
 def test_a_kill_loses_no_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a kill in the middle of a line: no file of all images, and only half of what was said of the third."""
-    from ovstrans.segmenter.coco_writer import SegmentBook
+    from ovstrans.segmenter.coco_writer import CocoWriter
 
     for number in range(4):
         draw(f"in/{number}.png", 40, 40, seed=number)
     arguments = ("run", "in", *OPTIONS)
     assert run(*arguments, "--out", "straight")[0] == 0
     with monkeypatch.context() as patched:
-        patched.setattr(SegmentBook, "finish", lambda *_: None)
+        patched.setattr(CocoWriter, "finish", lambda *_: None)
         assert run(*arguments, "--out", "seen")[0] == 0
     journal = Path("seen/segments.jsonl")
     lines = journal.read_text().splitlines(keepends=True)
@@ -195,10 +154,10 @@ def test_a_kill_loses_no_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_large_image_is_looked_at_smaller_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(predict, "LARGEST", 64 * 80)
+    monkeypatch.setattr(options_module, "LARGEST", 64 * 80)
     draw("large.png", 160, 128)
     assert main.run(["predict", "run", "large.png", "--panoptic", "--device", "cpu"]) == 0
-    assert "large.png: 160x128 is looked at as 80x64" in capsys.readouterr().err
+    assert "large.png: 160x128 is reduced to 80x64" in capsys.readouterr().err
     assert ids_in("ovstrans-out/predict/panoptic/large.png").shape == (128, 160)
     assert run("run", "large.png", "--panoptic", "--long-side", "80", "--out", "same")[0] == 0
     assert np.array_equal(ids_in("same/panoptic/large.png"), ids_in("ovstrans-out/predict/panoptic/large.png"))
@@ -210,7 +169,8 @@ def test_things_of_words_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -
     assert main.run([*arguments, "--out", "a"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "'teapot': nobody says whether they are countable, so one segment a class in panoptic.json and things" in said
+        "'teapot': not known whether countable; taken as stuff for panoptic segments (one segment a class) and as "
+        "things for instances; --things chooses" in said
     )
     categories = json.loads(Path("a/panoptic.json").read_text())["categories"]
     assert [category["isthing"] for category in categories] == [1, 0, 0]
@@ -223,26 +183,6 @@ def test_things_of_words_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -
     assert described["panoptic"] == described["instances"] == {"things": [1, 2]}
 
 
-def vocabulary(*classes: str, things: tuple[int, ...] = ()) -> Vocabulary:
-    return Vocabulary.from_names("words", classes, things=frozenset(things))
-
-
-def test_what_is_countable() -> None:
-    trained = vocabulary("car, automobile", "sky", things=(0,))
-    words = vocabulary("Automobile", "SKY", "teapot")
-    found = countable(words, trained, None)
-    assert (found.panoptic, found.instances, found.unknown) == ({0}, {0, 2}, (2,))
-    assert countable(vocabulary("car", "sky", things=(1,)), trained, None).panoptic == {1}  # the vocabulary's own word
-    nobody = countable(words, vocabulary("sky", "sea"), None)
-    assert (nobody.panoptic, nobody.instances) == (frozenset(), {0, 1, 2})
-    assert countable(words, trained, "teapot,  sky").instances == {1, 2}
-    with pytest.raises(InputError, match=r"'teapots' is none of the 3 classes; did you mean 'teapot'\?"):
-        countable(words, trained, "teapots")
-    many = vocabulary(*(f"thing {number}" for number in range(9)))
-    line = told(many, countable(many, trained, None), SegmentOptions(False, True, None, None, False))
-    assert "'thing 5' and 3 more: nobody says" in line and "panoptic" not in line
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -251,9 +191,12 @@ def test_what_is_countable() -> None:
             "deeplabv3 classifies pixels and finds no segments; --panoptic needs a run of fcclip or gkc",
         ),
         (("deeplab", "photo.png", "--instances"), "--instances needs a run of fcclip or gkc"),
-        (("run", "photo.png", "--panoptic", "--window", "64"), "--panoptic: is of whole images as they are"),
-        (("run", "photo.png", "--instances", "--flip"), "--instances: is of whole images as they are"),
-        (("run", "photo.png", "--things", "circle"), "--things: is of segments; give --panoptic or --instances"),
+        (
+            ("run", "photo.png", "--panoptic", "--window", "64"),
+            "--panoptic: not possible with windows or a mirrored image; leave out --window and --flip",
+        ),
+        (("run", "photo.png", "--instances", "--flip"), "--instances: not possible with windows or a mirrored image"),
+        (("run", "photo.png", "--things", "circle"), "--things: applies to segments; give --panoptic or --instances"),
         (
             ("run", "photo.png", "--panoptic", "--things", "cirle"),
             "'cirle' is none of the 28 classes; did you mean 'circle'",
@@ -262,7 +205,7 @@ def test_what_is_countable() -> None:
 )
 def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     draw("photo.png")
-    write_run(Path("deeplab"))
+    write_run(Path("deeplab"), deeplab_checkpoint())
     before = files_in(".")
     assert main.run(["predict", *arguments, "--quiet", "--device", "cpu"]) == 2
     shown = capsys.readouterr()

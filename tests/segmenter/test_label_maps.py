@@ -11,15 +11,12 @@ import torch
 from PIL import Image
 
 from ovstrans.errors import InputError
-from ovstrans.evaluation.inference import Prediction
-from ovstrans.segmenter import label_maps as prediction_files
-from ovstrans.segmenter.folder import PredictionFolder
 from ovstrans.segmenter.label_maps import (
-    about,
-    draw_overlay,
+    class_shares,
+    describe_classes,
     read_confidence,
+    read_description,
     read_label_map,
-    shares,
     write_confidence,
     write_label_map,
 )
@@ -66,106 +63,20 @@ def test_confidence_is_gray_from_0_to_1(tmp_path: Path) -> None:
     assert (read_confidence(tmp_path / "a.png") - confidence).abs().max() <= 1 / 510 + 1e-6
 
 
-def test_the_description_says_what_the_numbers_mean() -> None:
-    described = json.loads(json.dumps(about(STREET, made="so")))
+def test_classes_json_says_what_the_numbers_mean() -> None:
+    described = json.loads(json.dumps(describe_classes(STREET, made="so")))
     assert described["schema"] == "ovstrans.prediction/1" and described["made"] == "so"
     assert described["classes"][1] == {"index": 1, "name": "road", "synonyms": ["street"], "color": [200, 30, 30]}
-    assert described["encoding"] == "8-bit palette" and about(many(256))["encoding"] == "16-bit gray"
+    assert described["encoding"] == "8-bit palette" and describe_classes(many(256))["encoding"] == "16-bit gray"
 
 
 def test_shares_are_of_all_pixels_the_largest_first() -> None:
-    assert shares(torch.tensor([[5, 5, 5, 2]])) == [(5, 0.75), (2, 0.25)]
+    assert class_shares(torch.tensor([[5, 5, 5, 2]])) == [(5, 0.75), (2, 0.25)]
 
 
-def test_an_overlay_shows_colours_and_stands_above_its_legend(monkeypatch: pytest.MonkeyPatch) -> None:
-    classes = torch.zeros(300, 400, dtype=torch.int64)
-    classes[:, 200:] = 1
-    gray = torch.full((3, 300, 400), 128, dtype=torch.uint8)
-    page = draw_overlay(gray, classes, STREET)
-    pixels = np.asarray(page)
-    assert page.width == 400 and page.height > 320
-    assert pixels[280, 20].tolist() == [30, 60, 200] and pixels[280, 380].tolist() == [200, 30, 30]
-    legend = pixels[300:].reshape(-1, 3).tolist()
-    assert [30, 60, 200] in legend and [200, 30, 30] in legend and [9, 8, 7] not in legend
-
-
-@pytest.mark.parametrize(("size", "width"), [((3, 5), 360), ((40, 3000), 2048), ((2500, 10), 360), ((1, 1), 360)])
-def test_overlays_of_odd_images_are_made_to_be_seen(size: tuple[int, int], width: int) -> None:
-    page = draw_overlay(torch.zeros(3, *size, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64), STREET)
-    assert page.width == width and page.height <= 2048 + 200
-
-
-def test_a_class_of_index_255_has_its_colour_and_is_not_ignored() -> None:
-    classes = torch.full((300, 400), 255)
-    page = draw_overlay(torch.full((3, 300, 400), 128, dtype=torch.uint8), classes, many(256))
-    assert np.asarray(page)[290, 10].tolist() == many(256).palette()[255].tolist()
-
-
-def filled(path: Path) -> PredictionFolder:
-    path.with_name("checkpoint").write_bytes(b"weights")
-    folder = PredictionFolder(path, confidence=True)
-    folder.begin(
-        STREET, checkpoint=path.with_name("checkpoint"), settings={"inference": {"window": None}}, resume=False
-    )
-    found = Prediction(torch.ones(4, 6, dtype=torch.int64), torch.full((4, 6), 0.5))
-    folder.write("sub/a", torch.zeros(3, 4, 6, dtype=torch.uint8), found)
-    return folder
-
-
-def test_the_label_map_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = filled(tmp_path / "out")
-    written = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
-    assert written == {"classes.json", "labels/sub/a.png", "overlays/sub/a.png", "confidence/sub/a.png"}
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prediction_files.Image.Image, "putpalette", interrupted)
-    found = Prediction(torch.ones(4, 6, dtype=torch.int64), torch.full((4, 6), 0.5))
-    with pytest.raises(KeyboardInterrupt):
-        folder.write("b", torch.zeros(3, 4, 6, dtype=torch.uint8), found)
-    assert not folder.has("b") and folder.has("sub/a")
-
-
-def test_an_entry_read_again_says_the_same(tmp_path: Path) -> None:
-    folder = filled(tmp_path / "out")
-    entry = folder.entry("sub/a")
-    assert entry == folder.entry("sub/a", torch.ones(4, 6, dtype=torch.int64))
-    assert entry["size"] == [4, 6] and entry["classes"] == [{"index": 1, "name": "road", "share": 1.0}]
-    assert Path(entry["label_map"]).exists() and Path(entry["overlay"]).exists() and Path(entry["confidence"]).exists()
-
-
-def test_a_new_prediction_clears_the_old_one_and_nothing_else(tmp_path: Path) -> None:
-    folder = filled(tmp_path / "out")
-    mine = folder.path / "labels" / "notes.txt"
-    mine.write_text("mine")
-    folder.begin(STREET, checkpoint=tmp_path / "checkpoint", settings={}, resume=False)
-    assert not folder.has("sub/a") and mine.exists() and not (folder.path / "overlays").exists()
-
-
-def test_labels_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
-    truth = tmp_path / "dataset" / "labels" / "a.png"
-    truth.parent.mkdir(parents=True)
-    Image.new("L", (2, 2)).save(truth)
-    (tmp_path / "checkpoint").write_bytes(b"weights")
-    folder = PredictionFolder(tmp_path / "dataset")
-    folder.begin(STREET, checkpoint=tmp_path / "checkpoint", settings={}, resume=False)
-    assert truth.exists()
-
-
-@pytest.mark.parametrize("other", ["checkpoint", "inference", "classes", "confidence"])
-def test_going_on_with_something_else_is_refused(tmp_path: Path, other: str) -> None:
-    folder = filled(tmp_path / "out")
-    checkpoint, inference, vocabulary = tmp_path / "checkpoint", {"window": None}, STREET
-    folder.begin(vocabulary, checkpoint=checkpoint, settings={"inference": inference}, resume=True)
-    assert folder.has("sub/a")
-    if other == "checkpoint":
-        checkpoint.write_bytes(b"other weights")
-    elif other == "inference":
-        inference = {"window": 64}
-    elif other == "classes":
-        vocabulary = many(3)
-    else:
-        folder.confidence = False
-    with pytest.raises(InputError, match=f"was begun with other {other}"):
-        folder.begin(vocabulary, checkpoint=checkpoint, settings={"inference": inference}, resume=True)
+def test_another_file_is_no_description(tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text('{"schema": "other"}')
+    with pytest.raises(InputError, match="its schema is 'other'"):
+        read_description(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        read_description(tmp_path / "empty")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from ovstrans.errors import InputError
-from ovstrans.segmenter.rle import box, decode, encode
+from ovstrans.segmenter.coco import bounding_box, decode_mask, encode_mask
 
 MASKS = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
 
@@ -32,24 +32,24 @@ def walked(rle: dict[str, Any]) -> np.ndarray:
 
 def test_by_hand() -> None:
     mask = np.array([[0, 1, 1], [0, 1, 0]], dtype=bool)
-    assert encode(mask) == {"size": [2, 3], "counts": [2, 3, 1]}
-    assert encode(~mask) == {"size": [2, 3], "counts": [0, 2, 3, 1]}
-    assert box(mask) == [1, 0, 2, 2]
-    assert encode(np.ones((1, 2), dtype=bool))["counts"] == [0, 2]
-    assert encode(np.zeros((3, 2), dtype=bool))["counts"] == [6]
+    assert encode_mask(mask) == {"size": [2, 3], "counts": [2, 3, 1]}
+    assert encode_mask(~mask) == {"size": [2, 3], "counts": [0, 2, 3, 1]}
+    assert bounding_box(mask) == [1, 0, 2, 2]
+    assert encode_mask(np.ones((1, 2), dtype=bool))["counts"] == [0, 2]
+    assert encode_mask(np.zeros((3, 2), dtype=bool))["counts"] == [6]
 
 
 @given(MASKS)
 def test_a_naive_decoder_gives_the_mask_back(mask: np.ndarray) -> None:
-    rle = encode(mask)
-    assert np.array_equal(walked(rle), mask) and np.array_equal(decode(rle), mask)
+    rle = encode_mask(mask)
+    assert np.array_equal(walked(rle), mask) and np.array_equal(decode_mask(rle), mask)
     assert sum(rle["counts"]) == mask.size and sum(rle["counts"][1::2]) == mask.sum()
     assert all(count > 0 for count in rle["counts"][1:])
 
 
 @given(MASKS)
 def test_a_box_is_the_smallest_around_the_mask(mask: np.ndarray) -> None:
-    x, y, width, height = box(mask)
+    x, y, width, height = bounding_box(mask)
     inside = mask[y : y + height, x : x + width]
     assert inside.sum() == mask.sum()
     if mask.any():
@@ -72,4 +72,4 @@ def test_a_box_is_the_smallest_around_the_mask(mask: np.ndarray) -> None:
 )
 def test_what_are_no_run_lengths(rle: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="run lengths"):
-        decode(rle)
+        decode_mask(rle)

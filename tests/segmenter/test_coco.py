@@ -16,14 +16,14 @@ from ovstrans.datasets.published.panoptic import extract_segments, read_annotati
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
-from ovstrans.segmenter.coco_files import (
-    annotation,
-    image_id,
-    name_of,
+from ovstrans.segmenter.coco import (
+    make_annotation,
+    make_instance_rows,
     read_instances,
     read_panoptic,
-    results,
-    told_apart,
+    select_distinct,
+    to_image_id,
+    to_image_name,
     write_instances,
     write_panoptic,
     write_segment_map,
@@ -44,7 +44,7 @@ def masks(*rows: str) -> torch.Tensor:
 
 def test_panoptic_by_hand(tmp_path: Path) -> None:
     write_segment_map(tmp_path / "panoptic" / "day" / "a.png", MAP)
-    write_panoptic(tmp_path / "panoptic.json", [annotation("day/a", MAP, SEGMENTS)], STREET, STREET.things)
+    write_panoptic(tmp_path / "panoptic.json", [make_annotation("day/a", MAP, SEGMENTS)], STREET, STREET.things)
     assert json.loads((tmp_path / "panoptic.json").read_text()) == {
         "annotations": [
             {
@@ -87,7 +87,7 @@ def test_cocos_reader_gives_the_same_segments(
     kinds = rng.integers(0, 2, count).tolist()
     segments = [Segment(number + 1, kind, kind == 1, -1) for number, kind in enumerate(kinds)]
     write_segment_map(folder / "a.png", torch.from_numpy(ids))
-    entry = annotation("a", torch.from_numpy(ids), segments)
+    entry = make_annotation("a", torch.from_numpy(ids), segments)
     write_panoptic(folder / "panoptic.json", [entry], STREET, STREET.things)
     rows = read_annotations(folder / "panoptic.json", {0: 0, 1: 1})["a"]
     read, label = extract_segments(read_segment_ids(folder / "a.png"), rows, STREET.things, 255, folder / "a.png")
@@ -104,7 +104,7 @@ def test_instances_by_hand(tmp_path: Path) -> None:
     found = Instances(
         torch.tensor([0.875, 0.25, 0.125]), torch.tensor([1, 0, 1]), masks(".##/.#.", ".../...", "#../###")
     )
-    rows = results("a", found)
+    rows = make_instance_rows("a", found)
     write_instances(tmp_path / "instances.json", map(json.dumps, rows))
     assert json.loads((tmp_path / "instances.json").read_text()) == [
         {
@@ -135,15 +135,15 @@ def test_no_instance_is_an_empty_list(tmp_path: Path) -> None:
     ("name", "identity"), [("000000000139", 139), ("139", "139"), ("a/000000000139", "a/000000000139"), ("ö", "ö")]
 )
 def test_an_image_of_coco_has_its_number(name: str, identity: int | str) -> None:
-    assert image_id(name) == identity and name_of(identity) == name
+    assert to_image_id(name) == identity and to_image_name(identity) == name
 
 
 def test_instances_are_counted_once() -> None:
     """The second lies on the first, the third half on it, the fourth more than half beside it, the last is unsure."""
     found = masks("####....", ".###....", "..####..", "...####.", "......##").numpy()
-    assert told_apart([0.9, 0.9, 0.8, 0.7, 0.4], found) == [0, 3]
-    assert told_apart([0.9, 0.8, 0.8, 0.7, 0.5], found[[0, 1, 2, 4, 3]]) == [0, 3]
-    assert told_apart([], found[:0]) == []
+    assert select_distinct([0.9, 0.9, 0.8, 0.7, 0.4], found) == [0, 3]
+    assert select_distinct([0.9, 0.8, 0.8, 0.7, 0.5], found[[0, 1, 2, 4, 3]]) == [0, 3]
+    assert select_distinct([], found[:0]) == []
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
