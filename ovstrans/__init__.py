@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ovstrans.version import __version__
 
 if TYPE_CHECKING:
+    from ovstrans.checkpoints.file import Checkpoint as Checkpoint
     from ovstrans.checkpoints.file import load_checkpoint as load_checkpoint
+    from ovstrans.clip.load import Clip as Clip
+    from ovstrans.clip.load import load_clip as load_clip
+    from ovstrans.interop.export import export as export
+    from ovstrans.interop.inspect import inspect as inspect
     from ovstrans.masks.file import load_mask as load_mask
     from ovstrans.masks.mask import Mask as Mask
     from ovstrans.segmenter.predict import predict as predict
@@ -21,9 +26,13 @@ if TYPE_CHECKING:
     from ovstrans.spectrum.analysis import analyze as analyze
 
 _HOMES = {
+    "Checkpoint": "ovstrans.checkpoints.file",
+    "Clip": "ovstrans.clip.load",
     "Mask": "ovstrans.masks.mask",
     "Segmenter": "ovstrans.segmenter.segmenter",
     "analyze": "ovstrans.spectrum.analysis",
+    "export": "ovstrans.interop.export",
+    "inspect": "ovstrans.interop.inspect",
     "load_checkpoint": "ovstrans.checkpoints.file",
     "load_clip": "ovstrans.clip.load",
     "load_mask": "ovstrans.masks.file",
@@ -32,10 +41,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Checkpoint",
+    "Clip",
     "Mask",
     "Segmenter",
     "__version__",
     "analyze",
+    "export",
+    "inspect",
     "load_checkpoint",
     "load_clip",
     "load_mask",

@@ -1,0 +1,1 @@
+"""Checkpoints: trained segmenters and pruned weights as files."""

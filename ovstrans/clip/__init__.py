@@ -1,0 +1,1 @@
+"""CLIP through open_clip: loading it, its image encoder's backbone, and its text embeddings."""

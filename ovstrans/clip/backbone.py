@@ -220,7 +220,7 @@ def encode_dense(encoder: nn.Module, res5: Tensor) -> Tensor:
         res5 = cast(Any, encoder).trunk.norm_pre(res5)
         batch, width, *size = res5.shape
         rows = project_pooled(encoder, res5.flatten(2).transpose(1, 2).reshape(-1, width))
-        return rows.reshape(batch, -1, rows.shape[-1]).transpose(1, 2).unflatten(2, size)
+        return rows.reshape(batch, -1, rows.shape[-1]).transpose(1, 2).reshape(batch, -1, *size)
     pool = cast(Any, encoder).attnpool
     value = F.conv2d(res5, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
     return F.conv2d(value, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)

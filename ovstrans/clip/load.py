@@ -174,7 +174,8 @@ def create_image_encoder(model: str = DEFAULT_MODEL) -> nn.Module:
     vision = config["vision_cfg"]
     width, size = vision["width"], vision["image_size"]
     heads = width * 32 // vision.get("head_width", 64)
-    return ModifiedResNet(vision["layers"], config["embed_dim"], heads, image_size=size, width=width)
+    encoder: nn.Module = ModifiedResNet(vision["layers"], config["embed_dim"], heads, image_size=size, width=width)
+    return encoder
 
 
 def create_clip(model: str = DEFAULT_MODEL) -> Any:
@@ -268,7 +269,7 @@ def _is_convnext(config: Mapping[str, Any]) -> bool:
 def _create_convnext(config: Mapping[str, Any]) -> nn.Module:
     """Build a ConvNeXt image encoder with random weights; timm is never asked for pretrained ones."""
     vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
-    encoder = TimmModel(
+    encoder: nn.Module = TimmModel(
         vision.timm_model_name,
         config["embed_dim"],
         image_size=vision.image_size,
@@ -317,7 +318,8 @@ def _fetch(model: str, tag: str, tags: list[str]) -> tuple[Path, Mapping[str, An
 
 @lru_cache(maxsize=4)
 def _tokenizer(context_length: int) -> Callable[[list[str]], Tensor]:
-    return open_clip.SimpleTokenizer(context_length=context_length)
+    tokenizer: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=context_length)
+    return tokenizer
 
 
 def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Clip:

@@ -43,7 +43,7 @@ def encode_masks(encoder: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
         if encoder_kind(encoder) == "convnext":
             dense = cast(Any, encoder).trunk.norm_pre(res5)
             means = _mask_means(dense, inside)
-            return project_pooled(encoder, means.flatten(0, 1)).unflatten(0, means.shape[:2])
+            return project_pooled(encoder, means.flatten(0, 1)).reshape(*means.shape[:2], -1)
         return _masked_attention_pool(cast(nn.Module, encoder.attnpool), res5, inside)
 
 
@@ -97,7 +97,7 @@ def _positions(embedding: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor
 
 def _split_heads(rows: Tensor, heads: int) -> Tensor:
     """Reshape [B, n, C] to [B, A, n, D]."""
-    return rows.unflatten(2, (heads, -1)).transpose(1, 2)
+    return rows.reshape(*rows.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _masked_softmax(scores: Tensor, inside: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def cosine_scores(
         flat = F.normalize(features.float().flatten(2), dim=1)
         similarity = scale * torch.einsum("bep,re->brp", flat, rows)
         scores = reduce_synonyms(similarity, owner, classes, dim=1)
-    return scores.unflatten(2, features.shape[2:])
+    return scores.reshape(*scores.shape[:2], *features.shape[2:])
 
 
 class TextScores(nn.Module):
@@ -174,7 +174,7 @@ class TextScores(nn.Module):
         return self.logit_scale.exp().clamp(max=MAX_SCALE)
 
     def forward(self, features: Tensor, text: TextClassifier) -> Tensor:
-        """features [B, E, *] to scores [B, K + 1, *] in float32, the non-object last."""
+        """Turn features [B, E, *] into scores [B, K + 1, *] in float32, the non-object last."""
         return cosine_scores(features, text, self.scale, extra=self.non_object)
 
 

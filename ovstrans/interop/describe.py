@@ -1,14 +1,14 @@
-"""What a tensor file is, from what it was made, and whether it is intact.
+"""Describing tensor files: what they are, from what they were made, and whether they are intact.
 
-Structure is always checked in full by the file's reader, and so is that no value is NaN or infinite.
-Verifying recomputes what the file claims: hashes of the weights it came from where those are at hand
-(nothing is downloaded), the fit of its tensors to the named architecture, zeros under the mask.
+The reader of a file always checks its structure in full, and that no value is NaN or infinite. Verifying recomputes
+what the file claims: hashes of the weights it came from if these are at hand (nothing is downloaded), the fit of its
+tensors to the named architecture, zeros under the mask.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import BACKBONE
+from ovstrans.clip.load import BUNDLED, load_clip
 from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
 from ovstrans.errors import CheckFailed, InputError
 from ovstrans.masks import file as mask_file
@@ -28,13 +29,25 @@ from ovstrans.masks.mask import Mask, density_rows, require_shapes
 WEIGHTS_FORMAT = "ovstrans.weights/1"
 """`format` of the pruned weights that `prune` writes beside a mask."""
 
-_UNIT = 1e-2  # half precision rounds the norm of a unit row by less
+_UNIT_TOLERANCE = 1e-2
+"""How far the norm of a unit row may be off; half precision rounds it by less."""
+
+_REPR_WIDTH = 120
 
 
-@dataclass
-class Description:
-    """kind: what the file is.  facts: name to plain value.  columns, rows: a table, of layers where it is of a model.
-    checks: what was found sound, in words."""
+@dataclass(eq=False)
+class FileDescription:
+    """What a file is, from what it was made, and what was found sound.
+
+    Attributes:
+        path: The file, or the folder of a run.
+        kind: What it is: "mask", "sparse checkpoint", "pruned weights", "weights", "alpha file", "report", ...
+        facts: Facts by name, as plain values.
+        columns: Columns of the table, of layers for most files.
+        rows: Rows of the table, as plain values.
+        checks: What was found sound, in words.
+        parts: Of the folder of a run, the descriptions of its checkpoint and its freeze plan.
+    """
 
     path: str
     kind: str
@@ -42,19 +55,60 @@ class Description:
     columns: list[str] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
+    parts: list[FileDescription] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; each row becomes an object."""
+    def __repr__(self) -> str:
+        lines = [line if len(line) <= _REPR_WIDTH else line[: _REPR_WIDTH - 4] + " ..." for line in self._lines()]
+        if self.rows:
+            lines.append(f"  and a table of {len(self.rows)} rows: {', '.join(self.columns)}")
+        return "\n".join([*lines, *map(repr, self.parts)])
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def flatten(self) -> Iterator[FileDescription]:
+        """Yield the description itself, then its parts."""
+        yield self
+        for part in self.parts:
+            yield from part.flatten()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without the parts; each row of the table becomes an object."""
         table = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
         head = {"path": self.path, "kind": self.kind, "intact": True, "checks": self.checks}
         return {**head, **self.facts, "rows": table}
 
+    def _lines(self) -> list[str]:
+        facts = {label.replace("_", " "): value for label, value in self.facts.items()}
+        facts["intact"] = "; ".join(self.checks)
+        width = max(len(label) for label in facts)
+        lines = [f"  {label:<{width}}  {format_value(value)}" for label, value in facts.items()]
+        return [f"{self.path}: {self.kind}", *lines]
 
-def describe_tensors(path: Path | str, *, verify: bool = False) -> Description:
-    """Describe a mask, a sparse checkpoint, pruned weights or anyone's weights.
 
-    Raises InputError where the file is broken or holds nothing known, CheckFailed where `verify` finds that
-    a claim of the file does not hold.
+def format_value(value: Any) -> str:
+    """Return a plain value as text for people: `1,234`, `0.5`, `yes`, `a, b`, `key value, key value`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {format_value(entry)}" for key, entry in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(format_value, value)) or "-"
+    if isinstance(value, bool) or value is None or value == "":
+        return "yes" if value is True else "no" if value is False else "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def describe_tensors(path: Path | str, *, verify: bool = False) -> FileDescription:
+    """Describe a mask, a sparse checkpoint, pruned weights or weights of any model.
+
+    Args:
+        path: The file.
+        verify: Recompute what the file claims.
+
+    Raises:
+        InputError: If the file is broken or holds nothing known.
+        CheckFailed: If a claim of the file does not hold.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -69,10 +123,8 @@ def describe_tensors(path: Path | str, *, verify: bool = False) -> Description:
     return _describe_weights(path, verify)
 
 
-def at_hand(model: str, pretrained: str) -> str | None:
-    """Hash of the image encoder of a CLIP that can be had without a download; None otherwise."""
-    from ovstrans.clip.load import BUNDLED, load_clip
-
+def local_weights_sha256(model: str, pretrained: str) -> str | None:
+    """Return the hash of a CLIP's image encoder if its weights are at hand without a download, else None."""
     if pretrained != BUNDLED and not (pretrained and Path(pretrained).is_file()):
         return None
     try:
@@ -81,18 +133,18 @@ def at_hand(model: str, pretrained: str) -> str | None:
         return None
 
 
-def _describe_mask(path: Path, verify: bool) -> Description:
+def _describe_mask(path: Path, verify: bool) -> FileDescription:
     mask = mask_file.load_mask(path)
-    facts = {**_made_from(mask), "tensors": len(mask.tensors), **_counts(mask), "recipe": mask.recipe}
+    facts = {**_origin_facts(mask), "tensors": len(mask.tensors), **_counts(mask), "recipe": mask.recipe}
     checks = ["structure", "bits agree with shapes and sparsity"]
     if verify:
         known = require_shapes(mask.shapes, model=mask.model, where=str(path))
         checks.append(f"shapes are those of {mask.model}" if known else "model not known here: shapes not checked")
-        checks.append(_origin(path, mask.model, mask.pretrained, mask.weights_sha256))
-    return Description(str(path), "mask", facts, *_table(mask), checks)
+        checks.append(_check_origin(path, mask.model, mask.pretrained, mask.weights_sha256))
+    return FileDescription(str(path), "mask", facts, *_density_table(mask), checks)
 
 
-def _describe_checkpoint(path: Path, verify: bool) -> Description:
+def _describe_checkpoint(path: Path, verify: bool) -> FileDescription:
     checkpoint = checkpoint_file.load_checkpoint(path)
     mask, clip, state = checkpoint.mask, checkpoint.clip, checkpoint.state
     require_finite({**state, **(checkpoint.text_encoder or {})}, str(path))
@@ -105,11 +157,11 @@ def _describe_checkpoint(path: Path, verify: bool) -> Description:
         "values": sum(value.numel() for value in state.values()),
         "nonzero": sum(int(value.count_nonzero()) for value in state.values()),
         "text_rows": len(checkpoint.text_embeddings),
-        "text_tower": checkpoint.text_encoder is not None,
+        "text_encoder": checkpoint.text_encoder is not None,
         "mask": None,
     }
     if mask is not None:
-        facts["mask"] = _made_from(mask)
+        facts["mask"] = _origin_facts(mask)
         facts.update(_counts(mask))
     facts.update(recipe=checkpoint.recipe, provenance=checkpoint.provenance, created_by=checkpoint.created_by)
     checks = ["structure", "values agree with bitmasks", "no NaN or infinity"]
@@ -120,17 +172,17 @@ def _describe_checkpoint(path: Path, verify: bool) -> Description:
                 raise CheckFailed(f"{path}: {broken[0][1]} masked weights of {broken[0][0]} are not zero")
             checks.append("masked weights are zero")
         norms = checkpoint.text_embeddings.float().norm(dim=1)
-        if len(norms) and float((norms - 1).abs().max()) > _UNIT:
+        if len(norms) and float((norms - 1).abs().max()) > _UNIT_TOLERANCE:
             raise CheckFailed(f"{path}: {checkpoint_file.EMBEDDINGS} has rows that are not of unit length")
         checks.append("text embeddings are of unit length")
-        checks.append(_origin(path, clip["model"], clip["pretrained"], clip["weights_sha256"]))
+        checks.append(_check_origin(path, clip["model"], clip["pretrained"], clip["weights_sha256"]))
         encoder = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
         facts["backbone_sha256"] = weights_sha256(encoder)
-    columns, rows = _table(mask) if mask is not None else ([], [])
-    return Description(str(path), "sparse checkpoint", facts, columns, rows, checks)
+    columns, rows = _density_table(mask) if mask is not None else ([], [])
+    return FileDescription(str(path), "sparse checkpoint", facts, columns, rows, checks)
 
 
-def _describe_weights(path: Path, verify: bool) -> Description:
+def _describe_weights(path: Path, verify: bool) -> FileDescription:
     state = read_state_dict(path)
     require_finite(state, str(path))
     metadata = files.read_metadata(path) if path.suffix == ".safetensors" else {}
@@ -139,12 +191,12 @@ def _describe_weights(path: Path, verify: bool) -> Description:
     whole = bool(encoder)
     encoder = encoder or (dict(state) if "conv1.weight" in state else {})
     holds = "a whole CLIP" if whole else "an image encoder" if encoder else "tensors of an unknown model"
-    kinds = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
+    types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     facts: dict[str, Any] = {
         **{key: text for key, text in metadata.items() if key not in ("format", "recipe")},
         "holds": holds,
         "tensors": len(state),
-        "types": dict(kinds),
+        "types": dict(types),
         "values": sum(value.numel() for value in state.values()),
         "nonzero": sum(int(value.count_nonzero()) for value in state.values()),
     }
@@ -153,17 +205,17 @@ def _describe_weights(path: Path, verify: bool) -> Description:
     checks = ["structure", "no NaN or infinity"]
     if verify:
         if encoder:
-            facts["image_tower_sha256"] = weights_sha256(encoder)
+            facts["encoder_sha256"] = weights_sha256(encoder)
         if ours:
             checks += _verify_pruned(path, metadata, state)
     rows = [[key, *_weight_row(value)] for key, value in encoder.items() if value.dim() >= 2]
     kind = "pruned weights" if ours else "weights"
-    return Description(str(path), kind, facts, ["tensor", "shape", "nonzero", "weights", "density"], rows, checks)
+    return FileDescription(str(path), kind, facts, ["tensor", "shape", "nonzero", "weights", "density"], rows, checks)
 
 
 def _verify_pruned(path: Path, metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> list[str]:
-    """Checks of pruned weights against the mask that lies beside them, and against their origin."""
-    checks = [_origin(path, *(metadata.get(key, "") for key in ("model", "pretrained", "weights_sha256")))]
+    """Check pruned weights against the mask beside them and against their origin; return what was found sound."""
+    checks = [_check_origin(path, *(metadata.get(key, "") for key in ("model", "pretrained", "weights_sha256")))]
     name = Path(metadata.get("mask", "")).name
     beside = path.with_name(name) if name else None
     if beside is None or not beside.is_file():
@@ -174,11 +226,11 @@ def _verify_pruned(path: Path, metadata: Mapping[str, str], state: Mapping[str, 
     return [*checks, f"zero under {beside.name}"]
 
 
-def _origin(path: Path, model: str, pretrained: str, sha256: str) -> str:
-    """Compare a recorded hash with the weights it names; returns what came of it."""
+def _check_origin(path: Path, model: str, pretrained: str, sha256: str) -> str:
+    """Compare a recorded hash with the weights it names, and return the outcome in words."""
     if not sha256:
         return "no hash of the weights it was made from"
-    here = at_hand(model, pretrained)
+    here = local_weights_sha256(model, pretrained)
     if here is None:
         return f"weights it was made from ({model} {pretrained or 'at random'}) not at hand: hash not checked"
     if here != sha256:
@@ -189,7 +241,7 @@ def _origin(path: Path, model: str, pretrained: str, sha256: str) -> str:
     return f"hash is that of {model} {pretrained} here"
 
 
-def _made_from(mask: Mask) -> dict[str, Any]:
+def _origin_facts(mask: Mask) -> dict[str, Any]:
     keys = ("model", "pretrained", "weights_sha256", "method", "created_by")
     return {key: getattr(mask, key) for key in keys}
 
@@ -198,7 +250,7 @@ def _counts(mask: Mask) -> dict[str, Any]:
     return {"sparsity": mask.sparsity, "kept": mask.kept, "total": mask.total}
 
 
-def _table(mask: Mask) -> tuple[list[str], list[list[Any]]]:
+def _density_table(mask: Mask) -> tuple[list[str], list[list[Any]]]:
     rows = [[name, list(shape), *numbers] for name, shape, *numbers in density_rows(mask)]
     return ["layer", "shape", "kept", "weights", "density"], rows
 

@@ -1,33 +1,42 @@
-"""Writing checkpoints and pruned CLIPs in the formats of other programs.
+"""Moving weights: writing checkpoints, masks and CLIPs in other formats, and importing those of other programs.
 
-    dense        names of ours (of a CLIP: open_clip's), every masked weight exactly zero
-    detectron2   names of the published code, zeros too; what detectron2's checkpointer reads
+    dense        our names (a CLIP's: open_clip's), every masked weight exactly zero
+    sparse       a checkpoint of ours
+    detectron2   names of the published code, zeros too; read by detectron2's checkpointer
+    mask         the mask alone
 
-Torch files hold the state as "state_dict" (dense) or "model" (detectron2). Every file says what it is, see
-`interop.origin`.
+Torch files hold the state as "state_dict" (dense) or "model" (detectron2). Every dense or detectron2 file says what it
+is, see `interop.origin`.
 """
 
 from __future__ import annotations
 
-import importlib
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.checkpoints.file import BACKBONE, TEXT_ENCODER, Checkpoint, save_checkpoint
-from ovstrans.clip.weights import VISUAL
+from ovstrans.checkpoints.file import BACKBONE, TEXT_ENCODER, Checkpoint, find_checkpoint, save_checkpoint
+from ovstrans.clip.load import Clip
+from ovstrans.clip.weights import VISUAL, list_keys
 from ovstrans.errors import InputError
 from ovstrans.interop.describe import WEIGHTS_FORMAT
-from ovstrans.interop.foreign import ABOUT
-from ovstrans.interop.origin import OURS, describe_source
-from ovstrans.interop.plain_clip import PlainClip
-from ovstrans.masks.file import save_mask
+from ovstrans.interop.export_source import ExportSource, ImportOptions, open_source
+from ovstrans.interop.external import ORIGIN
+from ovstrans.interop.import_clip import MaskedClip, is_builtin, open_clip_name
+from ovstrans.interop.origin import OURS, describe_origin
+from ovstrans.interop.published_names import published_frameworks, to_published
+from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import CREATED_BY, Mask
+from ovstrans.vocabulary.catalog import load_vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary
 
 TORCH_SUFFIXES = (".pth", ".pt")
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
@@ -36,144 +45,359 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "detectron2": (*TORCH_SUFFIXES, ".safetensors"),
     "mask": (".safetensors",),
 }
-"""The formats, and how the names of their files may end."""
+"""The formats, and the suffixes of their files."""
 
-Renamer = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+SCHEMA = "ovstrans.export/1"
 
-_UPSTREAM = {
-    "fcclip": ("ovstrans.interop.upstream_names", "to_fcclip", "from_fcclip"),
-    "gkc": ("ovstrans.interop.gkc_names", "to_gkc", "from_gkc"),
-}
 _ENCODER_PREFIX = {"fcclip": "backbone.clip_model.visual.", "gkc": "backbone."}
-"""Where a published framework keeps its image encoder."""
+"""Prefix of the image encoder in a published framework."""
 
 _VERSIONS = {"sem_seg_head": {"version": 2}, "sem_seg_head.predictor": {"version": 2}}
-"""Mask2Former's head moves the entries of a state that does not say which version of its names it has."""
+"""Versions of names that Mask2Former's head looks for; without them it moves the entries of a state."""
+
+_HEADS = ("sem_seg_head.", "head.")
+"""Prefixes of a framework's head, in published code and here."""
+
+logger = logging.getLogger(__name__)
 
 
-def upstream_names() -> list[str]:
-    """Frameworks whose published code has names for their weights."""
-    return sorted(_UPSTREAM)
+@dataclass(eq=False)
+class ExportResult:
+    """What was exported.
 
-
-def to_upstream(framework: str) -> Renamer:
-    """Our names to those of a framework's published code; InputError where it has none."""
-    return _renamer(framework, 1)
-
-
-def from_upstream(framework: str) -> Renamer:
-    """The names of a framework's published code to ours; InputError where it has none."""
-    return _renamer(framework, 2)
-
-
-def check_suffix(path: Path | str, kind: str) -> None:
-    """InputError for an unknown format, or a file name that does not end as its files do."""
-    if kind not in SUFFIXES:
-        raise InputError(f"--format {kind}: unknown; use {', '.join(SUFFIXES)}")
-    if Path(path).suffix not in SUFFIXES[kind]:
-        raise InputError(f"--out {path}: a {kind} file ends in {' or '.join(SUFFIXES[kind])}; give such a name")
-
-
-def write(path: Path | str, found: Checkpoint | PlainClip | Mask, kind: str, like: str | None = None) -> dict[str, Any]:
-    """Write a file of a format; returns what is in it: names, and counts of tensors, values and nonzeros.
-
-    kind: one of `SUFFIXES`. like: see `write_detectron2`. Raises InputError where the format does not
-    suit what was found, or `path` is unwritable.
+    Attributes:
+        source: The source's path or kind.
+        format: One of `SUFFIXES`.
+        out: The file; None if nothing was written.
+        model: open_clip model.
+        pretrained: Tag or file of its weights.
+        framework: Framework, if it is a checkpoint's.
+        sparsity: Zeros / weights under the mask; None without a mask.
+        tensors: Number of tensors.
+        values: Number of values in them.
+        nonzero: Number of values that are not zero.
+        bytes: Size of the file; 0 if nothing was written.
+        missing: What the model has and the source lacked.
+        unexpected: What the source had and the model does not know.
+        ignored: Entries of the source that are no weights.
+        notes: What to know before the file is used.
+        state: The tensors, if nothing was written. They share no memory with the source.
     """
-    if isinstance(found, Mask):
-        save_mask(path, found)
-        about = {"model": found.model, "pretrained": found.pretrained, "sparsity": found.sparsity}
-        return {**about, "tensors": len(found.tensors), "values": found.total, "nonzero": found.kept}
-    if kind == "sparse":
-        if not isinstance(found, Checkpoint):
+
+    source: str
+    format: str
+    out: Path | None
+    model: str
+    pretrained: str
+    framework: str | None
+    sparsity: float | None
+    tensors: int
+    values: int
+    nonzero: int
+    bytes: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    state: dict[str, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        facts = {
+            "of": " ".join(filter(None, (self.framework, self.model, self.pretrained))),
+            "mask": "none" if self.sparsity is None else f"{self.sparsity:.2%} zeros",
+            "tensors": f"{self.tensors:,}",
+            "nonzero": f"{self.nonzero:,} of {self.values:,}",
+            "bytes": f"{self.bytes:,}",
+            "missing": list_keys(self.missing) if self.missing else "",
+            "unexpected": list_keys(self.unexpected) if self.unexpected else "",
+            "ignored": ", ".join(self.ignored),
+        }
+        facts = {name: text for name, text in facts.items() if text}
+        width = max(map(len, facts))
+        head = f"{'not written' if self.out is None else self.out}: {self.format}"
+        return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in facts.items())])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, as `ovstrans export --json` writes them."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "format": self.format,
+            "out": None if self.out is None else str(self.out),
+            **({} if self.framework is None else {"framework": self.framework}),
+            "model": self.model,
+            "pretrained": self.pretrained,
+            "sparsity": self.sparsity,
+            "tensors": self.tensors,
+            "values": self.values,
+            "nonzero": self.nonzero,
+            "bytes": self.bytes,
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "ignored": self.ignored,
+        }
+
+
+def export(
+    source: str | PathLike[str] | Clip | Mask | Checkpoint | Any,
+    out: str | PathLike[str] | None = None,
+    *,
+    format: str = "dense",
+    model: str | None = None,
+    pretrained: str | None = None,
+    framework: str | None = None,
+    mask: Mask | str | PathLike[str] | None = None,
+    vocabulary: Vocabulary | str | PathLike[str] | None = None,
+    like: str | None = None,
+    scope: str = "body",
+    partial: bool = False,
+    seed: int = 0,
+    force: bool = False,
+) -> ExportResult:
+    """Write a checkpoint, a mask or a CLIP in another format, or import a file of another program.
+
+    Masked weights are exactly zero in every format. A mask or pruned weights become a whole CLIP, which open_clip
+    loads if the format is dense. Code in a file is never run.
+
+    Args:
+        source: A `Checkpoint`, a `Mask`, a `Clip` or a finished `Run`; or a path: the folder of a run, a checkpoint,
+            a mask, pruned weights, or a file of another program (.pth, .pkl, .safetensors).
+        out: The file to write: .safetensors, or .pth for dense and detectron2. None writes nothing and returns the
+            tensors of dense and detectron2.
+        format: `dense` (all weights, zeros too), `sparse` (a checkpoint of ours), `detectron2` (names of the published
+            code) or `mask` (the mask alone).
+        model: open_clip model. None takes the one that the source records, or RN50.
+        pretrained: Tag or file of its weights. None takes what the source records, or OpenAI's.
+        framework: Framework that a file of another program is a checkpoint of (`fcclip`, `gkc`). Without it only the
+            CLIP in the file is taken.
+        mask: Mask, or mask file, that the weights are under.
+        vocabulary: Classes that the file was trained with, or their name or file.
+        like: With detectron2, whose names a CLIP gets: `fcclip` (default) or `gkc`.
+        scope: Of `weight_mask` entries, take those of the `body` (layer1 to layer4, as OpenTrans does) or all of the
+            `file`.
+        partial: Take what fits. The rest starts as in training.
+        seed: Seed of what is drawn at random then.
+        force: Replace a file that is there.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: If a file is broken, could run code, or lacks what is needed, an option does not suit the source,
+            or nothing can be written at `out`.
+        MismatchError: If the weights do not fit the model.
+    """
+    place = None if out is None else Path(out)
+    _check_options(place, format, like, scope)
+    given = _as_source(source)
+    if place is not None:
+        files.check_output(place, force=force)
+        if isinstance(given, Path) and place.resolve() == given.resolve():
+            raise InputError(f"`out={place}`: is the source; give another name")
+    options = ImportOptions(
+        model=model,
+        pretrained=pretrained,
+        framework=framework,
+        mask=mask if mask is None or isinstance(mask, Mask) else load_mask(fspath(mask)),
+        vocabulary=_vocabulary(vocabulary),
+        body_only=scope == "body",
+        partial=partial,
+        seed=seed,
+    )
+    opened = open_source(given, format, options)
+    result = _write(place, opened, format, like)
+    result.source = str(given) if isinstance(given, Path) else type(given).__name__
+    for level, note in _notes(opened, result):
+        result.notes.append(note)
+        logger.log(level, "%s", note)
+    return result
+
+
+def check_suffix(path: Path | str, format: str) -> None:
+    """Raise InputError if a format is unknown, or the name of a file does not end as the format's files do."""
+    if format not in SUFFIXES:
+        raise InputError(f"`format={format}`: unknown; use {', '.join(SUFFIXES)}")
+    if Path(path).suffix not in SUFFIXES[format]:
+        raise InputError(f"`out={path}`: a {format} file ends in {' or '.join(SUFFIXES[format])}; give such a name")
+
+
+def _check_options(out: Path | None, format: str, like: str | None, scope: str) -> None:
+    check_suffix("x.safetensors" if out is None else out, format)
+    if out is None and format in ("sparse", "mask"):
+        raise InputError(f"`format={format}`: is a file; give `out`")
+    if scope not in ("body", "file"):
+        raise InputError(f"`scope={scope}`: unknown; use body or file")
+    if like is not None and format != "detectron2":
+        raise InputError(f"`like={like}`: goes with `format=detectron2`; leave it out")
+
+
+def _as_source(source: Any) -> Path | Clip | Mask | Checkpoint:
+    if isinstance(source, (Clip, Mask, Checkpoint)):
+        return source
+    if not isinstance(source, (str, PathLike)):
+        path = getattr(source, "path", None)  # a Run, which is of a room above
+        if path is None:
             raise InputError(
-                "--format sparse: a sparse checkpoint is of a framework, this is a CLIP alone; write its mask "
-                "(--format mask), or the whole of it (--format dense)"
+                f"`source`: a {type(source).__name__} cannot be exported; give a path or an object of ours"
             )
-        save_checkpoint(path, found)
-        state = found.state
+        source = path
+    return find_checkpoint(fspath(source))
+
+
+def _vocabulary(given: Vocabulary | str | PathLike[str] | None) -> Vocabulary | None:
+    if given is None or isinstance(given, Vocabulary):
+        return given
+    return load_vocabulary(fspath(given))
+
+
+def _write(out: Path | None, source: ExportSource, format: str, like: str | None) -> ExportResult:
+    """Write what was read, and count it."""
+    content = source.content
+    result = ExportResult("", format, out, "", "", None, None, 0, 0, 0)
+    if isinstance(content, Mask):
+        save_mask(cast(Path, out), content)
+        result.model, result.pretrained, result.sparsity = content.model, content.pretrained, content.sparsity
+        result.tensors, result.values, result.nonzero = len(content.tensors), content.total, content.kept
     else:
-        state = write_dense(path, found) if kind == "dense" else write_detectron2(path, found, like)
-    clip = found.clip if isinstance(found, Checkpoint) else found.clip.describe()
-    return {
-        **({"framework": found.framework} if isinstance(found, Checkpoint) else {}),
-        "model": clip["model"],
-        "pretrained": clip["pretrained"],
-        "sparsity": None if found.mask is None else found.mask.sparsity,
-        "tensors": len(state),
-        "values": sum(value.numel() for value in state.values()),
-        "nonzero": sum(int(value.count_nonzero()) for value in state.values()),
-    }
+        if format == "sparse":
+            state = _write_sparse(cast(Path, out), content)
+        else:
+            state, texts = _dense(content) if format == "dense" else _detectron2(content, like)
+            if out is None:
+                result.state = {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
+            else:
+                _write_tensors(out, state, texts, "state_dict" if format == "dense" else "model")
+        clip = content.clip.describe() if isinstance(content, MaskedClip) else content.clip
+        result.model, result.pretrained = clip["model"], clip["pretrained"]
+        result.framework = content.framework if isinstance(content, Checkpoint) else None
+        result.sparsity = None if content.mask is None else content.mask.sparsity
+        result.tensors = len(state)
+        result.values = sum(value.numel() for value in state.values())
+        result.nonzero = sum(int(value.count_nonzero()) for value in state.values())
+    if out is not None:
+        result.bytes = out.stat().st_size
+    if source.fit is not None:
+        result.missing, result.unexpected = list(source.fit.missing), list(source.fit.unexpected)
+    result.ignored = list(source.ignored)
+    return result
 
 
-def write_dense(path: Path | str, source: Checkpoint | PlainClip) -> dict[str, Tensor]:
-    """Write the whole state under its own names; returns what was written.
+def _write_sparse(out: Path, content: Checkpoint | MaskedClip) -> dict[str, Tensor]:
+    if not isinstance(content, Checkpoint):
+        raise InputError(
+            "`format=sparse`: a sparse checkpoint is of a framework, this is a CLIP alone; write its mask "
+            "(`format=mask`), or the whole of it (`format=dense`)"
+        )
+    save_checkpoint(out, content)
+    return content.state
 
-    A CLIP's file loads as open_clip's `pretrained`, a framework's into the framework. InputError where
-    `path` is unwritable.
+
+def _dense(content: Checkpoint | MaskedClip) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the whole state under its own names, and the texts of the file.
+
+    A CLIP's file loads as open_clip's `pretrained`, a framework's into the framework.
     """
-    if isinstance(source, PlainClip):
-        state, metadata = source.state, {**source.metadata(), "format": WEIGHTS_FORMAT, "created_by": CREATED_BY}
-    else:
-        state, metadata = dict(source.state), {}
-    return _write(path, state, {**metadata, ABOUT: describe_source(source, OURS)}, "state_dict")
+    texts = {ORIGIN: describe_origin(content, OURS)}
+    if isinstance(content, MaskedClip):
+        metadata = {**content.metadata(), "format": WEIGHTS_FORMAT, "created_by": CREATED_BY}
+        return content.state, {**metadata, **texts}
+    return dict(content.state), texts
 
 
-def write_detectron2(path: Path | str, source: Checkpoint | PlainClip, like: str | None = None) -> dict[str, Tensor]:
-    """Write the state under the names of a framework's published code; returns what was written.
+def _detectron2(content: Checkpoint | MaskedClip, like: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the state under the names of a framework's published code, and the texts of the file.
 
-    like: whose names a CLIP gets (default fcclip), or the trunk of a framework that has no published names;
-    the text encoder goes along where the published model holds it. Raises InputError where it is needed and
-    missing, unknown, or not the framework's own; and where `path` is unwritable.
+    Args:
+        content: What is exported. The text encoder goes along if the published model holds it.
+        like: Whose names a CLIP gets (default fcclip), or the backbone of a framework without published names.
     """
-    if isinstance(source, PlainClip):
+    if isinstance(content, MaskedClip):
         names = like or "fcclip"
-        state = _encoder_like(names, source.encoder)
+        state = _encoder_like(names, content.encoder)
         if names == "fcclip":
-            text = {key: value for key, value in source.state.items() if not key.startswith(VISUAL)}
-            state.update(to_upstream(names)({TEXT_ENCODER + key: value for key, value in text.items()}))
-    elif source.framework in _UPSTREAM:
-        names = source.framework
+            text = {key: value for key, value in content.state.items() if not key.startswith(VISUAL)}
+            state.update(to_published(names)({TEXT_ENCODER + key: value for key, value in text.items()}))
+    elif content.framework in published_frameworks():
+        names = content.framework
         if like not in (None, names):
-            raise InputError(f"--like {like}: this is a {names}, and has its own names; leave --like out")
-        text = {TEXT_ENCODER + key: value for key, value in (source.text_encoder or {}).items()}
-        state = to_upstream(names)({**source.state, **text})
+            raise InputError(f"`like={like}`: this is a {names}, which has its own names; leave `like` out")
+        text = {TEXT_ENCODER + key: value for key, value in (content.text_encoder or {}).items()}
+        state = to_published(names)({**content.state, **text})
     else:
         if like is None:
             raise InputError(
-                f"--format detectron2: {source.framework} has no published names; --like NAME writes its trunk alone "
-                f"under those of {' or '.join(upstream_names())}"
+                f"`format=detectron2`: {content.framework} has no published names; `like` writes its backbone alone "
+                f"under those of {' or '.join(published_frameworks())}"
             )
         names = like
-        keys = [key for key in source.state if key.startswith(BACKBONE)]
-        state = _encoder_like(names, {key.removeprefix(BACKBONE): source.state[key] for key in keys})
-    return _write(path, state, {ABOUT: describe_source(source, names)}, "model")
-
-
-def _renamer(framework: str, which: int) -> Renamer:
-    if framework not in _UPSTREAM:
-        raise InputError(f"{framework}: no published names are known for it; they are for {', '.join(_UPSTREAM)}")
-    module = importlib.import_module(_UPSTREAM[framework][0])
-    return getattr(module, _UPSTREAM[framework][which])
+        keys = [key for key in content.state if key.startswith(BACKBONE)]
+        state = _encoder_like(names, {key.removeprefix(BACKBONE): content.state[key] for key in keys})
+    return state, {ORIGIN: describe_origin(content, names)}
 
 
 def _encoder_like(names: str, encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if names not in _ENCODER_PREFIX:
-        raise InputError(f"--like {names}: unknown; use {' or '.join(upstream_names())}")
+        raise InputError(f"`like={names}`: unknown; use {' or '.join(published_frameworks())}")
     return {_ENCODER_PREFIX[names] + key: value for key, value in encoder.items()}
 
 
-def _write(path: Path | str, state: dict[str, Tensor], texts: Mapping[str, str], entry: str) -> dict[str, Tensor]:
+def _write_tensors(path: Path, state: Mapping[str, Tensor], texts: Mapping[str, str], entry: str) -> None:
     """Write tensors and texts: a torch file with the state under `entry`, or safetensors with metadata."""
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    if Path(path).suffix not in TORCH_SUFFIXES:
+    if path.suffix not in TORCH_SUFFIXES:
         files.write_tensors(path, state, texts)
-        return state
-    # A tensor of its own each: torch.save writes the storage behind a view whole.
+        return
+    # Each tensor is copied: torch.save writes the whole storage behind a view.
     ordered = OrderedDict((key, value.clone()) for key, value in state.items())
     if entry == "model":
-        ordered._metadata = _VERSIONS  # type: ignore[attr-defined]
+        ordered._metadata = _VERSIONS  # type: ignore[attr-defined]  # as torch's own state dicts have it
     # An open file, not its name: the name of the temporary file would end up in the bytes.
     with files.atomic_path(path) as temporary, temporary.open("wb") as handle:
         torch.save({entry: ordered, **texts}, handle)
-    return state
+
+
+def _notes(source: ExportSource, result: ExportResult) -> list[tuple[int, str]]:
+    """Return (log level, text) of what to know before the file is used."""
+    if isinstance(source.content, MaskedClip):
+        return _clip_notes(source.content, result)
+    if not isinstance(source.content, Checkpoint):
+        return []
+    notes = []
+    if result.missing:
+        filled = f"what is missing was filled in: backbone from {result.model}, head at random"
+        notes.append((logging.WARNING, filled))
+    if result.format == "detectron2":
+        notes += _detectron2_notes(source.content, result.out)
+    return notes
+
+
+def _clip_notes(content: MaskedClip, result: ExportResult) -> list[tuple[int, str]]:
+    notes = []
+    if content.transferred:
+        notes.append((logging.INFO, "the mask was made from other weights than these: transferred"))
+    if result.missing:
+        notes.append((logging.INFO, f"what is missing was taken from {result.model} {result.pretrained}"))
+    if any(key.startswith(_HEADS) for key in result.unexpected):
+        notes.append((logging.WARNING, "only the CLIP in it was taken; `framework` takes the head too"))
+    if result.format == "dense" and result.out is not None:
+        name = open_clip_name(content.clip.name, content.clip.pretrained)
+        if is_builtin(name):
+            how = f"load it with: open_clip.create_model({name!r}, pretrained={str(result.out)!r})"
+        else:
+            how = "open_clip loads it from a folder ('local-dir:...') that has the model's configuration too"
+        notes.append((logging.INFO, how))
+    return notes
+
+
+def _detectron2_notes(content: Checkpoint, out: Path | None) -> list[tuple[int, str]]:
+    if content.framework not in published_frameworks():
+        return []
+    mean, std = ([round(255 * value, 3) for value in content.clip[key]] for key in ("mean", "std"))
+    notes = [(logging.INFO, f"its images were normalised by MODEL.PIXEL_MEAN {mean}, PIXEL_STD {std}")]
+    if content.framework == "fcclip" and content.text_encoder is None:
+        notes.append((logging.INFO, "its text encoder is not in it; FC-CLIP's code has its own from open_clip"))
+    if out is not None and out.suffix not in TORCH_SUFFIXES:
+        trap = ", and from this file Mask2Former's code would misplace the pixel decoder"
+        more = trap if content.framework == "gkc" else ""
+        notes.append((logging.WARNING, f"detectron2's checkpointer reads .pth{more}"))
+    return notes

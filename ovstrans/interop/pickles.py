@@ -1,9 +1,8 @@
 """Reading a pickle of arrays without running what it names.
 
-A pickle is a small program: loading one may import any module and call what it finds there. A few names
-are all that dictionaries, numpy's arrays and numbers need; they are answered by stand-ins that keep their
-arguments and do nothing. Any other name is refused before anything of it is imported. Arrays are made
-afterwards, from parts that were checked.
+A pickle is a small program: loading one may import any module and call what it finds there. Dictionaries, numpy's
+arrays and numbers need only a few names. These are answered by stand-ins that keep their arguments and do nothing. Any
+other name is refused before anything is imported. Arrays are made afterwards, from parts that were checked.
 """
 
 from __future__ import annotations
@@ -21,7 +20,11 @@ _ORDERS = {"<": "<", ">": ">", "=": "=", "|": "="}
 
 
 class Refused(pickle.UnpicklingError):
-    """A pickle asks for something that could run code. name: what it asked for."""
+    """Raised when a pickle asks for something that could run code.
+
+    Args:
+        name: What it asked for.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(f"it asks for {name}, which could run code")
@@ -29,7 +32,7 @@ class Refused(pickle.UnpicklingError):
 
 
 class _Dtype:
-    """Stands in for `numpy.dtype`, and carries its name so that torch's reader takes it for that."""
+    """Stands in for `numpy.dtype`, whose name it carries so that torch's reader accepts it."""
 
     __module__, __qualname__ = "numpy", "dtype"
 
@@ -74,7 +77,8 @@ class _Scalar:
     def resolve(self) -> int | float | bool:
         if not isinstance(self.dtype, _Dtype):
             raise ValueError("a number without its type")
-        return np.frombuffer(_bytes(self.raw), self.dtype.resolve(), count=1)[0].item()
+        number: int | float | bool = np.frombuffer(_bytes(self.raw), self.dtype.resolve(), count=1)[0].item()
+        return number
 
 
 def _reconstruct(*_: object) -> _Array:
@@ -88,17 +92,17 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _no_bytes() -> bytes:
-    """Stands in for `bytes`, which older protocols call for empty ones."""
+    """Stands in for `bytes`, which older protocols call to make empty bytes."""
     return b""
 
 
 def _bytes(raw: Any) -> bytes:
-    """The raw bytes of an array; Python 2 left them as text."""
+    """Return the raw bytes of an array, which Python 2 left as text."""
     return raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
 
 
 def _named(call: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-    """`call` under another name, by which torch's reader knows what it stands for."""
+    """Wrap `call` under the name that torch's reader knows it by."""
 
     def stand_in(*arguments: object) -> Any:
         return call(*arguments)
@@ -120,7 +124,7 @@ STAND_INS: Mapping[tuple[str, str], Any] = {
         )
     },
 }
-"""What arrays and numbers are made of, by module and name."""
+"""Stand-ins for the names that arrays and numbers are made of, by module and name."""
 
 _ALLOWED = {
     **STAND_INS,
@@ -142,20 +146,22 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(handle: IO[bytes]) -> Any:
-    """What one pickle holds: plain containers, numbers, strings; arrays as tensors.
+    """Read one pickle of plain containers, numbers, strings and arrays. Arrays come back as tensors.
 
-    Raises Refused, naming it, where it asks for anything else, and pickle.UnpicklingError where it is broken.
+    Raises:
+        Refused: If it asks for anything else, which the error names.
+        pickle.UnpicklingError: If it is broken.
     """
     try:
         return resolve(_Unpickler(handle, encoding="latin1").load())
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # a broken pickle fails in any way: it runs as a program of stack operations
+    except Exception as error:  # a broken pickle fails in any way: it is a program of stack operations
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
 def resolve(value: Any) -> Any:
-    """The value with every stand-in in it turned into what it stands for; ValueError where that cannot be."""
+    """Replace every stand-in in a value by what it stands for; ValueError if its parts do not agree."""
     if isinstance(value, (_Array, _Scalar)):
         return value.resolve()
     if isinstance(value, _Dtype):

@@ -27,7 +27,7 @@ from ovstrans import files
 from ovstrans.clip.backbone import stage_channels
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.frameworks.fcclip import FCCLIP
-from ovstrans.interop.upstream_names import to_fcclip
+from ovstrans.interop.published_names import to_fcclip
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.frameworks import golden_case as case
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ovstrans import files
 from ovstrans.clip.backbone import stage_channels
 from ovstrans.frameworks.gkc import GKC
-from ovstrans.interop.gkc_names import to_gkc
+from ovstrans.interop.published_names import to_gkc
 from tests.benchmarks.golden_fcclip import Conv2d, Registry, module
 from tests.frameworks import gkc_case as case
 from tests.frameworks import golden_case

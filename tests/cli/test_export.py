@@ -16,7 +16,7 @@ from ovstrans import files
 from ovstrans.checkpoints.file import load_checkpoint, save_checkpoint
 from ovstrans.cli.main import run
 from ovstrans.clip.load import random_clip
-from ovstrans.interop.export import to_upstream
+from ovstrans.interop.published_names import to_published
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.pruning.output import save_weights
 from tests.checkpoints.dummies import make_checkpoint
@@ -105,7 +105,7 @@ def test_mask_of_opentrans(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     export(*common, "--scope", "file", "--out", "file.safetensors", capsys=capsys)
     assert "conv2.weight" in load_mask("file.safetensors").tensors
     assert run(["export", "imp21.pth", "--format", "mask", "--out", "rn50.safetensors"]) == 2
-    assert "which RN50 does not have; name the CLIP it is for with --model" in capsys.readouterr().err
+    assert "which RN50 does not have; name the CLIP it is for as --model" in capsys.readouterr().err
 
 
 def test_a_run_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,14 +121,14 @@ def test_a_run_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str])
     assert load_mask("only.safetensors").recipe == checkpoint.mask.recipe
     assert_equal(torch.load("dense.pth", weights_only=True)["state_dict"], checkpoint.state)
     assert run(["export", "run", "--format", "detectron2", "--out", "d2.pth"]) == 2
-    assert "dummy has no published names; --like NAME" in capsys.readouterr().err
+    assert "dummy has no published names; --like writes" in capsys.readouterr().err
 
 
 def test_published_checkpoint_becomes_ours(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = random_clip(seed=4)
     ours = make("fcclip", clip, make_checkpoint().vocabulary)
     text = {f"text_tower.{key}": value for key, value in (ours.text_encoder or {}).items()}
-    theirs = to_upstream("fcclip")({**ours.state, **text})
+    theirs = to_published("fcclip")({**ours.state, **text})
     torch.save({"model": {**theirs, "ema": torch.ones(1)}, "optimizer": {}, "iteration": 5}, "fcclip.pth")
     Path("words.txt").write_text("sky\ncar, automobile\n")
     assert ours.mask is not None
@@ -146,7 +146,7 @@ def test_published_checkpoint_becomes_ours(folder: Path, capsys: pytest.CaptureF
 
     assert run(["export", *common[:1], "--model", "RN-mini", "--out", "clip-only.safetensors"]) == 0
     said = capsys.readouterr()
-    assert "unexpected" in said.out and "--framework NAME takes the head too" in said.err
+    assert "unexpected" in said.out and "--framework takes the head too" in said.err
     assert_equal(
         {key: value for key, value in load_file("clip-only.safetensors").items() if key.startswith("visual.layer1")},
         {f"visual.{key[9:]}": value for key, value in ours.state.items() if key.startswith("backbone.layer1")},
@@ -155,14 +155,14 @@ def test_published_checkpoint_becomes_ours(folder: Path, capsys: pytest.CaptureF
 
 def test_head_alone_needs_partial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = make("gkc", random_clip(seed=4), make_checkpoint().vocabulary)
-    theirs = {key: value for key, value in to_upstream("gkc")(ours.state).items() if "pixel_decoder" in key}
+    theirs = {key: value for key, value in to_published("gkc")(ours.state).items() if "pixel_decoder" in key}
     Path("coco.pkl").write_bytes(pickle.dumps({"model": {key: value.numpy() for key, value in theirs.items()}}))
     common = ["export", "coco.pkl", "--framework", "gkc", "--model", "RN-mini", "--pretrained", "clip.safetensors"]
     assert run([*common, "--out", "out.safetensors"]) == 2
     assert "--partial takes what fits" in capsys.readouterr().err and not Path("out.safetensors").exists()
     assert run([*common, "--partial", "--out", "out.safetensors"]) == 0
     said = capsys.readouterr()
-    assert "missing" in said.out and "trunk from RN-mini, head at random" in said.err
+    assert "missing" in said.out and "backbone from RN-mini, head at random" in said.err
 
 
 def test_code_in_a_file_is_not_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,14 +180,14 @@ def test_code_in_a_file_is_not_run(folder: Path, capsys: pytest.CaptureFixture[s
         (["mask.safetensors", "--format", "mask", "--out", "o.pth"], "a mask file ends in .safetensors"),
         (["mask.safetensors", "--format", "sparse", "--out", "o.safetensors"], "this is a CLIP alone"),
         (["mask.safetensors", "--out", "whole.safetensors"], "exists already"),
-        (["mask.safetensors", "--out", "mask.safetensors", "--force"], "is the source or the --json file"),
-        (["mask.safetensors", "--out", "o.pth", "--json", "o.pth"], "is the source or the --json file"),
+        (["mask.safetensors", "--out", "mask.safetensors", "--force"], "--out mask.safetensors: is the source"),
+        (["mask.safetensors", "--out", "o.pth", "--json", "o.pth"], "--out: is the --json file"),
         (["mask.safetensors", "--like", "gkc", "--out", "o.pth"], "--like gkc: goes with --format detectron2"),
         (["mask.safetensors", "--scope", "stem", "--out", "o.pth"], "--scope stem: unknown; use body or file"),
         (["mask.safetensors", "--framework", "gkc", "--out", "o.pth"], "--framework: mask.safetensors says this"),
         (["mask.safetensors", "--mask", "mask.safetensors", "--out", "o.pth"], "--mask: mask.safetensors says this"),
         (["clip.safetensors", "--model", "RN-mini", "--format", "mask", "--out", "o.safetensors"], "was not pruned"),
-        (["clip.safetensors", "--out", "o.pth"], "another architecture; name the right CLIP with --model"),
+        (["clip.safetensors", "--out", "o.pth"], "another architecture; name the right CLIP as --model"),
         (["nothing.pth", "--out", "o.pth"], "nothing.pth: no such file"),
         ([".", "--out", "o.pth"], "no checkpoint.safetensors in this folder"),
     ],

@@ -45,7 +45,7 @@ def test_mask(tmp_path: Path) -> None:
     assert found.columns == ["layer", "shape", "kept", "weights", "density"]
     assert [row[0] for row in found.rows] == [key.removesuffix(".weight") for key in MASKED]
     assert sum(row[2] for row in found.rows) == mask.kept
-    plain = json.loads(json.dumps(found.as_json()))
+    plain = json.loads(json.dumps(found.to_json()))
     assert plain["intact"] and plain["rows"][0]["shape"] == [6, 4, 3, 3]
     checks = describe_tensors(path, verify=True).checks
     assert any("not known here" in check for check in checks) and any("no hash" in check for check in checks)
@@ -85,7 +85,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     encoder = {k.removeprefix("backbone."): v for k, v in checkpoint.state.items() if k.startswith("backbone.")}
     assert found.facts["backbone_sha256"] == weights_sha256(encoder)
     assert "masked weights are zero" in found.checks and len(found.rows) == len(MASKED)
-    json.dumps(found.as_json(), allow_nan=False)
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_checkpoint_whose_text_is_not_of_unit_length(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_weights_of_a_clip_and_of_a_tower(tmp_path: Path) -> None:
     encoder = describe_tensors(tmp_path / "tower.pt", verify=True)
     assert (whole.facts["holds"], encoder.facts["holds"]) == ("a whole CLIP", "an image encoder")
     expected = weights_sha256(clip.visual.state_dict())
-    assert whole.facts["image_tower_sha256"] == encoder.facts["image_tower_sha256"] == expected
+    assert whole.facts["encoder_sha256"] == encoder.facts["encoder_sha256"] == expected
     assert [row[0] for row in encoder.rows] == ["conv1.weight", *MASKED]
 
 

@@ -18,22 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovstrans import files
+from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.backbone import encode_stages, scope_convs
 from ovstrans.clip.load import Clip, bundled_folder, random_clip
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.interop import export
-from ovstrans.interop.export import check_suffix, write
-from ovstrans.interop.foreign import read_foreign
-from ovstrans.interop.origin import read_about, recorded_image_encoder, recorded_mask
-from ovstrans.interop.plain_clip import (
-    PlainClip,
-    clip_from_weights,
-    mask_in,
-    masked_clip,
-    open_clip_name,
-    pruned_mask,
-    without_masks,
-)
+from ovstrans.interop import export as export_module
+from ovstrans.interop.export import ExportResult, check_suffix, export
+from ovstrans.interop.external import read_external
+from ovstrans.interop.import_clip import MaskedClip, clip_from_weights, clip_of_mask, open_clip_name
+from ovstrans.interop.import_mask import find_mask, mask_of_pruned_weights, split_mask
+from ovstrans.interop.origin import parse_origin, recorded_mask
 from ovstrans.masks.mask import Mask
 from tests.checkpoints.dummies import make_checkpoint
 from tests.masks.dummies import CLIP, make_mask
@@ -56,9 +50,15 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pruned(clip_file: Path) -> PlainClip:
+def pruned(clip_file: Path) -> MaskedClip:
     clip = random_clip(seed=4)
-    return masked_clip(draw_mask(clip, pretrained=str(clip_file), weights_sha256=clip.weights_sha256))
+    return clip_of_mask(draw_mask(clip, pretrained=str(clip_file), weights_sha256=clip.weights_sha256))
+
+
+def write(path: Path, content: MaskedClip | Checkpoint, format: str, like: str | None = None) -> ExportResult:
+    if isinstance(content, MaskedClip):
+        return export(content.clip, path, format=format, like=like, mask=content.mask, force=True)
+    return export(content, path, format=format, like=like, force=True)
 
 
 def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -76,7 +76,7 @@ def load_by_open_clip(path: Path, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_pruned_clip_loads_in_open_clip(tmp_path: Path, pruned: PlainClip, suffix: str) -> None:
+def test_pruned_clip_loads_in_open_clip(tmp_path: Path, pruned: MaskedClip, suffix: str) -> None:
     path = tmp_path / f"pruned{suffix}"
     told = write(path, pruned, "dense")
     loaded = load_by_open_clip(path, tmp_path / "folder")
@@ -88,11 +88,11 @@ def test_pruned_clip_loads_in_open_clip(tmp_path: Path, pruned: PlainClip, suffi
         ours, theirs = pruned.clip.model(images, words), loaded(images, words)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert pruned.mask is not None and pruned.mask.violations(loaded) == []
-    assert told["nonzero"] < told["values"] and told["sparsity"] == pruned.mask.sparsity
-    assert told["tensors"] == len(loaded.state_dict())
+    assert told.nonzero < told.values and told.sparsity == pruned.mask.sparsity
+    assert told.tensors == len(loaded.state_dict())
 
 
-def test_equal_exports_are_equal_bytes(tmp_path: Path, pruned: PlainClip) -> None:
+def test_equal_exports_are_equal_bytes(tmp_path: Path, pruned: MaskedClip) -> None:
     for suffix in (".safetensors", ".pth"):
         for kind in ("dense", "detectron2"):
             first, second = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
@@ -111,26 +111,26 @@ def test_equal_exports_are_equal_bytes(tmp_path: Path, pruned: PlainClip) -> Non
         ("detectron2", "gkc", "backbone.layer1.0.conv1.weight"),
     ],
 )
-def test_plain_clip_comes_back(
-    tmp_path: Path, clip_file: Path, pruned: PlainClip, kind: str, like: str | None, key: str, suffix: str
+def test_clip_comes_back(
+    tmp_path: Path, clip_file: Path, pruned: MaskedClip, kind: str, like: str | None, key: str, suffix: str
 ) -> None:
     path = tmp_path / f"out{suffix}"
     write(path, pruned, kind, like)
-    foreign = read_foreign(path)
+    foreign = read_external(path)
     assert key in foreign.state
     texts = [name for name in foreign.state if name.endswith("token_embedding.weight")]
     assert texts == ([] if like == "gkc" else [key.partition("visual.")[0] + "token_embedding.weight"])
 
-    about = read_about(foreign.about, "file")
-    mask = recorded_mask(about, recorded_image_encoder(foreign.state), "file")
+    about = parse_origin(foreign.origin, "file")
+    mask = recorded_mask(about, foreign.state, "file")
     assert mask is not None and pruned.mask is not None and mask.method == "random"
     assert all(torch.equal(mask.tensors[name], kept) for name, kept in pruned.mask.tensors.items())
     assert mask.weights_sha256 == pruned.mask.weights_sha256 and about["clip"]["model"] == "RN-mini"
 
     back = clip_from_weights(foreign.state, "file", model="RN-mini", pretrained=str(clip_file), mask=mask)
     assert_equal(dict(back.clip.model.state_dict()), dict(pruned.clip.model.state_dict()))
-    assert back.imported is not None and back.imported.unexpected == ()
-    assert len(back.imported.missing) == (0 if like != "gkc" else 42)
+    assert back.fit is not None and back.fit.unexpected == ()
+    assert len(back.fit.missing) == (0 if like != "gkc" else 42)
 
 
 class PublishedHead(nn.Module):
@@ -159,7 +159,7 @@ class Published(nn.Module):
 def test_published_head_takes_the_pixel_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = {key: value.clone() for key, value in Published().state_dict().items()}
     renamer: Callable[[Any], Any] = lambda state: theirs  # noqa: E731
-    monkeypatch.setattr(export, "to_upstream", lambda framework: renamer)
+    monkeypatch.setattr(export_module, "to_published", lambda framework: renamer)
     write(tmp_path / "m.pth", make_checkpoint(framework="gkc"), "detectron2")
     saved = torch.load(tmp_path / "m.pth", weights_only=True)
     assert set(saved) == {"model", "ovstrans"} and isinstance(saved["model"], collections.OrderedDict)
@@ -181,41 +181,43 @@ def test_checkpoint_as_dense(tmp_path: Path) -> None:
         about = json.loads(file.metadata()["ovstrans"])
     assert about["names"] == "ovstrans" and about["framework"] == "dummy" and about["mask"]["method"] == "imp"
     assert about["vocabulary"]["classes"][1] == ["car", "automobile"] and about["options"] == {"output_stride": 16}
-    assert told["framework"] == "dummy" and told["values"] == sum(value.numel() for value in found.values())
+    assert told.framework == "dummy" and told.values == sum(value.numel() for value in found.values())
     write(tmp_path / "m.pth", checkpoint, "dense")
     assert_equal(torch.load(tmp_path / "m.pth", weights_only=True)["state_dict"], checkpoint.state)
 
 
-def test_trunk_of_a_framework_without_published_names(tmp_path: Path) -> None:
+def test_backbone_of_a_framework_without_published_names(tmp_path: Path) -> None:
     checkpoint = make_checkpoint()
-    with pytest.raises(InputError, match="dummy has no published names; --like NAME .* fcclip or gkc"):
+    with pytest.raises(InputError, match="dummy has no published names; `like` .* fcclip or gkc"):
         write(tmp_path / "m.pth", checkpoint, "detectron2")
     assert not list(tmp_path.iterdir())
     write(tmp_path / "m.pth", checkpoint, "detectron2", "fcclip")
     trunk = {key: value for key, value in checkpoint.state.items() if key.startswith("backbone.")}
-    found = read_foreign(tmp_path / "m.pth").state
+    found = read_external(tmp_path / "m.pth").state
     assert_equal(found, {key.replace("backbone.", "backbone.clip_model.visual."): trunk[key] for key in trunk})
 
 
 @pytest.mark.parametrize(
     ("kind", "like", "says"),
-    [("sparse", None, "this is a CLIP alone"), ("detectron2", "mmseg", "--like mmseg: unknown; use fcclip or gkc")],
+    [("sparse", None, "this is a CLIP alone"), ("detectron2", "mmseg", "`like=mmseg`: unknown; use fcclip or gkc")],
 )
-def test_what_a_plain_clip_cannot_be(tmp_path: Path, pruned: PlainClip, kind: str, like: str | None, says: str) -> None:
+def test_what_a_plain_clip_cannot_be(
+    tmp_path: Path, pruned: MaskedClip, kind: str, like: str | None, says: str
+) -> None:
     with pytest.raises(InputError, match=says):
-        write(tmp_path / "m.pth", pruned, kind, like)
+        write(tmp_path / f"m{'.safetensors' if kind == 'sparse' else '.pth'}", pruned, kind, like)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_framework_has_its_own_names_only(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--like gkc: this is a fcclip"):
+    with pytest.raises(InputError, match="`like=gkc`: this is a fcclip"):
         write(tmp_path / "m.pth", make_checkpoint(framework="fcclip"), "detectron2", "gkc")
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("m.safetensors", "onnx", "--format onnx: unknown; use dense, sparse, detectron2, mask"),
+        ("m.safetensors", "onnx", "`format=onnx`: unknown; use dense, sparse, detectron2, mask"),
         ("m.pkl", "detectron2", "ends in .pth or .pt or .safetensors"),
         ("m.pth", "mask", "ends in .safetensors"),
         ("m", "dense", "ends in"),
@@ -234,13 +236,13 @@ def test_names_of_files(name: str, kind: str, says: str) -> None:
         ('{"format": "ovstrans.origin/9"}', "which this version of ovstrans does not know"),
         ('{"format": "ovstrans.origin/1"}', "clip has no 'model'"),
         ('{"format": "ovstrans.origin/1", "clip": {"model": "RN50"}}', "clip has no 'pretrained'"),
-        ('{"format": "ovstrans.origin/1", "options": []}', "options is no object"),
+        ('{"format": "ovstrans.origin/1", "options": []}', "options is not an object"),
     ],
 )
 def test_damaged_origin(text: str, says: str) -> None:
     with pytest.raises(InputError, match=f"file: .*{says}"):
-        read_about(text, "file")
-    assert read_about("", "file") == {}
+        parse_origin(text, "file")
+    assert parse_origin("", "file") == {}
 
 
 def test_recorded_mask_needs_its_tensors() -> None:
@@ -259,13 +261,13 @@ def test_opentrans_backbone_becomes_a_whole_clip(clip_file: Path) -> None:
             state[f"backbone.{key}_orig"], state[f"backbone.{key}_mask"] = value, mask.tensors[key].float()
         elif not key.startswith("attnpool."):
             state[f"backbone.{key}"] = value
-    weights, own = without_masks(state, "imp21.pth", model="RN-mini", pretrained="", body=True)
+    weights, own = split_mask(state, "imp21.pth", model="RN-mini", pretrained="", body_only=True)
     assert own is not None and own.method == "imported" and not any(key.endswith("_mask") for key in weights)
     assert_masks_equal(own, mask)
     found = clip_from_weights(weights, "imp21.pth", model="RN-mini", pretrained=str(clip_file), mask=own)
-    assert found.imported is not None
-    assert found.imported.unexpected == ("sem_seg_head.predictor.class_embed.weight",)
-    assert all(not key.startswith("visual.") or "attnpool" in key for key in found.imported.missing)
+    assert found.fit is not None
+    assert found.fit.unexpected == ("sem_seg_head.predictor.class_embed.weight",)
+    assert all(not key.startswith("visual.") or "attnpool" in key for key in found.fit.missing)
     mask.apply(clip.visual)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -274,7 +276,7 @@ def test_opentrans_backbone_becomes_a_whole_clip(clip_file: Path) -> None:
     for key in ("visual.attnpool.positional_embedding", "token_embedding.weight"):
         assert torch.equal(found.state[key], original[key])
     assert found.mask is own and own.violations(found.clip.model) == []
-    assert without_masks(weights, "file", model="RN-mini", pretrained="", body=True)[1] is None
+    assert split_mask(weights, "file", model="RN-mini", pretrained="", body_only=True)[1] is None
 
 
 def assert_masks_equal(found: Mask, wanted: Mask) -> None:
@@ -301,32 +303,32 @@ def test_what_does_not_fit_a_clip(clip_file: Path) -> None:
 
 def test_mask_for_another_model_is_refused() -> None:
     entries = {f"{key}_mask": kept for key, kept in make_mask().tensors.items()}
-    with pytest.raises(MismatchError, match="file: masks layer1.0.conv1.weight of shape .* --model"):
-        mask_in(entries, "file", model="RN50", pretrained="openai", body=True)
+    with pytest.raises(MismatchError, match="file: masks layer1.0.conv1.weight of shape .* `model`"):
+        find_mask(entries, "file", model="RN50", pretrained="openai", body_only=True)
 
 
-def test_a_clip_without_its_text_is_refused(tmp_path: Path, pruned: PlainClip) -> None:
+def test_a_clip_without_its_text_is_refused(tmp_path: Path, pruned: MaskedClip) -> None:
     files.write_tensors(tmp_path / "tower.safetensors", pruned.encoder, {})
     with pytest.raises(InputError, match="tower.safetensors: holds the image encoder only"):
-        masked_clip(draw_mask(pruned.clip), "RN-mini", str(tmp_path / "tower.safetensors"))
+        clip_of_mask(draw_mask(pruned.clip), "RN-mini", str(tmp_path / "tower.safetensors"))
 
 
-def test_a_mask_on_other_weights_is_a_transfer(clip_file: Path, pruned: PlainClip) -> None:
+def test_a_mask_on_other_weights_is_a_transfer(clip_file: Path, pruned: MaskedClip) -> None:
     assert not pruned.transferred
-    assert masked_clip(draw_mask(pruned.clip), "RN-mini", str(clip_file)).transferred
+    assert clip_of_mask(draw_mask(pruned.clip), "RN-mini", str(clip_file)).transferred
     assert set(pruned.metadata()) >= {"model", "pretrained", "weights_sha256", "method", "sparsity"}
 
 
-def test_mask_of_our_pruned_weights(pruned: PlainClip) -> None:
+def test_mask_of_our_pruned_weights(pruned: MaskedClip) -> None:
     assert pruned.mask is not None
     metadata = {"format": "ovstrans.weights/1", "method": "imp", "model": "RN-mini", "recipe": '{"rate": 0.1}'}
-    found = pruned_mask(metadata, pruned.encoder, "file")
+    found = mask_of_pruned_weights(metadata, pruned.encoder, "file")
     assert found is not None and (found.method, found.recipe) == ("imp", {"rate": 0.1})
     assert_masks_equal(found, pruned.mask)
-    assert pruned_mask({"format": "pt"}, CLIP().state_dict(), "file") is None
+    assert mask_of_pruned_weights({"format": "pt"}, CLIP().state_dict(), "file") is None
 
 
-def test_name_that_builds_the_same_text_tower() -> None:
+def test_name_that_builds_the_same_text_encoder() -> None:
     assert open_clip_name("RN50", "openai") == "RN50-quickgelu"
     assert open_clip_name("RN50-quickgelu", "openai") == "RN50-quickgelu"
     assert open_clip_name("RN50", "weights.pt") == "RN50" and open_clip_name("RN-mini", "bundled") == "RN-mini"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ovstrans.errors import MismatchError
-from ovstrans.interop.gkc_names import from_gkc, to_gkc
+from ovstrans.interop.published_names import from_gkc, to_gkc
 from tests.frameworks import gkc_case as case
 
 

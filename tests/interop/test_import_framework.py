@@ -19,9 +19,10 @@ from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.registry import with_prompts
-from ovstrans.interop.export import from_upstream, to_upstream, upstream_names, write
-from ovstrans.interop.foreign import read_foreign
-from ovstrans.interop.import_framework import head_options, import_checkpoint, with_text
+from ovstrans.interop.export import export
+from ovstrans.interop.external import read_external
+from ovstrans.interop.import_framework import embed_classes, head_options, import_checkpoint
+from ovstrans.interop.published_names import from_published, published_frameworks, to_published
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.interop.test_export import assert_masks_equal, draw_mask
 
@@ -88,14 +89,14 @@ def test_every_framework_is_tried_here() -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [*((name, "dense") for name in OPTIONS), *((name, "detectron2") for name in upstream_names())],
+    [*((name, "dense") for name in OPTIONS), *((name, "detectron2") for name in published_frameworks())],
 )
 def test_export_and_import_is_the_same_to_the_bit(
     tmp_path: Path, checkpoints: dict[str, Checkpoint], name: str, kind: str, suffix: str
 ) -> None:
     ours, path = checkpoints[name], tmp_path / f"out{suffix}"
-    write(path, ours, kind)
-    back, imported = import_checkpoint(read_foreign(path), mask=ours.mask)
+    export(ours, path, format=kind)
+    back, imported = import_checkpoint(read_external(path), mask=ours.mask)
     assert_equal(back.state, ours.state)
     assert (imported.missing, imported.unexpected) == ((), ())
     assert (back.options, back.clip, back.recipe) == (ours.options, ours.clip, ours.recipe)
@@ -103,7 +104,7 @@ def test_export_and_import_is_the_same_to_the_bit(
     if kind == "detectron2":
         assert ours.text_encoder is not None and back.text_encoder is not None
         assert_equal(back.text_encoder, ours.text_encoder)
-        back = with_text(back)
+        back = embed_classes(back)
         assert torch.equal(back.text_embeddings, ours.text_embeddings) and torch.equal(back.text_owner, ours.text_owner)
         save_checkpoint(tmp_path / "sparse.safetensors", back)
         again = load_checkpoint(tmp_path / "sparse.safetensors")
@@ -112,15 +113,15 @@ def test_export_and_import_is_the_same_to_the_bit(
         registry.restore(again)
 
 
-@pytest.mark.parametrize("name", upstream_names())
+@pytest.mark.parametrize("name", published_frameworks())
 def test_published_checkpoint(tmp_path: Path, checkpoints: dict[str, Checkpoint], name: str) -> None:
     """A file as the published code leaves it: no word of ours in it, an optimizer beside the model."""
     ours = checkpoints[name]
     text = {f"text_tower.{key}": value for key, value in (ours.text_encoder or {}).items()}
-    theirs = {**to_upstream(name)({**ours.state, **text}), "criterion.empty_weight": torch.ones(5)}
+    theirs = {**to_published(name)({**ours.state, **text}), "criterion.empty_weight": torch.ones(5)}
     torch.save({"model": theirs, "optimizer": {"state": {}}, "iteration": 9}, tmp_path / "model_final.pth")
-    found = read_foreign(tmp_path / "model_final.pth")
-    with pytest.raises(InputError, match="model_final.pth: does not say what it is .* --framework .fcclip, gkc"):
+    found = read_external(tmp_path / "model_final.pth")
+    with pytest.raises(InputError, match="model_final.pth: does not say what it is .* `framework` .fcclip, gkc"):
         import_checkpoint(found)
     back, imported = import_checkpoint(found, framework=name, model="RN-mini")
     assert_equal(back.state, ours.state)
@@ -128,9 +129,9 @@ def test_published_checkpoint(tmp_path: Path, checkpoints: dict[str, Checkpoint]
     assert {key: back.options[key] for key in HEAD} == HEAD and back.mask is None
     normalised = {"fcclip": ours.clip["mean"], "gkc": [0.485, 0.456, 0.406]}
     assert back.clip["mean"] == normalised[name] and back.clip["model"] == "RN-mini"
-    with pytest.raises(InputError, match="does not say what classes .* --vocabulary FILE"):
-        with_text(back)
-    words = with_text(back, Vocabulary.from_names("words", ["cat", "dog, hound"]))
+    with pytest.raises(InputError, match="does not say what classes .* `vocabulary`"):
+        embed_classes(back)
+    words = embed_classes(back, Vocabulary.from_names("words", ["cat", "dog, hound"]))
     assert len(words.text_embeddings) == 3 and words.vocabulary.names == ("cat", "dog")
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -151,8 +152,8 @@ def test_parts_of_gkc_are_read_off(
 ) -> None:
     ours = make("gkc", clip, vocabulary, **distill)
     assert ("training_only.text_scale" in ours.state) == scaled
-    torch.save({"model": to_upstream("gkc")(ours.state)}, tmp_path / "m.pth")
-    back, imported = import_checkpoint(read_foreign(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
+    torch.save({"model": to_published("gkc")(ours.state)}, tmp_path / "m.pth")
+    back, imported = import_checkpoint(read_external(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
     assert imported.unexpected == () and {key: back.options[key] for key in read} == read
     assert_equal(back.state, ours.state)
 
@@ -171,11 +172,11 @@ def mask2former(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", upstream_names())
+@pytest.mark.parametrize("name", published_frameworks())
 def test_head_of_mask2former_is_a_start(
     tmp_path: Path, clip: Clip, checkpoints: dict[str, Checkpoint], name: str
 ) -> None:
-    theirs = mask2former(to_upstream(name)(checkpoints[name].state))
+    theirs = mask2former(to_published(name)(checkpoints[name].state))
     zoo = {"model": {key: value.numpy() for key, value in theirs.items()}, "__author__": "someone"}
     (tmp_path / "coco.pkl").write_bytes(pickle.dumps(zoo))
     files.write_tensors(tmp_path / "clip.safetensors", clip.model.state_dict(), {})
@@ -184,7 +185,7 @@ def test_head_of_mask2former_is_a_start(
         "model": "RN-mini",
         "pretrained": str(tmp_path / "clip.safetensors"),
     }
-    found = read_foreign(tmp_path / "coco.pkl")
+    found = read_external(tmp_path / "coco.pkl")
     with pytest.raises(MismatchError, match=r"coco.pkl: lacks \d+ entries \(backbone\.conv1\.weight, .*`partial=True`"):
         import_checkpoint(found, **given)
     back, imported = import_checkpoint(found, **given, partial=True)
@@ -203,26 +204,26 @@ def test_head_of_mask2former_is_a_start(
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_another_architecture_is_refused(tmp_path: Path, checkpoints: dict[str, Checkpoint], partial: bool) -> None:
-    theirs = to_upstream("fcclip")(checkpoints["fcclip"].state)
+    theirs = to_published("fcclip")(checkpoints["fcclip"].state)
     theirs["sem_seg_head.pixel_decoder.input_proj.0.0.weight"] = torch.zeros(32, 7, 1, 1)
     torch.save({"model": theirs}, tmp_path / "m.pth")
     with pytest.raises(MismatchError, match=r"m.pth: .*input_projections.0.0.weight has shape \[32, 7, 1, 1\], .*768"):
-        import_checkpoint(read_foreign(tmp_path / "m.pth"), framework="fcclip", model="RN-mini", partial=partial)
+        import_checkpoint(read_external(tmp_path / "m.pth"), framework="fcclip", model="RN-mini", partial=partial)
 
 
 def test_what_is_missing_and_unexpected_is_named(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
-    theirs = to_upstream("fcclip")(checkpoints["fcclip"].state)
+    theirs = to_published("fcclip")(checkpoints["fcclip"].state)
     del theirs["void_embedding.weight"]
     theirs["ema.decay"] = torch.ones(1)
     torch.save({"model": theirs}, tmp_path / "m.pth")
     with pytest.raises(MismatchError, match=r"lacks 1 entry \(class_head.scores.non_object\) .* and 1 that do"):
-        import_checkpoint(read_foreign(tmp_path / "m.pth"), framework="fcclip", model="RN-mini")
+        import_checkpoint(read_external(tmp_path / "m.pth"), framework="fcclip", model="RN-mini")
 
 
 def test_names_of_another_framework_do_not_pass(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
-    torch.save({"model": to_upstream("fcclip")(checkpoints["fcclip"].state)}, tmp_path / "m.pth")
+    torch.save({"model": to_published("fcclip")(checkpoints["fcclip"].state)}, tmp_path / "m.pth")
     with pytest.raises(MismatchError, match="m.pth"):
-        import_checkpoint(read_foreign(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
+        import_checkpoint(read_external(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
 
 
 def test_sizes_are_read_off_the_tensors(checkpoints: dict[str, Checkpoint]) -> None:
@@ -232,25 +233,25 @@ def test_sizes_are_read_off_the_tensors(checkpoints: dict[str, Checkpoint]) -> N
 
 
 def test_counters_that_old_files_lack_are_zero(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
-    theirs = to_upstream("gkc")(checkpoints["gkc"].state)
+    theirs = to_published("gkc")(checkpoints["gkc"].state)
     kept = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
     assert len(kept) < len(theirs)
     torch.save({"model": kept}, tmp_path / "m.pth")
-    back, imported = import_checkpoint(read_foreign(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
+    back, imported = import_checkpoint(read_external(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
     assert imported.missing == () and int(back.state["backbone.bn1.num_batches_tracked"]) == 0
     back = replace(back, text_encoder=checkpoints["gkc"].text_encoder)
-    registry.restore(with_text(back, Vocabulary.from_names("v", ["cat"])))
+    registry.restore(embed_classes(back, Vocabulary.from_names("v", ["cat"])))
 
 
 def test_a_file_that_says_what_it_is_is_believed(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
-    write(tmp_path / "m.pth", checkpoints["fcclip"], "detectron2")
-    found = read_foreign(tmp_path / "m.pth")
+    export(checkpoints["fcclip"], tmp_path / "m.pth", format="detectron2")
+    found = read_external(tmp_path / "m.pth")
     assert import_checkpoint(found, framework="fcclip")[0].framework == "fcclip"
-    with pytest.raises(InputError, match="m.pth: is a checkpoint of fcclip, not of gkc; leave --framework out"):
+    with pytest.raises(InputError, match="m.pth: is a checkpoint of fcclip, not of gkc; leave `framework` out"):
         import_checkpoint(found, framework="gkc")
 
 
 def test_no_published_names() -> None:
-    for renamer in (to_upstream, from_upstream):
+    for renamer in (to_published, from_published):
         with pytest.raises(InputError, match="deeplabv3: no published names are known for it"):
             renamer("deeplabv3")

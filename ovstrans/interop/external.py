@@ -1,9 +1,9 @@
 """Reading checkpoints of other programs, without running code from them.
 
-What is read: safetensors; torch files (zipped and older ones), through `weights_only`; the plain pickles
-of arrays that detectron2's zoo has. A dictionary may be the state itself, may hold it as "model" or
-"state_dict" beside an optimizer and counters, or may hold one state per part of a model, as OpenTrans
-saves them. TorchScript archives, and pickles that ask for anything but arrays, are refused.
+Safetensors files are read, torch files (zipped and older ones) through `weights_only`, and the plain pickles of arrays
+in detectron2's model zoo. A dictionary may be the state dict itself, may hold it as "model" or "state_dict" beside an
+optimizer and counters, or may hold one state dict per part of a model, as OpenTrans saves them. TorchScript archives,
+and pickles that ask for anything but arrays, are refused.
 """
 
 from __future__ import annotations
@@ -19,85 +19,67 @@ import torch
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError
 from ovstrans.interop.pickles import STAND_INS, Refused, read_pickle, resolve
 
-ABOUT = "ovstrans"
-"""The entry in which a file that we export says what it is."""
-
-ORIGINAL, MASK = "_orig", "_mask"
-"""How torch's pruning calls a weight before its mask, and the mask."""
+ORIGIN = "ovstrans"
+"""Entry in which a file that we export says what it is, see `interop.origin`."""
 
 _ZIP = b"PK"
 _WRAPPERS = ("model", "state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 _REPEATED = "first_conv"
-"""OpenTrans saves the first convolution of its backbone a second time, under this name."""
+"""Entry in which OpenTrans saves the first convolution of its backbone a second time."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""The number that a torch file from before the zipped ones begins with, as a pickle of its own."""
+"""The number that begins a torch file from before the zipped ones, as a pickle of its own."""
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """What a file holds.
+class ExternalFile:
+    """The contents of a checkpoint that another program wrote, or that we exported.
 
-    state: its tensors, by the names they have there.  about: the text that our exports leave, or "".
-    metadata: of a safetensors file.  ignored: entries that are no part of the model (an optimizer).
+    Attributes:
+        path: The file.
+        state: Its tensors, by the names they have in it.
+        origin: What one of our exports says of itself, as JSON text; "" in other files.
+        metadata: Metadata of a safetensors file.
+        ignored: Entries that are no part of the model, such as an optimizer.
     """
 
     path: Path
     state: dict[str, Tensor]
-    about: str = ""
+    origin: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
 
-def read_foreign(path: Path | str) -> Foreign:
+def read_external(path: Path | str) -> ExternalFile:
     """Read a checkpoint that another program wrote.
 
-    Raises InputError where it is missing, truncated, holds no tensors, or asks for code to be run: then
-    the message names what it asked for, and nothing of it was run.
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If it is truncated, holds no tensors, or asks for code to be run. In the last case the message
+            names what it asked for, and nothing of it was run.
     """
     path = files.existing_file(path)
     if path.suffix == ".safetensors":
         tensors, metadata = files.read_tensors(path)
         value: Any = tensors
-        about = metadata.get(ABOUT, "")
+        origin = metadata.get(ORIGIN, "")
     else:
         value, metadata = _read_object(path), {}
-        about = str(value.get(ABOUT, "")) if isinstance(value, Mapping) else ""
+        origin = str(value.get(ORIGIN, "")) if isinstance(value, Mapping) else ""
     if not isinstance(value, Mapping):
         raise InputError(f"{path}: holds a {type(value).__name__}, not a checkpoint; a dictionary of tensors is needed")
     state, ignored = _find_state(value)
     if not state:
         entries = ", ".join(map(str, list(value)[:5])) or "none"
         raise InputError(f"{path}: no tensors in it (its entries: {entries})")
-    return Foreign(path, _unwrapped(state), about, metadata, tuple(ignored))
-
-
-def bake(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """A state that torch's pruning wrote, with its masks applied for good.
-
-    `W_orig` and `W_mask` become `W`, exactly zero where the mask is; masks that have no weight stay. Raises
-    InputError, beginning with `where`, for a weight without its mask, MismatchError where their shapes differ.
-    """
-    baked = dict(state)
-    for key, weight in state.items():
-        if not key.endswith(f".weight{ORIGINAL}"):
-            continue
-        name = key.removesuffix(ORIGINAL)
-        if name + MASK not in state:
-            raise InputError(f"{where}: {key} has no {name + MASK} beside it; save both, or the pruned weight itself")
-        kept = state[name + MASK]
-        if kept.shape != weight.shape:
-            raise MismatchError(f"{where}: {key} has shape {list(weight.shape)}, its mask {list(kept.shape)}")
-        del baked[key], baked[name + MASK]
-        baked[name] = weight.masked_fill(kept == 0, 0)
-    return baked
+    return ExternalFile(path, _unwrapped(state), origin, metadata, tuple(ignored))
 
 
 def _read_object(path: Path) -> Any:
-    """What a torch file or a plain pickle holds."""
+    """Read a torch file or a plain pickle."""
     try:
         if zipfile.is_zipfile(path):
             _refuse_torchscript(path)
@@ -108,8 +90,8 @@ def _read_object(path: Path) -> Any:
             handle.seek(0)
             first = read_pickle(handle)
         return _torch_load(path) if type(first) is int and first == _LEGACY_MAGIC else first
-    except Exception as error:  # what is damaged fails in any way: a pickle runs as a program of stack operations
-        name = _asked_for(error)
+    except Exception as error:  # a damaged file fails in any way: a pickle is a program of stack operations
+        name = _refused_name(error)
         if name:
             raise InputError(
                 f"{path}: asks for {name}, which could run code; nothing was loaded. Where you trust it, "
@@ -124,11 +106,11 @@ def _torch_load(path: Path) -> Any:
         return resolve(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def _asked_for(error: Exception) -> str:
-    """The name that a reader refused, or "" where the file is merely broken."""
+def _refused_name(error: Exception) -> str:
+    """Return the name that a reader refused, or "" if the file is merely broken."""
     if isinstance(error, Refused):
         return error.name
-    found = re.search(r"GLOBAL (\S+)", str(error))  # how torch's reader says it
+    found = re.search(r"GLOBAL (\S+)", str(error))  # the words of torch's reader
     return found[1] if found else ""
 
 
@@ -140,11 +122,11 @@ def _refuse_torchscript(path: Path) -> None:
 
 
 def _find_state(value: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors of the model by name, other entries) of a checkpoint's dictionary."""
+    """Return (tensors of the model by name, names of the other entries) of a checkpoint's dictionary."""
     for wrapper in _WRAPPERS:
         inner = value.get(wrapper)
         if isinstance(inner, Mapping):
-            return _find_state(inner)[0], [str(key) for key in value if key not in (wrapper, ABOUT)]
+            return _find_state(inner)[0], [str(key) for key in value if key not in (wrapper, ORIGIN)]
     state: dict[str, Tensor] = {}
     ignored = []
     for key, entry in value.items():
@@ -154,13 +136,13 @@ def _find_state(value: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]
             isinstance(entry, Mapping) and key != _REPEATED and any(isinstance(each, Tensor) for each in entry.values())
         ):
             state.update((f"{key}.{name}", each) for name, each in entry.items() if isinstance(each, Tensor))
-        elif key != ABOUT:
+        elif key != ORIGIN:
             ignored.append(str(key))
     return state, ignored
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what DDP and torch.compile put before every name."""
+    """Remove the prefixes that DDP and `torch.compile` put before every name."""
     for prefix in (*_PREFIXES, *_PREFIXES):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import prune
 
 from ovstrans.errors import InputError
-from ovstrans.interop.foreign_masks import load_foreign_mask, mask_of_zeros
+from ovstrans.interop.import_mask import load_external_mask, mask_from_zeros
 from tests.masks.dummies import MASKED, Framework, make_mask
 
 
@@ -18,7 +18,7 @@ from tests.masks.dummies import MASKED, Framework, make_mask
 def test_weight_mask_entries(tmp_path: Path, prefix: str, kind: torch.dtype) -> None:
     entries = {f"{prefix}{key}_mask": kept.to(kind) for key, kept in make_mask().tensors.items()}
     torch.save(entries, tmp_path / "mask.pt")
-    mask = load_foreign_mask(tmp_path / "mask.pt", model="dummy", pretrained="")
+    mask = load_external_mask(tmp_path / "mask.pt", model="dummy", pretrained="")
     assert all(torch.equal(mask.tensors[key], kept) for key, kept in make_mask().tensors.items())
     assert mask.method == "imported" and mask.weights_sha256 == ""
 
@@ -28,10 +28,10 @@ def test_state_dict_under_torch_pruning(tmp_path: Path) -> None:
     prune.l1_unstructured(framework.backbone.conv1, "weight", amount=0.25)
     prune.l1_unstructured(framework.backbone.layer1[0].conv1, "weight", amount=0.5)
     torch.save({"state_dict": framework.state_dict()}, tmp_path / "run.pth")
-    mask = load_foreign_mask(tmp_path / "run.pth", model="dummy")
+    mask = load_external_mask(tmp_path / "run.pth", model="dummy")
     assert list(mask.tensors) == ["conv1.weight", MASKED[0]]
     assert mask.layer_densities() == {"conv1": 0.75, "layer1.0.conv1": 0.5}
-    body = load_foreign_mask(tmp_path / "run.pth", model="dummy", body=True)
+    body = load_external_mask(tmp_path / "run.pth", model="dummy", body_only=True)
     assert list(body.tensors) == [MASKED[0]]
 
 
@@ -47,7 +47,7 @@ def test_state_dict_under_torch_pruning(tmp_path: Path) -> None:
 def test_what_is_no_mask(tmp_path: Path, entries: dict[str, torch.Tensor], says: str) -> None:
     torch.save(entries, tmp_path / "mask.pt")
     with pytest.raises(InputError, match=says):
-        load_foreign_mask(tmp_path / "mask.pt")
+        load_external_mask(tmp_path / "mask.pt")
 
 
 class _Payload:
@@ -64,15 +64,15 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "b.pt").write_bytes(pickle.dumps(_Payload(marker), protocol=2))
     for name in ("a.pt", "b.pt"):
         with pytest.raises(InputError, match=name):
-            load_foreign_mask(tmp_path / name)
+            load_external_mask(tmp_path / name)
     assert not marker.exists()
 
 
 def test_mask_of_zeros() -> None:
     mask, encoder = make_mask(), Framework().backbone
     mask.apply(encoder)
-    found = mask_of_zeros(encoder.state_dict(), "w.pth", model="dummy", pretrained="tag")
+    found = mask_from_zeros(encoder.state_dict(), "w.pth", model="dummy", pretrained="tag")
     assert all(torch.equal(found.tensors[key], kept) for key, kept in mask.tensors.items())
     assert list(found.tensors) == list(MASKED) and (found.method, found.pretrained) == ("zeros", "tag")
     with pytest.raises(InputError, match="w.pth: no weight of its layers is exactly zero"):
-        mask_of_zeros(Framework().backbone.state_dict(), "w.pth", model="dummy")
+        mask_from_zeros(Framework().backbone.state_dict(), "w.pth", model="dummy")

@@ -12,7 +12,7 @@ from ovstrans.clip.load import random_clip
 from ovstrans.clip.weights import VISUAL
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.registry import build_on_meta
-from ovstrans.interop.upstream_names import from_fcclip, to_fcclip
+from ovstrans.interop.published_names import from_fcclip, to_fcclip
 
 SMALL: dict[str, Any] = {
     "queries": 3,

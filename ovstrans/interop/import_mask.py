@@ -1,0 +1,204 @@
+"""Masks of other programs: `weight_mask` entries of torch's pruning and OpenTrans, or plain zeros among the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ovstrans.clip.backbone import BODY
+from ovstrans.clip.load import model_shapes
+from ovstrans.clip.weights import WRAPPERS, encoder_tensors, read_state_dict
+from ovstrans.errors import InputError, MismatchError
+from ovstrans.interop.describe import WEIGHTS_FORMAT
+from ovstrans.masks.file import parse_object
+from ovstrans.masks.mask import Mask
+
+_ORIGINAL, _MASK = "_orig", "_mask"
+"""Suffixes of torch's pruning: of a weight before its mask, and of the mask."""
+
+_RECORDED = ("pretrained", "weights_sha256", "method", "created_by")
+"""Entries in which pruned weights record their mask."""
+
+
+def load_external_mask(
+    path: Path | str, *, model: str = "RN50", pretrained: str = "openai", body_only: bool = False
+) -> Mask:
+    """Read `weight_mask` entries (`layer1.0.conv1.weight_mask`) of zeros and ones from a file.
+
+    Args:
+        path: A torch file, read with `weights_only`, or a safetensors file.
+        model: As for `mask_from_entries`.
+        pretrained: As for `mask_from_entries`.
+        body_only: As for `mask_from_entries`.
+    """
+    return mask_from_entries(read_state_dict(path), str(path), model=model, pretrained=pretrained, body_only=body_only)
+
+
+def mask_from_entries(
+    state: Mapping[str, Tensor], where: str, *, model: str, pretrained: str = "", body_only: bool = False
+) -> Mask:
+    """Make a mask of the `weight_mask` entries of a state dict.
+
+    Other entries are ignored, prefixes of wrappers (`module.`, `backbone.`, `visual.`) removed.
+
+    Args:
+        state: The state dict. Its masks hold zeros and ones.
+        where: The file, for messages and the mask's recipe.
+        model: open_clip model that the mask was made from, which such files do not record.
+        pretrained: Tag or file of that model's weights.
+        body_only: Leave out the stem. OpenTrans saves masks of its second and third convolution, but transfers
+            only layer1 to layer4.
+
+    Raises:
+        InputError: If there is no mask, or one holds anything but zeros and ones.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not key.endswith(f".weight{_MASK}"):
+            continue
+        kept = value != 0
+        if value.numel() == 0 or not torch.equal(kept, value == 1):
+            raise InputError(f"{where}: {key} holds values other than zero and one; it is not a mask")
+        name = WRAPPERS.sub("", key).removesuffix(_MASK)
+        if name in tensors:
+            raise InputError(f"{where}: {name} has two masks; keep the entries of one image encoder only")
+        if not body_only or name.startswith(BODY):
+            tensors[name] = kept
+    if not tensors:
+        what = "no weight_mask entry of layer1 to layer4" if body_only else "no weight_mask entry"
+        raise InputError(f"{where}: {what} in it (first entry: {next(iter(state), 'none')}); is it a mask?")
+    return Mask(
+        tensors=tensors,
+        model=model,
+        pretrained=pretrained,
+        method="imported",
+        recipe={"file": Path(where).name, "scope": "body" if body_only else "file"},
+        path=where,
+    )
+
+
+def mask_from_zeros(encoder: Mapping[str, Tensor], where: str, *, model: str, pretrained: str = "") -> Mask:
+    """Make a mask of pruned weights: every weight of the body that is exactly zero is cut.
+
+    A weight that was kept and happens to be zero counts as cut.
+
+    Args:
+        encoder: An image encoder's state dict.
+        where: As for `mask_from_entries`.
+        model: As for `mask_from_entries`.
+        pretrained: As for `mask_from_entries`.
+
+    Raises:
+        InputError: If nothing is zero.
+    """
+    body = {
+        key: value != 0
+        for key, value in encoder.items()
+        if key.startswith(BODY) and key.endswith(".weight") and value.dim() > 1
+    }
+    if all(bool(kept.all()) for kept in body.values()):
+        raise InputError(f"{where}: no weight of its layers is exactly zero: it was not pruned, there is no mask in it")
+    return Mask(
+        tensors=body,
+        model=model,
+        pretrained=pretrained,
+        method="zeros",
+        recipe={"file": Path(where).name, "scope": "body"},
+        path=where,
+    )
+
+
+def find_mask(state: Mapping[str, Tensor], where: str, *, model: str, pretrained: str, body_only: bool) -> Mask:
+    """Return the mask in a state dict: its `weight_mask` entries, or else the zeros of its backbone.
+
+    Raises:
+        InputError: If there is neither.
+        MismatchError: If the model does not have such layers.
+    """
+    if _has_masks(state):
+        mask = mask_from_entries(state, where, model=model, pretrained=pretrained, body_only=body_only)
+    else:
+        mask = mask_from_zeros(encoder_tensors(state), where, model=model, pretrained=pretrained)
+    weights = model_shapes(model) or {}
+    for key, shape in mask.shapes.items():
+        if weights.get(key) != shape:
+            raise MismatchError(
+                f"{where}: masks {key} of shape {list(shape)}, which {model} does not have; "
+                "name the CLIP it is for as `model`"
+            )
+    return mask
+
+
+def split_mask(
+    state: Mapping[str, Tensor], where: str, *, model: str, pretrained: str, body_only: bool
+) -> tuple[dict[str, Tensor], Mask | None]:
+    """Apply and remove the masks that torch's pruning left in a state dict.
+
+    Args:
+        state: The state dict.
+        where: As for `mask_from_entries`.
+        model: As for `mask_from_entries`.
+        pretrained: As for `mask_from_entries`.
+        body_only: Leave the stem out of the mask that is returned. The weights have all masks applied.
+
+    Returns:
+        The weights and the mask; None if the state dict holds no mask.
+
+    Raises:
+        InputError: If a weight has no mask beside it.
+        MismatchError: If the masks do not fit the weights or the model.
+    """
+    if not _has_masks(state):
+        return dict(state), None
+    mask = find_mask(state, where, model=model, pretrained=pretrained, body_only=body_only)
+    baked = bake_masks(state, where)
+    return {key: value for key, value in baked.items() if not key.endswith(f".weight{_MASK}")}, mask
+
+
+def bake_masks(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Make the masks of torch's pruning permanent, as `torch.nn.utils.prune.remove` does.
+
+    `W_orig` and `W_mask` become `W`, exactly zero where it is masked. Masks without a weight stay.
+
+    Raises:
+        InputError: If a weight has no mask beside it.
+        MismatchError: If their shapes differ.
+    """
+    baked = dict(state)
+    for key, weight in state.items():
+        if not key.endswith(f".weight{_ORIGINAL}"):
+            continue
+        name = key.removesuffix(_ORIGINAL)
+        if name + _MASK not in state:
+            raise InputError(f"{where}: {key} has no {name + _MASK} beside it; save both, or the pruned weight itself")
+        kept = state[name + _MASK]
+        if kept.shape != weight.shape:
+            raise MismatchError(f"{where}: {key} has shape {list(weight.shape)}, its mask {list(kept.shape)}")
+        del baked[key], baked[name + _MASK]
+        baked[name] = weight.masked_fill(kept == 0, 0)
+    return baked
+
+
+def mask_of_pruned_weights(metadata: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> Mask | None:
+    """Return the mask of pruned weights of ours: their zeros, with what their metadata record of it.
+
+    Returns:
+        None if the metadata are not those of pruned weights.
+
+    Raises:
+        InputError: If nothing is zero.
+    """
+    if metadata.get("format") != WEIGHTS_FORMAT or not metadata.get("method"):
+        return None
+    mask = mask_from_zeros(encoder_tensors(state), where, model=metadata.get("model", ""))
+    recorded: dict[str, Any] = {key: metadata.get(key, "") for key in _RECORDED}
+    return replace(mask, recipe=parse_object(metadata.get("recipe", "{}"), f"{where}: recipe"), **recorded)
+
+
+def _has_masks(state: Mapping[str, Tensor]) -> bool:
+    return any(key.endswith(f".weight{_MASK}") for key in state)
