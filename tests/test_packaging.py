@@ -1,37 +1,69 @@
-"""An installed package holds every folder of modules, and every file that is no module."""
+"""The wheel holds the package, its data files and the bundled CLIP, and nothing else."""
 
 from __future__ import annotations
 
-import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-import setuptools
 
 import ovstrans
 from ovstrans.files import read_toml
+from ovstrans.version import __version__
 
-TOP = Path(ovstrans.__file__).parent
-
-
-def package(folder: Path) -> str:
-    return ".".join(folder.relative_to(TOP.parent).parts)
+ROOT = Path(ovstrans.__file__).parents[1]
+BUNDLED = "ovstrans/bundled/rn-mini/"
 
 
-def test_every_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(setuptools, "setup", given.update)
-    monkeypatch.chdir(TOP.parent)
-    runpy.run_path("setup.py")
-    assert {package(path.parent) for path in TOP.rglob("__init__.py")} == set(given["packages"]) - set(
-        given["package_dir"]
-    )
+def listed(folder: Path) -> set[str]:
+    """Return the files below a folder that belong to the source, relative to the repository."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
-def test_every_data_file_is_packaged() -> None:
-    patterns = read_toml(TOP.parent / "pyproject.toml")["tool"]["setuptools"]["package-data"]
-    files = [path for path in TOP.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
-    assert {"ade20k-150.toml", "nouns.txt", "LICENSE.txt", "prune-mini.toml"} <= {path.name for path in files}
-    for path in files:
-        assert any(path.match(pattern) for pattern in patterns.get(package(path.parent), [])), path
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from a copy of the repository, without the network."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("ovstrans", "checkpoints", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(out)]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_the_package_and_the_bundled_clip(wheel: zipfile.ZipFile) -> None:
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    bundled = {name for name in found if name.startswith(BUNDLED)}
+    assert found - bundled == listed(ROOT / "ovstrans")
+    assert {name.removeprefix(BUNDLED) for name in bundled} == {
+        "README.md",
+        "card.json",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    }
+
+
+def test_what_makes_shipped_data_stays_out(wheel: zipfile.ZipFile) -> None:
+    for name in wheel.namelist():
+        assert not any(word in name for word in ("tests/", "makers", "train.py", "contrastive", "__pycache__")), name
+
+
+def test_versions_agree(wheel: zipfile.ZipFile) -> None:
+    assert any(name.startswith(f"ovstrans-{__version__}.dist-info/") for name in wheel.namelist())
+    assert f"\n## {__version__} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_every_supported_python_is_a_classifier() -> None:
+    project = read_toml(ROOT / "pyproject.toml")["project"]
+    assert project["requires-python"] == ">=3.10,<3.14"
+    minor = {int(text.rpartition(".")[2]) for text in project["classifiers"] if ":: Python :: 3." in text}
+    assert minor == {10, 11, 12, 13}
