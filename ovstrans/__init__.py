@@ -24,14 +24,19 @@ if TYPE_CHECKING:
     from ovstrans.segmenter.predict import predict as predict
     from ovstrans.segmenter.segmenter import Segmenter as Segmenter
     from ovstrans.spectrum.analysis import analyze as analyze
+    from ovstrans.training.finetune import finetune as finetune
+    from ovstrans.training.run_folder import Run as Run
+
 
 _HOMES = {
     "Checkpoint": "ovstrans.checkpoints.file",
     "Clip": "ovstrans.clip.load",
     "Mask": "ovstrans.masks.mask",
+    "Run": "ovstrans.training.run_folder",
     "Segmenter": "ovstrans.segmenter.segmenter",
     "analyze": "ovstrans.spectrum.analysis",
     "export": "ovstrans.interop.export",
+    "finetune": "ovstrans.training.finetune",
     "inspect": "ovstrans.interop.inspect",
     "load_checkpoint": "ovstrans.checkpoints.file",
     "load_clip": "ovstrans.clip.load",
@@ -44,10 +49,12 @@ __all__ = [
     "Checkpoint",
     "Clip",
     "Mask",
+    "Run",
     "Segmenter",
     "__version__",
     "analyze",
     "export",
+    "finetune",
     "inspect",
     "load_checkpoint",
     "load_clip",

@@ -12,24 +12,27 @@ from ovstrans.files import OUTPUT_DIR
 from ovstrans.recipes.schema import FinetuneRecipe
 
 Framework = Annotated[
-    str | None, typer.Argument(metavar="[FRAMEWORK]", help="Default deeplabv3, or the recipe's.", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="[FRAMEWORK]", help="Framework to train; default deeplabv3, or the recipe's.", show_default=False
+    ),
 ]
 Model = Annotated[str | None, typer.Option("--model", help="open_clip model; default the recipe's (RN-mini).")]
 MaskFile = Annotated[
     Path | None,
-    typer.Option("--mask", help="Mask to train under; default ovstrans-out/mask.safetensors where it is."),
+    typer.Option("--mask", help="Mask file; default ovstrans-out/mask.safetensors if it exists."),
 ]
 NoMask = Annotated[bool, typer.Option("--no-mask", help="Train the dense model.")]
 PlanFile = Annotated[
     Path | None,
-    typer.Option("--plan", help="Freeze plan (alpha file); default ovstrans-out/alpha.json where it is."),
+    typer.Option("--plan", help="Freeze plan (alpha file); default ovstrans-out/alpha.json if it exists."),
 ]
 NoPlan = Annotated[bool, typer.Option("--no-plan", help="Freeze nothing.")]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="Default FRAMEWORK-mini; see `ovstrans recipes list`."),
+    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe; default FRAMEWORK-mini, see `ovstrans recipes list`."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run at --out, exactly.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out, exactly.")]
 Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder to write.")]
 
 
@@ -39,7 +42,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder to w
 def finetune(
     framework: Framework = None,
     *,
-    model: Model = None,
+    clip: Model = None,
     pretrained: common.Pretrained = None,
     mask: MaskFile = None,
     no_mask: NoMask = False,
@@ -56,51 +59,36 @@ def finetune(
     debug: common.Debug = False,
     **options: Any,
 ) -> None:
-    """Fine-tune a segmenter on a CLIP, with the mask and the freeze plan in force.
+    """Fine-tune a segmenter on a CLIP, with a mask and a freeze plan in force.
 
-    Without arguments: DeepLabV3 on the bundled RN-mini and the generated scenes, under the mask and
-    plan that `prune` and `analyze` left in ovstrans-out. Runs under torchrun as it is.
+    Without arguments: DeepLabV3 on the bundled RN-mini and the generated scenes, with the mask and the plan that
+    `prune` and `analyze` left in ovstrans-out. Under torchrun it runs in all processes.
     """
     common.start(quiet=quiet, debug=debug)
-    common.use_data_root(data_root)
     from ovstrans import console, files
     from ovstrans.errors import InputError
-    from ovstrans.training import resolve as choose
     from ovstrans.training.distributed import is_worker_rank
     from ovstrans.training.finetune import finetune as run
+    from ovstrans.training.resolve import discover_artifacts
 
     for file, switch, name in ((mask, no_mask, "mask"), (plan, no_plan, "plan")):
         if file is not None and switch:
-            raise InputError(f"--{name} and --no-{name}: give one of them")
+            raise InputError(f"`{name}` and `{name}=False`: give one of them")
     console.set_quiet(quiet or is_worker_rank())
     given: dict[str, Any] = {
         "framework": framework,
+        "clip": clip,
         "recipe": recipe,
         "settings": settings or (),
-        "model": model,
         "pretrained": pretrained,
-        "mask": _text(mask, no_mask),
-        "plan": _text(plan, no_plan),
+        "mask": False if no_mask else mask,
+        "plan": False if no_plan else plan,
         **options,
     }
-    if not resume and not is_worker_rank():
-        files.check_output(out, force=force, directory=True)
-    if resume:
-        chosen = choose.resume_recipe(out, **given)
-        if chosen is None:
-            console.say(f"{out}: this run is finished; nothing to resume")
-            return
-    else:
-        chosen, notes = choose.discover_artifacts(
-            choose.choose_recipe(**given),
-            OUTPUT_DIR,
-            mask=mask is None and not no_mask,
-            plan=plan is None and not no_plan,
-        )
-        for note in notes:
-            console.say(note)
-    run(chosen, out, device=common.pick_device(device), resume=resume, force=force)
-
-
-def _text(path: Path | None, no: bool = False) -> str | None:
-    return "" if no else None if path is None else str(path)
+    if not resume:
+        if not is_worker_rank():
+            files.check_output(out, force=force, directory=True)
+        found = discover_artifacts(OUTPUT_DIR, **given)
+        given |= {"mask": found.mask, "plan": found.plan}
+    with console.progress_bar() as progress:
+        run(data_root=data_root, out=out, resume=resume, force=force, device=device, progress=progress, **given)

@@ -19,11 +19,10 @@ def flag_names(command: Any) -> dict[str, tuple[str, str]]:
     Args:
         command: A click command.
     """
-    return {
-        parameter.name: (parameter.opts[-1], (parameter.secondary_opts or [""])[0])
-        for parameter in command.params
-        if parameter.param_type_name == "option"
-    }
+    options = {each.name: each for each in command.params if each.param_type_name == "option"}
+    off = {name: each.secondary_opts[0] for name, each in options.items() if each.secondary_opts}
+    off |= {name.removeprefix("no_"): each.opts[-1] for name, each in options.items() if name.startswith("no_")}
+    return {name: (each.opts[-1], off.get(name, "")) for name, each in options.items()}
 
 
 def name_flags(message: str, flags: Mapping[str, tuple[str, str]]) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ovstrans import files
-from ovstrans.checkpoints.file import BACKBONE, Checkpoint, load_checkpoint
+from ovstrans.checkpoints.file import BACKBONE, Checkpoint, find_checkpoint, load_checkpoint
 from ovstrans.clip.backbone import backbone_convs, find_image_encoder, weight_matrices
 from ovstrans.clip.load import DEFAULT_MODEL, Clip, create_image_encoder, load_clip, model_names
 from ovstrans.clip.weights import fit_state, weights_sha256
@@ -369,11 +369,7 @@ def _warning(
 
 def _load_checkpoint(path: Path) -> Checkpoint:
     """Load a checkpoint from its file or from a run folder."""
-    if path.is_dir():
-        folder, path = path, path / "checkpoint.safetensors"
-        if not path.exists():
-            raise InputError(f"{folder}: no {path.name} in this folder; give a finished run, or a checkpoint")
-    files.existing_file(path)
+    path = find_checkpoint(path)
     if path.suffix != ".safetensors" or "format" not in files.read_metadata(path):
         raise InputError(
             f"{path}: not a sparse checkpoint; give CLIP weights with a model's name, as `pretrained={path}`"

@@ -4,7 +4,8 @@
      "layers": [{"name", "shape", "num_eigenvalues", "alpha", ...}],
      "plan": {"rule", "threshold", "frozen": [layer names]}}
 
-A missing value is null, never NaN.
+A missing value is null, never NaN. A plan without the analysis that it came from is a file of its own
+("ovstrans.plan/1"): {"schema", "rule", "threshold", "frozen"}.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from ovstrans.version import __version__
 SCHEMA = "ovstrans.alpha/1"
 """Schema name of the alpha file."""
 
+PLAN_SCHEMA = "ovstrans.plan/1"
+"""Schema name of the file of a plan alone."""
+
 _COUNTS = ("num_eigenvalues", "params", "n_tail")
 _REQUIRED = ("name", "shape", "num_eigenvalues", "params")
 _CONVNEXT_BODY = "trunk.stages."
@@ -39,11 +43,7 @@ def analysis_json(analysis: Analysis) -> dict[str, Any]:
         "settings": analysis.settings,
         "created_by": f"ovstrans {__version__}",
         "layers": [{key: _plain(value) for key, value in asdict(layer).items()} for layer in analysis.layers],
-        "plan": {
-            "rule": analysis.default_plan.rule,
-            "threshold": _plain(analysis.default_plan.threshold),
-            "frozen": list(analysis.default_plan.frozen),
-        },
+        "plan": _plan_json(analysis.default_plan),
     }
 
 
@@ -76,9 +76,30 @@ def load_analysis(path: Path | str) -> Analysis:
     return Analysis(model, pretrained, sha256, settings, layers, plan, _convolutions(layers))
 
 
+def save_plan(path: Path | str, plan: FreezePlan) -> None:
+    """Write the file of a plan alone."""
+    files.write_json(path, {"schema": PLAN_SCHEMA, **_plan_json(plan)})
+
+
 def load_plan(path: Path | str) -> FreezePlan:
-    """Read the freeze plan of an alpha file."""
-    return load_analysis(path).default_plan
+    """Read the freeze plan of an alpha file, or the file of a plan alone.
+
+    Raises:
+        InputError: The file is missing or damaged; the entry is named.
+    """
+    value = files.read_json(path)
+    if not isinstance(value, dict) or value.get("schema") != PLAN_SCHEMA:
+        return load_analysis(path).default_plan
+    try:
+        return _plan(value)
+    except KeyError as error:
+        raise InputError(f"{path}: entry {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _plan_json(plan: FreezePlan) -> dict[str, Any]:
+    return {"rule": plan.rule, "threshold": _plain(plan.threshold), "frozen": list(plan.frozen)}
 
 
 def _convolutions(layers: list[LayerAlpha]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""The labelled batches of a run, augmented, on the device.
+"""Augmented batches of labelled images, on the device.
 
-Which images make up a step, and how each is augmented, follows from (seed, step) alone (see
-`datasets.loading`), so a resumed run sees what an uninterrupted one would.
+The images of a step and their augmentation depend on (seed, step) alone (see `datasets.loading`), so a resumed run sees
+the images that an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ from ovstrans.training.precision import images_to_device
 
 
 class Labelled:
-    """A dataset to train on: the first `limit` images of another (0: all), kept in memory if `cache`.
+    """A dataset to train on.
 
-    Raises InputError where the first image does not read or has no label map (others are read when
-    their turn comes), or where every class is novel.
+    Args:
+        dataset: The dataset to read from.
+        limit: Use the first images only; 0 for all.
+        cache: Keep decoded images in memory.
+
+    Raises:
+        InputError: There is no image, the first one cannot be read or has no label map, or all classes are novel. Other
+            images are checked when they are read.
     """
 
     def __init__(self, dataset: Dataset, *, limit: int = 0, cache: bool = False) -> None:
@@ -60,20 +66,26 @@ class Labelled:
         return sample
 
 
-def stream(
+def training_batches(
     dataset: Labelled,
-    settings: FinetuneRecipe,
+    recipe: FinetuneRecipe,
     world: World,
     *,
     start: int = 0,
     requirements: TargetRequirements = TargetRequirements(),
     region_size: int = 0,
 ) -> Iterator[Batch]:
-    """This process's batches from step `start` on, without end, with what they carry from the data alone.
+    """Yield the batches of this process, without end, with the targets that come from the data alone.
 
-    region_size: side of what CLIP sees of a segment, where `requirements` names the teacher or synonyms.
+    Args:
+        dataset: The dataset to train on.
+        recipe: Every setting of the run.
+        world: This process.
+        start: Number of the first step, from 0.
+        requirements: Targets that the framework needs.
+        region_size: Side of the regions that CLIP sees, if `requirements` asks for the teacher or synonyms.
     """
-    augment = settings.augment
+    augment = recipe.augment
     transform: Transform = Augment(augment.scale, augment.flip, augment.jitter, augment.short_side).transform(
         augment.crop, dataset.ignore
     )
@@ -82,18 +94,19 @@ def stream(
         transform = WithSegments(transform, dataset.ignore, dataset.vocabulary.novel, size)
     batches = stream_batches(
         dataset,
-        batch_size=world.share(settings.training.batch),
-        seed=settings.run.seed,
+        batch_size=world.share(recipe.training.batch),
+        seed=recipe.run.seed,
         start_step=start,
         transform=transform,
         rank=world.rank,
         world_size=world.size,
-        workers=settings.data.workers,
+        workers=recipe.data.workers,
         segments=requirements.segments,
     )
-    return (_placed(batch, dataset.ignore, world.device) for batch in batches)
+    return (_on_device(batch, dataset.ignore, world.device) for batch in batches)
 
 
-def _placed(loaded: SampleBatch, ignore: int, device: torch.device) -> Batch:
+def _on_device(loaded: SampleBatch, ignore: int, device: torch.device) -> Batch:
+    """Return samples as a batch on the device."""
     batch = Batch(loaded.images, loaded.labels, ignore, loaded.segments, loaded.captions).to(device)
     return replace(batch, images=images_to_device(batch.images, device))

@@ -1,113 +1,219 @@
-"""Fine-tuning: a framework on a CLIP, under a mask and a freeze plan, from set-up to checkpoint."""
+"""Fine-tuning a framework on a CLIP under a mask and a freeze plan, from the inputs to the checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from ovstrans import console, files
+from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.clip.load import Clip, load_clip
+from ovstrans.clip.load import Clip
 from ovstrans.clip.text import embed_vocabulary
-from ovstrans.datasets.catalog import open_dataset
-from ovstrans.environment import environment
+from ovstrans.datasets.sample import Dataset
+from ovstrans.environment import environment, pick_device
 from ovstrans.errors import InputError, OvstransError
+from ovstrans.files import OUTPUT_DIR
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.registry import with_prompts
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.progress import ProgressCallback, ProgressReporter
+from ovstrans.recipes.load import Settings
+from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FinetuneRecipe
+from ovstrans.spectrum.analysis import Analysis, analyze
+from ovstrans.spectrum.file import load_plan
+from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.training import distributed
-from ovstrans.training.batches import Labelled, stream
-from ovstrans.training.distributed import World
+from ovstrans.training.batches import Labelled, training_batches
+from ovstrans.training.distributed import World, is_worker_rank
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
-from ovstrans.training.initial_weights import initial_image_encoder, plan_layers, text_encoder
+from ovstrans.training.initial_weights import initial_image_encoder, pruned_weights_path, text_encoder
+from ovstrans.training.inputs import (
+    Inputs,
+    open_clip_of,
+    open_training_set,
+    require_same,
+    take_inputs,
+)
 from ovstrans.training.loop import Step, train
 from ovstrans.training.optim import drop_frozen, make_optimizer
 from ovstrans.training.precision import pick_precision, to_device
-from ovstrans.training.run_folder import RunFolder
+from ovstrans.training.resolve import PathLike, choose_recipe, resume_recipe
+from ovstrans.training.run_folder import Run, RunFolder
 from ovstrans.training.state import load_state, save_state, seed_step, stopping
 from ovstrans.training.teacher_targets import make_teacher_targets, warn_of_captions
 from ovstrans.version import __version__
 
+logger = logging.getLogger(__name__)
 
+
+@accepts_options(FinetuneRecipe, after="data_root")
 def finetune(
-    settings: FinetuneRecipe,
-    out: Path | str,
+    framework: str | None = None,
     *,
-    device: torch.device | str = "cpu",
+    clip: Clip | str | None = None,
+    pretrained: PathLike | None = None,
+    mask: Mask | PathLike | Literal[False] | None = None,
+    plan: FreezePlan | Analysis | PathLike | Literal[False] | None = None,
+    weights: Mapping[str, Tensor] | PathLike | None = None,
+    data: Dataset | str | None = None,
+    data_root: PathLike | None = None,
+    recipe: FinetuneRecipe | PathLike | None = None,
+    settings: Settings = (),
+    out: PathLike = OUTPUT_DIR / "run",
     resume: bool = False,
     force: bool = False,
-) -> Path:
-    """Train what `settings` say and leave a run folder at `out`; returns its path.
+    device: torch.device | str = "auto",
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> Run:
+    """Train a framework on a CLIP, with a mask and a freeze plan in force, and leave a run folder.
 
-    The mask is in force from the first step to the last: masked weights are exactly zero after every
-    optimizer step and in the checkpoint. Frozen layers get no gradient, no optimizer state and no
-    change. Under torchrun every process calls this and rank 0 writes.
+    The mask is in force from the first step to the last: masked weights are exactly zero after every optimizer step and
+    in the checkpoint. Frozen layers get no gradient and no optimizer state, and do not change.
 
-    With `resume`, a run that was interrupted goes on as if it had not been: on the CPU with the same
-    thread count, the result is the same to the last bit. SIGINT and SIGTERM save at the end of the
-    step and are then delivered.
+    SIGINT and SIGTERM save the state at the end of the step and are then delivered. With `resume` the run goes on as if
+    it had not been interrupted: on a CPU with the same number of threads, the result is the same to the last bit. What
+    is given as an object, and not as a name or path, is recorded in the run folder (see `training.inputs`). So the
+    folder is all that resuming needs; only a dataset without a name has to be given again.
 
-    Raises InputError or MismatchError, before anything is trained, for whatever does not fit.
+    Under torchrun every process calls this, and rank 0 writes.
+
+    Args:
+        framework: Name of the framework; default deeplabv3, or that of the recipe.
+        clip: The CLIP, or the name of an open_clip model; default that of the recipe. A Clip object is not changed.
+        pretrained: Weights of a model given by name: an open_clip tag or a file.
+        mask: Mask, or its file; default that of the recipe, if any. False trains the dense model.
+        plan: Freeze plan, analysis with its default plan, or alpha file; default that of the recipe, if any. False
+            freezes nothing.
+        weights: Pruned weights for `init="pruned"`: state dict of the image encoder, or a file; default the file that
+            `prune` wrote beside the mask.
+        data: Dataset, or its name `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`; default that of the recipe.
+        data_root: Folder of the published datasets.
+        recipe: Recipe, or the name of a shipped one, or a file; default `FRAMEWORK-mini`.
+        settings: Changes to the recipe by key: `["optimizer.lr=0.001"]` or `{"optimizer.lr": 0.001}`.
+        out: The run folder to write.
+        resume: Continue the interrupted run in `out`. What else is given must be as it was.
+        force: Replace what is in `out`.
+        device: Device to train on.
+        progress: Receives the progress, by step.
+        **options: Changes to the recipe by name: `init` ("pretrained", "pruned" or "random"), `steps`, `plan_after`
+            (train everything for so many steps, then analyse and freeze), `freeze` (its rule), `seed`, and others of
+            `recipes.schema.FinetuneRecipe`.
+
+    Returns:
+        The finished run. With `resume`, a run that is finished already is returned as it is.
+
+    Raises:
+        InputError: A name, file, value or combination does not work; nothing is trained or written then.
+        MismatchError: Mask, plan, weights and model do not fit each other.
     """
-    with distributed.process_group(device) as world:
-        return _finetune(settings, RunFolder(Path(out)), world, resume=resume, force=force)
+    folder = RunFolder(Path(out))
+    recipe = recipe if recipe is None or isinstance(recipe, FinetuneRecipe) else os.fspath(recipe)
+    inputs, recorded = take_inputs(
+        folder, clip=clip, pretrained=pretrained, mask=mask, plan=plan, weights=weights, data=data
+    )
+    if resume:  # objects are compared with those of the run, by `require_same`
+        recorded = {name: value for name, value in recorded.items() if name not in inputs.names}
+    elif options.get("init") == "pruned" and weights is None and inputs.mask is not None and inputs.mask.path:
+        recorded["weights"] = str(pruned_weights_path(inputs.mask.path))
+    given = {**options, **recorded, "framework": framework, "recipe": recipe, "settings": settings}
+    chosen = resume_recipe(folder.path, **given) if resume else choose_recipe(**given)
+    if chosen is None:
+        logger.info("%s: this run is finished; nothing to resume", folder.path)
+        return Run.open(folder.path)
+    with distributed.process_group(pick_device(device)) as world:
+        frozen = _train(
+            chosen,
+            folder,
+            inputs,
+            world,
+            root=None if data_root is None else Path(data_root),
+            resume=resume,
+            force=force,
+            progress=progress,
+        )
+    if is_worker_rank():  # rank 0 wrote the folder, maybe on another machine
+        return Run(folder.path, chosen, FreezePlan("", None, tuple(frozen)) if frozen else None)
+    return Run.open(folder.path)
 
 
-def _finetune(settings: FinetuneRecipe, folder: RunFolder, world: World, *, resume: bool, force: bool) -> Path:
-    recipe, seed = settings.training, settings.run.seed
+def _train(
+    recipe: FinetuneRecipe,
+    folder: RunFolder,
+    inputs: Inputs,
+    world: World,
+    *,
+    root: Path | None,
+    resume: bool,
+    force: bool,
+    progress: ProgressCallback | None,
+) -> list[str]:
+    """Train what a recipe says; returns the names of the layers that are frozen at the end."""
+    training, seed = recipe.training, recipe.run.seed
     state = load_state(folder.state, world.device) if resume else None
     if state is None and world.main:
         files.check_output(folder.path, force=force, directory=True)
 
-    # What goes in: images, CLIP, mask, plan. Everything that cannot work ends here.
-    precision = pick_precision(recipe.precision, world.device)
-    if world.share(recipe.batch) < 2:
-        raise InputError(f"training.batch = {recipe.batch} gives a process one image; BatchNorm needs two at least")
-    source = open_dataset(settings.data.dataset, split="train", size=settings.data.size)
-    dataset = Labelled(source, limit=settings.data.images, cache=settings.data.cache)
-    clip = load_clip(settings.model.clip, settings.model.pretrained or None)
-    mask = _mask(settings, folder, resuming=state is not None)
-    encoder = clip.visual if state is not None else initial_image_encoder(clip, settings)
-    frozen: list[str] = state["frozen"] if state is not None else plan_layers(settings)
-    check_plan(frozen, encoder, settings.run.plan or str(folder.state))
+    # Images, CLIP, mask and plan. Whatever cannot work ends here.
+    precision = pick_precision(training.precision, world.device)
+    if world.share(training.batch) < 2:
+        raise InputError(
+            f"`training.batch={training.batch}`: gives a process one image, but BatchNorm needs two at least"
+        )
+    source = open_training_set(recipe, inputs, root)
+    dataset = Labelled(source, limit=recipe.data.images, cache=recipe.data.cache)
+    clip = open_clip_of(recipe, folder, inputs, resuming=state is not None)
+    mask = _mask(recipe, folder, inputs, resuming=state is not None)
+    frozen: list[str]
+    if state is not None:
+        encoder, frozen = clip.visual, state["frozen"]
+        require_same(inputs, folder, frozen)
+    else:
+        encoder, frozen = initial_image_encoder(clip, recipe, inputs.weights), _planned_layers(recipe, inputs)
+    check_plan(frozen, encoder, recipe.run.plan or str(folder.state))
 
-    # The framework, its weights under the mask, its frozen layers without gradients.
-    vocabulary = with_prompts(dataset.vocabulary, settings.model.framework, settings.model.options)
+    # The framework with its weights under the mask, and its frozen layers without gradients.
+    vocabulary = with_prompts(dataset.vocabulary, recipe.model.framework, recipe.model.options)
     seed_step(seed, -1)
     framework = registry.build(
-        settings.model.framework,
+        recipe.model.framework,
         encoder=encoder,
         mean=clip.mean,
         std=clip.std,
         text=embed_vocabulary(clip, vocabulary),
-        options=settings.model.options,
+        options=recipe.model.options,
     )
     if state is not None:
         framework.load_state_dict(state["model"])
     if mask is not None:
         mask.apply(framework)
     to_device(framework, world.device)
-    freeze(framework, frozen, norms=recipe.freeze_norms)
-    if state is None and recipe.bn_recalibrate:
-        recalibrate(framework, islice(stream(dataset, settings, world), recipe.bn_recalibrate), precision)
+    freeze(framework, frozen, norms=training.freeze_norms)
+    if state is None and training.bn_recalibrate:
+        recalibrate(framework, islice(training_batches(dataset, recipe, world), training.bn_recalibrate), precision)
 
-    # What the losses want beyond the data; the targets stays out of the framework and its checkpoint.
-    targets = make_teacher_targets(settings, framework.target_requirements, clip, vocabulary, world, precision)
+    # What the losses need beyond the data. It belongs to the run and stays out of the framework and its checkpoint.
+    targets = make_teacher_targets(
+        framework.target_requirements, clip, vocabulary, seed=seed, world=world, precision=precision
+    )
 
     def batches(start: int) -> Iterator[Batch]:
-        """The batches from step `start` on."""
-        found = stream(
+        """Return the batches from step `start` on."""
+        found = training_batches(
             dataset,
-            settings,
+            recipe,
             world,
             start=start,
             requirements=framework.target_requirements,
@@ -115,9 +221,9 @@ def _finetune(settings: FinetuneRecipe, folder: RunFolder, world: World, *, resu
         )
         return found if targets is None else targets.attach(found, start)
 
-    # The optimizer sees what may change and nothing else.
-    train_mode(framework, frozen=frozen, norms=recipe.norms, freeze_norms=recipe.freeze_norms)
-    optimizer = make_optimizer(framework, settings.optimizer)
+    # The optimizer has the parameters that may change and no others.
+    train_mode(framework, frozen=frozen, norms=training.norms, freeze_norms=training.freeze_norms)
+    optimizer = make_optimizer(framework, recipe.optimizer)
     scaler = precision.scaler()
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
@@ -126,17 +232,18 @@ def _finetune(settings: FinetuneRecipe, folder: RunFolder, world: World, *, resu
 
     if world.main:
         if state is None:
-            folder.begin(settings, environment(world.device, processes=world.size), force=True)
+            folder.begin(recipe, environment(world.device, processes=world.size), force=True)
+            inputs.save(folder, recipe)
             if mask is not None:
                 save_mask(folder.mask, mask)
         else:
             folder.rewind_log(done)
-        console.say(_headline(settings, clip, mask, _frozen(framework, frozen), precision.name, done))
+        logger.info(_headline(recipe, clip, mask, _frozen(framework, frozen), precision.name, done))
         warn_of_captions(dataset, framework.target_requirements, "model.grounding_weight=0")
     world.barrier()
 
     def snapshot(step: int) -> dict[str, Any]:
-        """The state after `step` steps."""
+        """Return the state after `step` steps."""
         return {
             "step": step,
             "elapsed": elapsed,
@@ -147,12 +254,13 @@ def _finetune(settings: FinetuneRecipe, folder: RunFolder, world: World, *, resu
             "scaler": scaler.state_dict(),
         }
 
-    planned = state["planned"] if state is not None else not recipe.plan_after
-    stages = [recipe.steps] if planned else [recipe.plan_after, recipe.steps]
+    planned = state["planned"] if state is not None else not training.plan_after
+    stages = [training.steps] if planned else [training.plan_after, training.steps]
     held = mask.held(optimizer, framework) if mask is not None else contextlib.nullcontext()
-    title = f"finetune {settings.model.framework}"
-    progressing = console.progress(title, recipe.steps, done=done)
-    with folder.guarded(world.main), held, stopping() as stop, progressing as progress:
+    reporter = ProgressReporter(
+        progress if world.main else None, f"finetune {recipe.model.framework}", training.steps, done=done
+    )
+    with folder.guarded(world.main), held, stopping() as stop:
         for end in stages:
             steps = range(done, end)
             for step in train(
@@ -160,62 +268,77 @@ def _finetune(settings: FinetuneRecipe, folder: RunFolder, world: World, *, resu
                 batches(done),
                 optimizer,
                 steps=steps,
-                rate=lambda step: settings.schedule.factor(step, recipe.steps),
+                rate=lambda step: recipe.schedule.factor(step, training.steps),
                 precision=precision,
                 scaler=scaler,
-                clip_norm=settings.optimizer.clip_norm,
+                clip_norm=recipe.optimizer.clip_norm,
                 mask=mask,
                 world=world,
                 seed=seed,
             ):
                 done, elapsed = step.number, elapsed + step.seconds
-                progress.advance(loss=step.loss)
+                reporter.advance(loss=step.loss)
                 if world.main:
-                    folder.append(_log_entry(step, recipe.batch, elapsed))
+                    folder.append(_log_entry(step, training.batch, elapsed))
                 stopped = world.any(stop.requested)
-                if world.main and (stopped or (done % recipe.save_every == 0 and done < recipe.steps)):
+                if world.main and (stopped or (done % training.save_every == 0 and done < training.steps)):
                     save_state(folder.state, snapshot(done))
                 if stopped:
                     world.barrier()
                     stop.now()
             if not planned:
-                frozen, planned = _plan_now(settings, folder, framework, clip, world), True
-                freeze(framework, frozen, norms=recipe.freeze_norms)
-                train_mode(framework, frozen=frozen, norms=recipe.norms, freeze_norms=recipe.freeze_norms)
+                frozen, planned = _make_plan(recipe, folder, framework, clip, world), True
+                freeze(framework, frozen, norms=training.freeze_norms)
+                train_mode(framework, frozen=frozen, norms=training.norms, freeze_norms=training.freeze_norms)
                 drop_frozen(optimizer)
 
     if world.main:
-        _finish(settings, folder, framework, clip, mask, frozen)
+        _finish(recipe, folder, framework, clip, mask, frozen)
     world.barrier()
-    return folder.path
+    return frozen
 
 
-def _mask(settings: FinetuneRecipe, folder: RunFolder, *, resuming: bool) -> Mask | None:
-    """The mask of the run: from its file, or when resuming from the run's own copy."""
-    if not settings.run.mask:
+def _mask(recipe: FinetuneRecipe, folder: RunFolder, inputs: Inputs, *, resuming: bool) -> Mask | None:
+    """Return the mask of the run: as given, from its file, or when resuming from the run's own copy."""
+    if not recipe.run.mask:
         return None
-    return load_mask(folder.mask if resuming else settings.run.mask)
+    if resuming:
+        return load_mask(folder.mask)
+    return inputs.mask or load_mask(recipe.run.mask)
 
 
-def _plan_now(settings: FinetuneRecipe, folder: RunFolder, framework: Framework, clip: Clip, world: World) -> list[str]:
-    """Analyse the trunk as the first steps left it, write alpha.json, return what to freeze (OpenTrans sec. 6.1)."""
-    from ovstrans.spectrum.analysis import analyze
-    from ovstrans.spectrum.file import save_analysis
+def _planned_layers(recipe: FinetuneRecipe, inputs: Inputs) -> list[str]:
+    """Return the layers to freeze from the first step on."""
+    if not recipe.run.plan:
+        return []
+    if inputs.plan is None:
+        return list(load_plan(files.existing_file(recipe.run.plan)).frozen)
+    plan = inputs.plan.default_plan if isinstance(inputs.plan, Analysis) else inputs.plan
+    return list(plan.frozen)
 
+
+def _make_plan(recipe: FinetuneRecipe, folder: RunFolder, framework: Framework, clip: Clip, world: World) -> list[str]:
+    """Analyse the backbone as the first steps left it (OpenTrans sec. 6.1) and write alpha.json.
+
+    Returns:
+        The layers to freeze.
+    """
     frozen: list[str] = []
     if world.main:
-        analysis = analyze(framework, freeze=settings.training.freeze, device="cpu", seed=settings.run.seed)
+        analysis = analyze(framework, freeze=recipe.training.freeze, device="cpu", seed=recipe.run.seed)
         analysis.model = clip.name
-        save_analysis(folder.alpha, analysis)
+        analysis.save(folder.alpha)
         frozen = list(analysis.default_plan.frozen)
-        console.say(f"plan: {len(frozen)} layers frozen from step {settings.training.plan_after} on ({folder.alpha})")
+        logger.info(
+            "plan: %d layers frozen from step %d on (%s)", len(frozen), recipe.training.plan_after, folder.alpha
+        )
     return world.broadcast(frozen)
 
 
 def _finish(
-    settings: FinetuneRecipe, folder: RunFolder, framework: Framework, clip: Clip, mask: Mask | None, frozen: list[str]
+    recipe: FinetuneRecipe, folder: RunFolder, framework: Framework, clip: Clip, mask: Mask | None, frozen: list[str]
 ) -> None:
-    """Check the mask, write the checkpoint, drop the state."""
+    """Check the mask, write the checkpoint and remove the state."""
     if mask is not None and (broken := mask.violations(framework)):
         raise OvstransError(f"{broken[0][0]}: {broken[0][1]} masked weights are not zero after training")
     framework.eval()
@@ -231,23 +354,24 @@ def _finish(
             text_owner=text.owner,
             vocabulary=text.vocabulary,
             clip=clip.describe(),
-            recipe=settings.to_table(),
+            recipe=recipe.to_table(),
             provenance={
                 "created_by": f"ovstrans {__version__}",
-                "data": settings.data.dataset,
-                "steps": settings.training.steps,
-                "init": settings.run.init,
-                "seed": settings.run.seed,
+                "data": recipe.data.dataset,
+                "steps": recipe.training.steps,
+                "init": recipe.run.init,
+                "seed": recipe.run.seed,
                 "frozen": frozen,
             },
             text_encoder=text_encoder(clip),
         ),
     )
     folder.end()
-    console.say(f"wrote {folder.checkpoint}")
+    logger.info("wrote %s", folder.checkpoint)
 
 
 def _log_entry(step: Step, batch: int, elapsed: float) -> dict[str, Any]:
+    """Return the line of the log for a step."""
     return {
         "step": step.number,
         "loss": step.loss,
@@ -261,18 +385,18 @@ def _log_entry(step: Step, batch: int, elapsed: float) -> dict[str, Any]:
 
 
 def _frozen(framework: Framework, frozen: list[str]) -> str:
-    """What does not train: the trunk where its framework keeps it so, else so many layers."""
+    """Say what is frozen: the whole backbone, if the framework freezes it, or so many layers."""
     trains = any(parameter.requires_grad for parameter in framework.backbone.parameters())
-    return f"{len(frozen) or 'no'} layers frozen" if trains else "trunk frozen"
+    return f"{len(frozen) or 'no'} layers frozen" if trains else "backbone frozen"
 
 
-def _headline(settings: FinetuneRecipe, clip: Clip, mask: Mask | None, frozen: str, precision: str, done: int) -> str:
-    """One line on what is about to be trained."""
-    parts = [f"{settings.model.framework} on {clip.name} ({settings.run.init} weights), {settings.data.dataset}"]
+def _headline(recipe: FinetuneRecipe, clip: Clip, mask: Mask | None, frozen: str, precision: str, done: int) -> str:
+    """Describe in one line what is about to be trained."""
+    parts = [f"{recipe.model.framework} on {clip.name} ({recipe.run.init} weights), {recipe.data.dataset}"]
     if mask is None:
         parts.append("no mask")
     else:
         transfer = "" if mask.made_from(clip.weights_sha256) else ", transferred from other weights"
         parts.append(f"mask of {mask.sparsity:.1%} zeros{transfer}")
     parts += [frozen, precision]
-    return (f"going on after step {done}: " if done else "") + ", ".join(parts)
+    return (f"continues after step {done}: " if done else "") + ", ".join(parts)

@@ -19,7 +19,7 @@ from ovstrans.training.state import seed_step
 
 
 class GradientMask(Protocol):
-    """What the loop asks of a mask; `ovstrans.Mask` is one."""
+    """Interface of a mask that the loop needs; `ovstrans.Mask` has it."""
 
     def mask_gradients(self) -> None:
         """Zero the gradients of masked weights."""
@@ -27,8 +27,17 @@ class GradientMask(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step: its number from 1, losses by name and their sum, rate of the head, norm of the gradient before
-    clipping, seconds it took, and of those the processor's, summed over this process's threads."""
+    """A finished step.
+
+    Attributes:
+        number: Number of the step, from 1.
+        losses: Losses by name, means over the processes.
+        loss: Sum of the losses.
+        rate: Learning rate of the head.
+        grad_norm: Norm of the gradient before clipping.
+        seconds: Duration.
+        processor: Seconds of processor time, summed over the threads of this process.
+    """
 
     number: int
     losses: dict[str, float]
@@ -53,16 +62,28 @@ def train(
     world: World,
     seed: int,
 ) -> Iterator[Step]:
-    """Train, one optimizer step at a time, giving each finished step to the caller.
+    """Train one optimizer step at a time.
 
-    model: called with a batch, returns named losses; their sum is minimised.  batches: yields at
-    least `len(steps)` of them, in place on the device.  steps: numbers from 0, so that a resumed run
-    goes on where it stopped.  rate: factor on the base rates at a step.  clip_norm: bound on the
-    gradient's norm, 0 for none.  mask: its zeros get no gradient; holding its weights at zero after
-    the step is the business of `mask.held(optimizer)`.
+    Random numbers depend on (seed, step, rank) alone.
 
-    Random numbers follow from (seed, step, rank) alone. Raises InputError at a loss or gradient that
-    is not finite, before the weights take it in.
+    Args:
+        model: Returns named losses for a batch; their sum is minimised.
+        batches: Yields at least `len(steps)` batches, on the device.
+        optimizer: The optimizer; its groups have a `base_lr`, see `optim.set_rate`.
+        steps: Numbers of the steps, from 0; a resumed run begins with a later one.
+        rate: Returns the factor on the learning rate at a step.
+        precision: Precision of the forward pass.
+        scaler: Gradient scaler, see `Precision.scaler`.
+        clip_norm: Largest norm of the gradient; 0 for no limit.
+        mask: Masked weights get no gradient. `mask.held(optimizer)` keeps them at zero after the step.
+        world: This process.
+        seed: Seed of the run.
+
+    Yields:
+        Each finished step.
+
+    Raises:
+        InputError: A loss or the gradient is not finite; the weights are not changed by that step.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number in steps:
@@ -77,7 +98,7 @@ def train(
         _require_finite(number, **values)
 
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         scaler.unscale_(optimizer)
         if mask is not None:
             mask.mask_gradients()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,13 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embeddi
 
 
 class Rates(Protocol):
-    """lr: of the head.  backbone_rate: the trunk learns at `lr` times this.  weight_decay: of what decays."""
+    """Learning rates and weight decay.
+
+    Attributes:
+        lr: Learning rate of the head.
+        backbone_rate: Factor on it for the backbone.
+        weight_decay: Weight decay of the parameters that decay.
+    """
 
     @property
     def lr(self) -> float: ...
@@ -21,14 +27,20 @@ class Rates(Protocol):
     def weight_decay(self) -> float: ...
 
 
-def parameter_groups(model: nn.Module, settings: Rates, backbone: str = "backbone") -> list[dict]:
-    """Groups for AdamW: trainable parameters by place (backbone or head) and by decay.
+def parameter_groups(model: nn.Module, settings: Rates, backbone: str = "backbone") -> list[dict[str, Any]]:
+    """Group the trainable parameters for AdamW: backbone or head, with weight decay or without.
 
-    The trunk (the submodule `backbone`) learns at `backbone_rate` times the rate. Only weight
-    matrices and kernels decay: norms, biases, embeddings and learned scalars or vectors (temperature,
-    non-object vector) do not. Frozen parameters are in no group, hence get no optimizer state. Each
-    group carries its own `base_lr`, which `set_rate` multiplies. All four groups are always there, some
-    maybe empty, so that a resumed run finds those it left.
+    Weight matrices and kernels decay. Norms, biases, embeddings, and learned scalars and vectors (the temperature, the
+    non-object vector) do not. Frozen parameters are in no group, hence get no optimizer state. There are always four
+    groups, some of them maybe empty, so that a resumed run finds the groups that it saved.
+
+    Args:
+        model: The model.
+        settings: Learning rates and weight decay.
+        backbone: Name of the submodule that is the backbone.
+
+    Returns:
+        Groups with `params`, `name`, `lr`, `weight_decay`, and `base_lr`, which `set_rate` multiplies.
     """
     exempt = {
         id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)
@@ -55,14 +67,15 @@ def parameter_groups(model: nn.Module, settings: Rates, backbone: str = "backbon
 
 
 def make_optimizer(model: nn.Module, settings: Rates, backbone: str = "backbone") -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; see `parameter_groups`."""
+    """Return AdamW over the trainable parameters; see `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(model, settings, backbone), lr=settings.lr)
 
 
 def drop_frozen(optimizer: torch.optim.Optimizer) -> int:
-    """Take parameters that no longer require a gradient out of the optimizer, with their state.
+    """Remove parameters that no longer require a gradient from the optimizer, with their state.
 
-    The state of the others stays as it is. Returns how many were dropped.
+    Returns:
+        The number of parameters removed.
     """
     dropped = 0
     for group in optimizer.param_groups:
@@ -76,6 +89,6 @@ def drop_frozen(optimizer: torch.optim.Optimizer) -> int:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` times its base rate."""
+    """Set the learning rate of every group to `factor` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group.get("base_lr", group["lr"]) * factor

@@ -1,8 +1,7 @@
-"""Number formats of a run: autocast where the device has it, and the fast memory layout.
+"""Precision of a run: autocast, and the memory layout of images and convolutions.
 
-Weights, gradients and optimizer state stay float32. `auto` takes bfloat16 on GPUs and CPUs that
-compute it natively (on such CPUs, with channels-last memory, convolutions run several times faster)
-and plain float32 elsewhere.
+Weights, gradients and optimizer state stay float32. `auto` is bfloat16 on GPUs and CPUs that compute it natively, and
+float32 elsewhere. On such CPUs, with channels-last memory, convolutions run several times faster.
 """
 
 from __future__ import annotations
@@ -19,29 +18,34 @@ from ovstrans.recipes.schema import PRECISIONS
 
 @dataclass(frozen=True)
 class Precision:
-    """What `pick_precision` decided: the device type and the autocast type (None: float32 throughout)."""
+    """Precision of the forward pass; see `pick_precision`.
+
+    Attributes:
+        device_type: "cpu" or "cuda".
+        dtype: Type of autocast; None for float32 throughout.
+    """
 
     device_type: str
     dtype: torch.dtype | None
 
     @property
     def name(self) -> str:
-        """`float32`, `bfloat16` or `float16`: for logs."""
+        """Name of the type, for logs: float32, bfloat16 or float16."""
         return str(self.dtype or torch.float32).removeprefix("torch.")
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """A fresh context for the forward pass and the losses."""
+        """Return a new context for the forward pass and the losses."""
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """A gradient scaler; it scales only where float16 needs it, and passes through otherwise."""
+        """Return a gradient scaler; it scales for float16 and does nothing otherwise."""
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype is torch.float16)
 
 
 def native_bf16(device: torch.device | str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
+    """Return whether the device multiplies bfloat16 in hardware."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
     try:
@@ -74,10 +78,10 @@ def pick_precision(name: str, device: torch.device | str) -> Precision:
 
 
 def to_device(module: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a module to the device, in place, its convolution weights in channels-last memory."""
-    return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Move a module to a device, in place, with its convolution weights in channels-last memory."""
+    return module.to(device).to(memory_format=torch.channels_last)
 
 
 def images_to_device(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Images [B, 3, H, W] on the device, in channels-last memory."""
+    """Return images [B, 3, H, W] on a device, in channels-last memory."""
     return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,17 @@ from ovstrans.recipes.schema import FinetuneRecipe, PruneRecipe, Table, kind_of
 from ovstrans.spectrum.plan import check_rule
 from ovstrans.training.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+
 DEFAULT_FRAMEWORK = "deeplabv3"
 
 
 def choose_recipe(
     framework: str | None = None,
     *,
-    recipe: str | None = None,
+    recipe: FinetuneRecipe | str | None = None,
     settings: Settings = (),
     model: str | None = None,
     pretrained: str | None = None,
@@ -33,7 +40,7 @@ def choose_recipe(
 
     Args:
         framework: Name of the framework; default deeplabv3, or that of the recipe.
-        recipe: Name of a shipped recipe or path of a file; default `FRAMEWORK-mini`.
+        recipe: Recipe, name of a shipped one, or path of a file; default `FRAMEWORK-mini`.
         settings: Changes by key.
         model: open_clip model.
         pretrained: open_clip tag or file of weights.
@@ -66,13 +73,13 @@ def choose_recipe(
     if options.get("freeze") is not None and not chosen.training.plan_after:
         raise InputError(
             f"`freeze={options['freeze']}`: is the rule of `plan_after`, which is not given; "
-            "or plan with `ovstrans analyze --freeze` and give that file as `plan`"
+            "or give the file of an analysis with this rule as `plan`"
         )
     if options.get("weights") is not None and chosen.run.init != "pruned":
         raise InputError(f"`weights={options['weights']}`: goes with `init=pruned`; add it, or leave `weights` out")
     if chosen.run.plan and chosen.training.plan_after:
         raise InputError("`plan` and `plan_after`: give one; the first reads a plan, the second makes one on the way")
-    if _whole_trunk_frozen(chosen) and (chosen.run.plan or chosen.training.plan_after):
+    if _freezes_backbone(chosen) and (chosen.run.plan or chosen.training.plan_after):
         raise InputError(
             f"`model.trunk=frozen` freezes the whole backbone of {chosen.model.framework}, so a freeze plan changes "
             "nothing; leave out `plan` and `plan_after`, or set `model.trunk=train`"
@@ -87,40 +94,82 @@ def choose_recipe(
     return chosen
 
 
-def discover_artifacts(
-    recipe: FinetuneRecipe, folder: Path, *, mask: bool = True, plan: bool = True
-) -> tuple[FinetuneRecipe, list[str]]:
-    """Take the mask and the plan that `prune` and `analyze` left in `folder`, if they are for this model.
+@dataclass(frozen=True)
+class Artifacts:
+    """Mask and freeze plan of a run: as given, or found in a folder.
 
-    mask, plan: whether to look for each; what the settings have already stays. Returns the settings
-    and a line for the user about each file found.
+    Attributes:
+        mask: The mask file, False for no mask, None if none is there.
+        plan: The alpha file, False for no plan, None if none is there.
     """
-    notes: list[str] = []
-    found: dict[str, Any] = {}
-    wanted = {
-        "mask": (folder / "mask.safetensors", mask, read_metadata),
-        "plan": (
-            folder / "alpha.json",
-            plan and not recipe.training.plan_after and not _whole_trunk_frozen(recipe),
-            read_json,
-        ),
+
+    mask: PathLike | bool | None = None
+    plan: PathLike | bool | None = None
+
+
+def discover_artifacts(
+    folder: Path,
+    *,
+    clip: str | None = None,
+    mask: PathLike | bool | None = None,
+    plan: PathLike | bool | None = None,
+    **given: Any,
+) -> Artifacts:
+    """Look for the mask and the freeze plan that `prune` and `analyze` left in a folder.
+
+    Each one found is logged, also if it is for another model and hence not used. What is given, or named by the recipe,
+    is not looked for, nor is a plan if the run makes one or its framework freezes the backbone.
+
+    Args:
+        folder: The folder, `ovstrans-out` for the commands.
+        clip: As for `finetune`.
+        mask: As for `finetune`.
+        plan: As for `finetune`.
+        **given: Other arguments of `choose_recipe`.
+    """
+    recipe = choose_recipe(model=clip, mask=path_text(mask), plan=path_text(plan), **given)
+    planned = bool(recipe.training.plan_after) or _freezes_backbone(recipe)
+    wanted: dict[str, tuple[Path, bool, Callable[[Path], Any]]] = {
+        "mask": (folder / "mask.safetensors", mask is None, read_metadata),
+        "plan": (folder / "alpha.json", plan is None and not planned, read_json),
     }
+    found: dict[str, PathLike | bool | None] = {"mask": mask, "plan": plan}
     for kind, (path, look, read) in wanted.items():
         if not look or getattr(recipe.run, kind) or not path.exists():
             continue
         model = read(path).get("model", "")
         if model == recipe.model.clip:
-            found[kind] = str(path)
-            notes.append(f"{kind}: {path} (--no-{kind} to go without)")
+            found[kind] = path
+            logger.info("%s: %s (`%s=False` to go without)", kind, path, kind)
         else:
-            notes.append(f"{kind}: {path} is for {model or 'an unnamed model'}, not {recipe.model.clip}; left aside")
-    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **found)), notes
+            logger.info(
+                "%s: %s is for %s, not %s; not used", kind, path, model or "an unnamed model", recipe.model.clip
+            )
+    return Artifacts(**found)
+
+
+def path_text(value: PathLike | bool | None) -> str | None:
+    """Return a path as a recipe holds it: a string, "" for False, None for what is not given.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if value is None or value is False:
+        return None if value is None else ""
+    if not isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{value!r}: a {type(value).__name__} is no path, and nothing else that is taken here")
+    return os.fspath(value)
 
 
 def resume_recipe(out: Path | str, **given: Any) -> FinetuneRecipe | None:
-    """The recipe of the run at `out`, checked against what was given; None if it is finished already.
+    """Return the recipe of a run to resume; None if the run is finished.
 
-    Raises InputError where there is no run, or none that can go on.
+    Args:
+        out: The run folder.
+        **given: Arguments of `choose_recipe`, which must not differ from the run's recipe.
+
+    Raises:
+        InputError: There is no run, or it cannot be resumed, or an argument differs.
     """
     folder = RunFolder(Path(out))
     stored = folder.stored()
@@ -128,23 +177,29 @@ def resume_recipe(out: Path | str, **given: Any) -> FinetuneRecipe | None:
         return None
     if not folder.state.exists():
         raise InputError(
-            f"{folder.path}: the run stopped before its first saved state; give its whole command again, with --force"
+            f"{folder.path}: the run stopped before its first saved state; start it again, with `force=True`"
         )
     return choose_recipe(stored=stored, **given)
 
 
-def _whole_trunk_frozen(recipe: FinetuneRecipe) -> bool:
-    """Whether the framework trains nothing of the trunk, by an option of its own (FC-CLIP as published)."""
+def _freezes_backbone(recipe: FinetuneRecipe) -> bool:
+    """Return whether an option of the framework freezes the whole backbone, as in published FC-CLIP."""
     return recipe.model.options.get("trunk") == "frozen"
 
 
-def _table(framework: str | None, recipe: str | None, stored: FinetuneRecipe | None) -> tuple[Table, str]:
+def _table(
+    framework: str | None, recipe: FinetuneRecipe | str | None, stored: FinetuneRecipe | None
+) -> tuple[Table, str]:
+    """Return the table that the other arguments change, and its name for messages."""
     if recipe is None and stored is not None:
         return stored.to_table(), "of the run"
     if framework is not None:
         registry.default_options(framework)  # an unknown framework is the clearer message
-    name = recipe if recipe is not None else f"{framework or DEFAULT_FRAMEWORK}-mini"
-    table = load_recipe(name)
+    if isinstance(recipe, FinetuneRecipe):
+        name, table = "given", recipe.to_table()
+    else:
+        name = recipe if recipe is not None else f"{framework or DEFAULT_FRAMEWORK}-mini"
+        table = load_recipe(name)
     if kind_of(table) is PruneRecipe or not isinstance(table.get("model"), dict):
         FinetuneRecipe.parse(table, name)  # raises what is wrong with it
     named = table["model"].get("framework")
@@ -153,6 +208,6 @@ def _table(framework: str | None, recipe: str | None, stored: FinetuneRecipe | N
             **table["model"],
             **{k: v for k, v in registry.default_options(named).items() if k not in table["model"]},
         }
-    if stored is not None:
+    if stored is not None and not isinstance(recipe, FinetuneRecipe):
         table["run"] = stored.to_table()["run"]
     return table, name

@@ -1,43 +1,103 @@
-"""The run folder: what a fine-tuning run leaves behind, and where.
+"""The run folder: the files that a fine-tuning run leaves behind.
 
-recipe.toml              every setting of the run, resolved; `--recipe RUN/recipe.toml` repeats it
+recipe.toml              every setting of the run; as a recipe it repeats the run
 environment.json         versions and machine
 log.jsonl                one JSON object a step
-alpha.json               the freeze plan, where the run made one (`--plan-after`)
+alpha.json               the freeze plan, if the run made one (`plan_after`)
 checkpoint.safetensors   the result
-state/                   what --resume needs, while the run is unfinished
+inputs/                  what the run was given as an object and not as a file; see `training.inputs`
+state/                   what resuming needs, while the run is not finished
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shlex
+import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovstrans import console, files
+from ovstrans import files
+from ovstrans.checkpoints.file import NAME, Checkpoint, find_checkpoint, load_checkpoint
 from ovstrans.errors import InputError
 from ovstrans.recipes.load import load_recipe
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.recipes.write import toml_text
+from ovstrans.spectrum.plan import FreezePlan
 
-_ENTRIES = ("recipe.toml", "environment.json", "log.jsonl", "alpha.json", "checkpoint.safetensors", "state")
+logger = logging.getLogger(__name__)
+
+_ENTRIES = ("recipe.toml", "environment.json", "log.jsonl", "alpha.json", NAME, "inputs", "state")
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A finished fine-tuning run. It can be given wherever the path of a run folder can.
+
+    Attributes:
+        path: The run folder.
+        recipe: Every setting of the run.
+        plan: The freeze plan that was in force at the end; None if no layer was frozen.
+        log: One entry a step: step, loss, loss/NAME, lr, grad_norm, images_per_second, processor_seconds, elapsed.
+    """
+
+    path: Path
+    recipe: FinetuneRecipe
+    plan: FreezePlan | None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Read a finished run from its folder.
+
+        Raises:
+            MissingFileError: The folder holds no run, or one that is not finished.
+            InputError: A file in it is damaged.
+        """
+        folder = RunFolder(Path(path))
+        checkpoint = find_checkpoint(folder.path)
+        return cls(folder.path, folder.stored(), _plan_of(folder, checkpoint), folder.entries())
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint file."""
+        return self.path / NAME
+
+    def load(self) -> Checkpoint:
+        """Read the checkpoint."""
+        return load_checkpoint(self.checkpoint)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        recipe = self.recipe
+        loss = f", loss {self.log[0]['loss']:.4g} to {self.log[-1]['loss']:.4g}" if self.log else ""
+        mask = f"mask {recipe.run.mask}" if recipe.run.mask else "no mask"
+        frozen = f"{len(self.plan.frozen)} layers frozen" if self.plan else "no layers frozen"
+        return (
+            f"Run {self.path}: {recipe.model.framework} on {recipe.model.clip}, {recipe.data.dataset}, "
+            f"{recipe.training.steps} steps{loss}\n"
+            f"{mask}, {frozen}"
+        )
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths in a run folder."""
+    """Paths in a run folder, and the writing of its files.
+
+    Attributes:
+        path: The folder.
+    """
 
     path: Path
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe."""
+        """Every setting of the run."""
         return self.path / "recipe.toml"
 
     @property
@@ -48,21 +108,26 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         """The sparse checkpoint."""
-        return self.path / "checkpoint.safetensors"
+        return self.path / NAME
 
     @property
     def alpha(self) -> Path:
-        """The plan made on the way."""
+        """The freeze plan that the run made."""
         return self.path / "alpha.json"
 
     @property
+    def inputs(self) -> Path:
+        """Folder of what the run was given as objects."""
+        return self.path / "inputs"
+
+    @property
     def state(self) -> Path:
-        """The resumable state."""
+        """The state to resume from."""
         return self.path / "state" / "state.pt"
 
     @property
     def mask(self) -> Path:
-        """The mask, kept for resuming until the checkpoint holds it."""
+        """Copy of the mask, for resuming until the checkpoint holds it."""
         return self.path / "state" / "mask.safetensors"
 
     @property
@@ -70,83 +135,98 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.checkpoint.exists() and not self.state.exists()
 
-    def begin(self, settings: FinetuneRecipe, environment: dict[str, Any], *, force: bool) -> None:
-        """Make the folder and write what is known before the first step, in place of an older run's files."""
+    def begin(self, recipe: FinetuneRecipe, environment: dict[str, Any], *, force: bool) -> None:
+        """Make the folder and write recipe and environment. An older run's files are removed.
+
+        Args:
+            recipe: Every setting of the run.
+            environment: See `environment.environment`.
+            force: Allow the folder to hold something already.
+
+        Raises:
+            InputError: The folder cannot be written, or holds something.
+        """
         files.check_output(self.path, force=force, directory=True)
         self._clear()
-        files.write_text(self.recipe, toml_text(settings.to_table()))
+        files.write_text(self.recipe, toml_text(recipe.to_table()))
         files.write_json(self.path / "environment.json", environment)
 
     def stored(self) -> FinetuneRecipe:
-        """The settings of the run that is here; InputError where none is."""
+        """Return the recipe of the run.
+
+        Raises:
+            InputError: The folder holds no run.
+        """
         if not self.recipe.exists():
             raise InputError(
-                f"{self.path}: no run to resume (no recipe.toml in it); leave out --resume, or give its --out"
+                f"{self.path}: no run to resume (no recipe.toml in it); leave out `resume=True`, or give its `out`"
             )
         return FinetuneRecipe.parse(load_recipe(str(self.recipe)), str(self.recipe))
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line to the log."""
+        """Add an entry to the log."""
         with self.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry, allow_nan=False) + "\n")
 
-    def rewind_log(self, step: int) -> None:
-        """Drop what the log says of steps after `step`: they will be taken again."""
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the entries of the log, without a line that a kill has cut short."""
         if not self.log.exists():
-            return
-        kept = []
+            return []
+        found = []
         for line in self.log.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue  # a line that a kill cut short
-        files.write_text(self.log, "".join(kept))
+            with contextlib.suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and "step" in entry:
+                    found.append(entry)
+        return found
+
+    def rewind_log(self, step: int) -> None:
+        """Remove the entries of steps after `step`, which will be taken again."""
+        if self.log.exists():
+            kept = [entry for entry in self.entries() if entry["step"] <= step]
+            files.write_text(self.log, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in kept))
 
     @contextlib.contextmanager
     def guarded(self, main: bool = True) -> Iterator[None]:
-        """For the steps of a run: where one fails or a signal ends it, say what is saved and how to go on.
+        """Report what is saved if the steps in the block fail or a signal ends them.
 
-        A run that has saved nothing yet is taken away, so that the next one needs no --force.
-        main: False for a process that writes nothing.
+        The files of a run that has saved no state yet are removed, so that the next run needs no `force`.
+
+        Args:
+            main: False for a process that writes nothing.
         """
         try:
             yield
         except BaseException as stop:
             if main and self.state.exists():
                 what = "keeps what was saved" if isinstance(stop, Exception) else "saved"
-                step, command = self.saved_step(), self._command("--resume")
-                console.warn(f"{self.path}: {what} after step {step}; go on with: {command}")
+                logger.warning(
+                    "%s: %s after step %d; `resume=True` with `out=%s` continues it",
+                    self.path,
+                    what,
+                    self.saved_step(),
+                    self.path,
+                )
             elif main:
                 self._clear()
-                with contextlib.suppress(OSError):  # what else is there stays
+                with contextlib.suppress(OSError):  # the folder stays if it holds other files
                     self.path.rmdir()
             raise
 
+    def require_checkpoint(self) -> Path:
+        """Return the checkpoint; see `checkpoints.file.find_checkpoint`."""
+        return find_checkpoint(self.path)
+
     def saved_step(self) -> int:
-        """The step after which the state was saved."""
+        """Return the number of steps in the saved state."""
         import torch
 
-        # Mapped, not read: of a large state only the page with the number is touched.
+        # Memory-mapped: of a large state only the page with the number is read.
         return int(torch.load(self.state, map_location="cpu", weights_only=True, mmap=True)["step"])
 
-    def require_checkpoint(self) -> Path:
-        """The checkpoint; InputError, saying how to come by one, where the run has none."""
-        if self.checkpoint.exists():
-            return self.checkpoint
-        if self.state.exists():
-            raise InputError(f"{self.path}: this run is not finished; go on with: {self._command('--resume')}")
-        if self.recipe.exists():
-            raise InputError(
-                f"{self.path}: the run holds no checkpoint, and no state to go on from; train again: "
-                f"{self._command('--force')}"
-            )
-        raise InputError(f"{self.path}: no {self.checkpoint.name} in this folder; give a run of `ovstrans finetune`")
-
-    def _command(self, switch: str) -> str:
-        processes = os.environ.get("LOCAL_WORLD_SIZE")  # under torchrun; what its other options were, it knows alone
-        program = "ovstrans" if processes is None else f"torchrun --nproc_per_node {processes} -m ovstrans"
-        return f"{program} finetune {switch} --out {shlex.quote(str(self.path))}"
+    def end(self) -> None:
+        """Remove the state of a finished run."""
+        shutil.rmtree(self.path / "state", ignore_errors=True)
 
     def _clear(self) -> None:
         for name in _ENTRIES:
@@ -156,6 +236,17 @@ class RunFolder:
             else:
                 entry.unlink(missing_ok=True)
 
-    def end(self) -> None:
-        """Drop the state of a finished run."""
-        shutil.rmtree(self.path / "state", ignore_errors=True)
+
+def _plan_of(folder: RunFolder, checkpoint: Path) -> FreezePlan | None:
+    """Return the plan of a finished run: its layers by the checkpoint, its rule by the plan's file if that exists."""
+    frozen = json.loads(files.read_metadata(checkpoint).get("provenance", "{}")).get("frozen", [])
+    if not frozen:
+        return None
+    from ovstrans.spectrum.file import load_plan
+
+    for path in (folder.alpha, Path(folder.stored().run.plan)):
+        with contextlib.suppress(InputError):
+            plan = load_plan(path)
+            if list(plan.frozen) == frozen:
+                return plan
+    return FreezePlan(rule="", threshold=None, frozen=tuple(frozen))

@@ -49,13 +49,13 @@ def load_state(path: Path | str, device: torch.device | str = "cpu") -> dict[str
     """
     path = files.existing_file(path)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state: Any = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged pickle raises almost anything
         raise InputError(f"{path}: not an intact state file; start the run anew") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise InputError(f"{path}: its format is {found!r}, {FORMAT!r} is needed; start the run anew")
-    return state
+    return dict(state)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -66,7 +66,9 @@ class SynonymFilter:
         self.names = tuple(names_of(each) for each in vocabulary.classes)
         counts = [len(each) for each in self.names]
         self.bare, self._prompts = (
-            embed_vocabulary(clip, Vocabulary("synonyms", self.names, templates=(template,))).embeddings.split(counts)
+            torch.split(
+                embed_vocabulary(clip, Vocabulary("synonyms", self.names, templates=(template,))).embeddings, counts
+            )
             for template in ("{}", PROMPT)
         )
         self._encode_regions, self._scale = encode_regions, clip.model.logit_scale.exp().item()

@@ -1,13 +1,12 @@
-"""Guides: what a framework learns from beyond its labels, made by a frozen CLIP as training goes.
+"""Training targets that a frozen CLIP, the teacher, computes during training.
 
-A targets fills the fields of a batch that `TargetRequirements` names: the teacher's view of each segment, the nouns of
-captions, synonyms of class names (Han et al. 2023, GKC, arXiv 2303.09181). It belongs to the run and
-not to the framework, so nothing of it gets into a checkpoint.
+`TeacherTargets` fills the fields of a batch that `TargetRequirements` names: the teacher's embedding of each segment,
+nouns of the caption, synonyms of class names (Han et al. 2023, GKC, arXiv 2303.09181). It belongs to the run and not to
+the framework, so no part of it is in a checkpoint.
 
-What it makes of a step follows from (seed, step, rank) and the step's batch alone: its draws have a
-generator of their own, the teacher's view is embedded a batch at a time and never kept (in a batch of
-other make-up the last bits would differ), and what is kept, nouns and the likely names of segments, is
-found one by one.
+The targets of a step depend on (seed, step, rank) and the batch of the step alone. Random draws have a generator of
+their own. Embeddings of segments are computed a batch at a time and not kept, since in another batch the last bits
+could differ. What is kept, nouns and the likely names of segments, is computed one at a time.
 
 Shapes: `N` segments of an image, `M` nouns of a caption, `S` side of a region, `E` embedding.
 """
@@ -15,6 +14,7 @@ Shapes: `N` segments of an image, `M` nouns of a caption, `S` side of a region, 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -22,13 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovstrans import console
-from ovstrans.clip.load import Clip, load_clip
+from ovstrans.clip.load import Clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
-from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.batches import Labelled
 from ovstrans.training.distributed import World
 from ovstrans.training.precision import Precision, images_to_device, to_device
@@ -37,20 +35,30 @@ from ovstrans.training.synonym_filter import SynonymFilter
 from ovstrans.vocabulary.nouns import extract_nouns
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
+logger = logging.getLogger(__name__)
+
 NOUN_DROP = 0.25
-"""Chance that a caption's noun is left out (GKC's code)."""
+"""Probability that a noun of a caption is left out (GKC's code)."""
 MAX_NOUNS = 5
-"""Most nouns of a caption (GKC's code)."""
+"""Largest number of nouns of a caption (GKC's code)."""
 CHUNK = 64
-"""Regions that the image encoder sees at once."""
+"""Number of regions that the image encoder sees at once."""
 
 
 class TeacherTargets:
-    """Fills batches, on the device, by a copy of a CLIP as it is now: make it before weights change.
+    """Computes the targets of batches, by a copy of a CLIP as it is when this is made.
 
-    requirements: what to fill in.  vocabulary: that the segments' classes are indices of, its names as the
-    framework words them.  seed: of the run.  rank: of this process.  Raises InputError where the CLIP
-    has no text encoder and one is needed.
+    Args:
+        clip: The CLIP; make this before its weights change.
+        requirements: The targets to compute.
+        vocabulary: Classes of the segments, with names as the framework writes them.
+        device: Device to compute on.
+        precision: Precision of the image encoder.
+        seed: Seed of the run.
+        rank: Rank of this process.
+
+    Raises:
+        InputError: A text encoder is needed and the CLIP has none.
     """
 
     def __init__(
@@ -82,7 +90,12 @@ class TeacherTargets:
         )
 
     def attach(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
-        """The batches of step `start` (counted from 0) and on, filled in."""
+        """Yield batches with their targets.
+
+        Args:
+            batches: The batches of the steps from `start` on.
+            start: Number of the first step, counted from 0.
+        """
         try:
             for number, batch in enumerate(batches, start):
                 yield self.add(batch, number)
@@ -91,9 +104,11 @@ class TeacherTargets:
                 self.names.save()
 
     def add(self, batch: Batch, step: int) -> Batch:
-        """The batch with what `requirements` names.
+        """Return a batch with its targets.
 
-        batch: on the device; its segments with their regions where teacher or synonyms are wanted.
+        Args:
+            batch: A batch on the device. Its segments have regions if the teacher or synonyms are required.
+            step: Number of the step, counted from 0.
         """
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "guide", step, self.rank))
         if self.requirements.captions:
@@ -102,23 +117,22 @@ class TeacherTargets:
             batch = replace(batch, synonyms=tuple(self._synonyms(each, draws) for each in batch.segments or ()))
         if self.requirements.teacher:
             regions = [_regions_of(segments) for segments in batch.segments or ()]
-            batch = replace(
-                batch, teacher=self.encode_regions(torch.cat(regions)).split([len(each) for each in regions])
-            )
+            embeddings = self.encode_regions(torch.cat(regions))
+            batch = replace(batch, teacher=torch.split(embeddings, [len(each) for each in regions]))
         return batch
 
     def encode_regions(self, regions: Tensor) -> Tensor:
-        """CLIP's image embeddings, unit rows [N, E], of regions uint8 [N, 3, S, S]."""
+        """Return CLIP's image embeddings, unit rows [N, E], of regions uint8 [N, 3, S, S]."""
         mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (self.clip.mean, self.clip.std))
         rows = [torch.zeros(0, self.clip.embed_dim, device=self.device)]
         with torch.no_grad(), self.precision.autocast():
-            for chunk in regions.split(CHUNK) if len(regions) else ():
+            for chunk in torch.split(regions, CHUNK) if len(regions) else ():
                 images = (chunk.to(self.device).float() / 255 - mean) / std
                 rows.append(self.clip.model.encode_image(images_to_device(images, self.device)).float())
         return F.normalize(torch.cat(rows), dim=1)
 
     def _words(self, caption: str, draws: torch.Generator) -> Tensor:
-        """Embeddings [M, E] of some of a caption's nouns."""
+        """Return the text embeddings [M, E] of some nouns of a caption."""
         chosen = choose_nouns(extract_nouns(caption), draws)
         for word in chosen:
             if word not in self._nouns:
@@ -127,7 +141,7 @@ class TeacherTargets:
         return torch.stack([self._nouns[word] for word in chosen]) if chosen else none
 
     def _synonyms(self, segments: Segments, draws: torch.Generator) -> Tensor:
-        """The embedding [N, E] of a name for each segment of an image: one of the likely ones, evenly."""
+        """Return the text embedding [N, E] of a name of each segment, drawn uniformly from its likely names."""
         assert self.names is not None
         rows = [torch.zeros(0, self.clip.embed_dim)]
         for region, kind in zip(_regions_of(segments), segments.classes.tolist(), strict=True):
@@ -137,38 +151,54 @@ class TeacherTargets:
 
 
 def make_teacher_targets(
-    settings: FinetuneRecipe,
     requirements: TargetRequirements,
     clip: Clip,
     vocabulary: Vocabulary,
+    *,
+    seed: int,
     world: World,
     precision: Precision,
 ) -> TeacherTargets | None:
-    """The targets of a run, around CLIP as it was trained; None where `requirements` names nothing that one gives."""
+    """Return the targets of a run, or None if its framework requires none.
+
+    Args:
+        requirements: The targets that the framework requires.
+        clip: The CLIP of the run, with its own weights.
+        vocabulary: Classes of the segments, with names as the framework writes them.
+        seed: Seed of the run.
+        world: This process.
+        precision: Precision of the image encoder.
+    """
     if not (requirements.teacher or requirements.captions or requirements.synonyms):
         return None
-    if settings.run.init == "pruned":  # pruned weights have taken the place of CLIP's own
-        clip = load_clip(settings.model.clip, settings.model.pretrained or None)
-    rank, seed = world.rank, settings.run.seed
     return TeacherTargets(
-        clip, requirements, vocabulary, device=world.device, precision=precision, seed=seed, rank=rank
+        clip, requirements, vocabulary, device=world.device, precision=precision, seed=seed, rank=world.rank
     )
 
 
-def warn_of_captions(dataset: Labelled, requirements: TargetRequirements, without: str) -> None:
-    """Say that a loss on captions has nothing to learn from, where the first image has none.
+def warn_of_captions(dataset: Labelled, requirements: TargetRequirements, remedy: str) -> None:
+    """Warn if captions are required and the first image has none: the loss on captions learns nothing then.
 
-    without: the setting that leaves that loss out.
+    Args:
+        dataset: The dataset to train on.
+        requirements: The targets that the framework requires.
+        remedy: Setting without which the loss is left out, such as "model.grounding_weight=0".
     """
     if requirements.captions and not dataset[0].caption:
-        console.warn(
-            f"{dataset.name}:{dataset.split}: its first image has no caption; the loss on captions is 0 for such "
-            f"images, --set {without} leaves it out"
+        logger.warning(
+            "%s:%s: its first image has no caption; the loss on captions is 0 for such images, `%s` leaves it out",
+            dataset.name,
+            dataset.split,
+            remedy,
         )
 
 
 def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
-    """Each word kept with 1 - NOUN_DROP, all of them if none would be; at most MAX_NOUNS, drawn evenly."""
+    """Draw some words.
+
+    Each word is kept with probability 1 - NOUN_DROP; all are if none would be. If more than MAX_NOUNS are left, that
+    many are drawn from them uniformly.
+    """
     kept = (torch.rand(len(words), generator=draws) >= NOUN_DROP).nonzero().flatten()
     if not len(kept):
         kept = torch.arange(len(words))
@@ -178,7 +208,7 @@ def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
 
 
 def _computed(device: torch.device, precision: Precision) -> str:
-    """Where and in what CLIP looks: what the last bits of an embedding follow from, beside its weights."""
+    """Name what the last bits of an embedding depend on, beside the weights: device, threads, precision, torch."""
     cuda = device.type == "cuda"
     place = torch.cuda.get_device_name(device) if cuda else f"{device.type} in {torch.get_num_threads()} threads"
     return f"{place}, {precision.name}, torch {torch.__version__}"
@@ -186,5 +216,5 @@ def _computed(device: torch.device, precision: Precision) -> str:
 
 def _regions_of(segments: Segments) -> Tensor:
     if segments.regions is None:
-        raise InputError("the batch's segments have no regions for CLIP to look at; see data.segments")
+        raise InputError("the segments of the batch have no regions for CLIP; see datasets.segments")
     return segments.regions

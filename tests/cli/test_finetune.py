@@ -97,12 +97,12 @@ def test_an_interrupt_saves_and_resume_needs_no_other_argument(
             assert run([*arguments, "--out", "run"]) == status
     finally:
         signal.signal(signal.SIGTERM, previous)
-    assert "run: saved after step 1; go on with: ovstrans finetune --resume --out run\n" in capsys.readouterr().err
+    assert "run: saved after step 1; --resume with --out run continues it\n" in capsys.readouterr().err
     assert run(["finetune", "--resume", "--out", "run", "--device", "cpu", "--set", "optimizer.lr=9.0"]) == 2
     assert "optimizer.lr is 0.001, not 9.0" in capsys.readouterr().err
     assert run(["finetune", "--resume", "--out", "run", "--device", "cpu"]) == 0
     assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [1, 2]
-    assert "going on after step 1" in capsys.readouterr().err
+    assert "continues after step 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -149,7 +149,7 @@ def test_a_resumed_run_takes_its_own_mask_and_no_other(
         (["--recipe", "none.toml"], "none.toml: no such recipe file"),
         (["--data", "folder:nowhere"], "nowhere"),
         (["--pretrained", "none.safetensors"], "none.safetensors"),
-        (["--init", "pruned"], "--weights FILE"),
+        (["--init", "pruned"], "--init pruned: needs --weights"),
         (["--plan-after", "2"], "--plan-after 2 must be below the length of the run, --steps 2"),
         (["--plan-after", "1", "--freeze", "mean"], "mean"),
         (["--device", "tpu"], "use auto, cpu or cuda"),
@@ -186,7 +186,7 @@ def test_nothing_is_said_of_mask_and_plan_where_the_run_cannot_be_written(
 def test_a_mask_for_another_model_is_left_aside(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     leave_mask(Path("ovstrans-out/mask.safetensors"), model="RN50")
     assert run(arguments) == 0
-    assert "is for RN50, not RN-mini; left aside" in capsys.readouterr().err
+    assert "is for RN50, not RN-mini; not used" in capsys.readouterr().err
 
 
 def test_a_mask_for_another_model_given_by_hand_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
+from ovstrans.training.finetune import finetune
 from ovstrans.training.resolve import choose_recipe
+from ovstrans.training.run_folder import Run
 
 TINY = (
     "data.size=64",
@@ -61,3 +64,8 @@ def tiny(clip_file: Path) -> Callable[..., FinetuneRecipe]:
         return choose_recipe(settings=(*TINY, "training.precision=fp32", *changes), **arguments)  # type: ignore[arg-type]
 
     return make
+
+
+def train(recipe: FinetuneRecipe, out: Path, **options: Any) -> Run:
+    """Run a recipe on the CPU."""
+    return finetune(recipe=recipe, out=out, device="cpu", **options)

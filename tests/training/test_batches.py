@@ -12,7 +12,7 @@ from ovstrans.datasets.sample import Sample
 from ovstrans.datasets.scenes.dataset import Scenes
 from ovstrans.errors import InputError
 from ovstrans.recipes.schema import FinetuneRecipe
-from ovstrans.training.batches import Labelled, stream
+from ovstrans.training.batches import Labelled, training_batches
 from ovstrans.training.distributed import World
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -33,7 +33,7 @@ class Counted(Scenes):
 
 
 def test_a_batch_is_what_the_framework_takes(tiny: Tiny) -> None:
-    batch = next(stream(Labelled(Scenes("train", size=48)), tiny("augment.crop=40"), ALONE))
+    batch = next(training_batches(Labelled(Scenes("train", size=48)), tiny("augment.crop=40"), ALONE))
     assert batch.labels is not None
     assert (batch.images.shape, batch.images.dtype) == ((4, 3, 40, 40), torch.float32)
     assert (batch.labels.shape, batch.labels.dtype, batch.ignore) == ((4, 40, 40), torch.int64, 255)
@@ -43,9 +43,13 @@ def test_a_batch_is_what_the_framework_takes(tiny: Tiny) -> None:
 
 def test_processes_share_the_very_images_that_one_would_take(tiny: Tiny) -> None:
     settings = tiny("augment.crop=32")
-    whole = list(islice(stream(Labelled(Scenes("train", size=32)), settings, ALONE), 2))
+    whole = list(islice(training_batches(Labelled(Scenes("train", size=32)), settings, ALONE), 2))
     halves = [
-        list(islice(stream(Labelled(Scenes("train", size=32)), settings, World(rank, 2, torch.device("cpu"))), 2))
+        list(
+            islice(
+                training_batches(Labelled(Scenes("train", size=32)), settings, World(rank, 2, torch.device("cpu"))), 2
+            )
+        )
         for rank in range(2)
     ]
     for step in range(2):
@@ -56,15 +60,15 @@ def test_processes_share_the_very_images_that_one_would_take(tiny: Tiny) -> None
 
 def test_a_stream_goes_on_where_another_stopped(tiny: Tiny) -> None:
     settings = tiny("augment.crop=32")
-    through = list(islice(stream(Labelled(Scenes("train", size=32), limit=5), settings, ALONE), 4))
-    later = list(islice(stream(Labelled(Scenes("train", size=32), limit=5), settings, ALONE, start=2), 2))
+    through = list(islice(training_batches(Labelled(Scenes("train", size=32), limit=5), settings, ALONE), 4))
+    later = list(islice(training_batches(Labelled(Scenes("train", size=32), limit=5), settings, ALONE, start=2), 2))
     assert all(torch.equal(a.images, b.images) for a, b in zip(through[2:], later, strict=True))
 
 
 def test_limit_and_cache(tiny: Tiny) -> None:
     cached, plain = Counted(), Counted()
-    first = list(islice(stream(Labelled(cached, limit=3, cache=True), tiny("augment.crop=32"), ALONE), 3))
-    again = list(islice(stream(Labelled(plain, limit=3), tiny("augment.crop=32"), ALONE), 3))
+    first = list(islice(training_batches(Labelled(cached, limit=3, cache=True), tiny("augment.crop=32"), ALONE), 3))
+    again = list(islice(training_batches(Labelled(plain, limit=3), tiny("augment.crop=32"), ALONE), 3))
     assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
     assert cached.reads == {0: 1, 1: 1, 2: 1}
     assert sum(plain.reads.values()) == 13 and set(plain.reads) == {0, 1, 2}  # one to look, 3 x 4

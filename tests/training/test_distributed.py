@@ -17,7 +17,7 @@ from ovstrans.masks.file import load_mask
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.recipes.write import toml_text
 from ovstrans.training.distributed import World, is_worker_rank, launched, parallel, process_group
-from ovstrans.training.finetune import finetune
+from tests.training.conftest import train
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -55,10 +55,8 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from ovstrans.recipes.load import load_recipe
 from ovstrans.training import distributed
 from ovstrans.training.finetune import finetune
-from ovstrans.recipes.schema import FinetuneRecipe
 
 recipe, out = sys.argv[1:]
 with distributed.process_group("cpu") as world:
@@ -71,7 +69,8 @@ with distributed.process_group("cpu") as world:
     both = distributed.parallel(model, world)
     both(torch.full((1, 2), 1.0 + world.rank)).sum().backward()
     assert model.weight.grad.tolist() == [[1.5, 1.5]]  # the mean of both
-    finetune(FinetuneRecipe.parse(load_recipe(recipe), recipe), out)
+    run = finetune(recipe=recipe, out=out, device="cpu")
+    assert len(run.plan.frozen) == 3
     Path(f"{out}.{world.rank}").touch()
 """
 
@@ -101,7 +100,7 @@ def test_two_processes_train_one_model(tiny: Callable[..., FinetuneRecipe], tmp_
     assert load_mask(mask_file).violations(end.state) == [] and len(end.provenance["frozen"]) == 3
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
 
-    alone = finetune(settings, tmp_path / "alone")
-    first = json.loads((alone / "log.jsonl").read_text().splitlines()[0])
+    alone = train(settings, tmp_path / "alone")
+    first = alone.log[0]
     # The same images and weights; BatchNorm over shares of two instead of four images makes the difference.
     assert log[0]["loss"] == pytest.approx(first["loss"], rel=0.05)

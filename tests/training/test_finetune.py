@@ -22,20 +22,20 @@ from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.file import load_analysis
-from ovstrans.training.finetune import finetune
-from ovstrans.training.run_folder import RunFolder
+from ovstrans.training.run_folder import Run, RunFolder
 from ovstrans.training.state import load_state
+from tests.training.conftest import train
 
 Tiny = Callable[..., FinetuneRecipe]
 PLAN = ["conv1", "layer1.0.conv2", "layer2.0.downsample.0"]
 
 
-def result(run: Path) -> Checkpoint:
-    return load_checkpoint(run / "checkpoint.safetensors")
+def result(run: Run | Path) -> Checkpoint:
+    return load_checkpoint(run)
 
 
-def log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def log(run: Run | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
 
 
 def differing(first: Checkpoint, second: Checkpoint) -> list[str]:
@@ -88,7 +88,7 @@ def test_a_run_under_mask_and_plan(
         "append",
         lambda self, entry: (append(self, entry), violations.append(mask.violations(built[0])))[0],
     )
-    run = finetune(settings, tmp_path / "run")
+    run = train(settings, tmp_path / "run")
 
     assert violations == [[]] * 6
     end, start = result(run), load_clip("RN-mini", str(clip_file)).visual.state_dict()
@@ -102,7 +102,7 @@ def test_a_run_under_mask_and_plan(
     moved = "layer3.0.conv2.weight"
     assert not torch.equal(end.state[f"backbone.{moved}"], start[moved] * mask.tensors[moved])
 
-    assert sorted(path.name for path in run.iterdir()) == [
+    assert sorted(path.name for path in run.path.iterdir()) == [
         "checkpoint.safetensors",
         "environment.json",
         "log.jsonl",
@@ -130,19 +130,19 @@ def test_interrupted_and_resumed_is_the_same_to_the_last_bit(
 ) -> None:
     """Three steps, an interrupt, three more: as six at once. The plan is made on the way."""
     settings = tiny("training.plan_after=2", "training.freeze=count:5", mask=str(mask_file))
-    whole = finetune(settings, tmp_path / "whole")
+    whole = train(settings, tmp_path / "whole")
     for step in (2, 3):  # just before the plan is made, and after it
         part = tmp_path / f"part{step}"
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_after(step, patch)
-            finetune(settings, part)
+            train(settings, part)
         state = load_state(part / "state" / "state.pt")
         assert (state["step"], state["planned"], len(state["frozen"])) == (step, step > 2, 5 * (step > 2))
         assert not (part / "checkpoint.safetensors").exists()
-        finetune(settings, part, resume=True)
+        train(settings, part, resume=True)
         assert differing(result(whole), result(part)) == []
         assert [entry["loss"] for entry in log(part)] == [entry["loss"] for entry in log(whole)]
-        assert (part / "alpha.json").read_text() == (whole / "alpha.json").read_text()
+        assert (part / "alpha.json").read_text() == (whole.path / "alpha.json").read_text()
         assert not (part / "state").exists()
 
 
@@ -150,7 +150,7 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_save(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny("training.save_every=2", "training.steps=4")
-    whole = finetune(settings, tmp_path / "whole")
+    whole = train(settings, tmp_path / "whole")
     append = RunFolder.append
 
     def dying(self: RunFolder, entry: dict[str, Any]) -> None:
@@ -160,9 +160,9 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_save(
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(RunFolder, "append", dying)
-        finetune(settings, tmp_path / "part")
+        train(settings, tmp_path / "part")
     assert len(log(tmp_path / "part")) == 3
-    finetune(settings, tmp_path / "part", resume=True)
+    train(settings, tmp_path / "part", resume=True)
     assert differing(result(whole), result(tmp_path / "part")) == []
     assert [entry["step"] for entry in log(tmp_path / "part")] == [1, 2, 3, 4]
 
@@ -182,9 +182,9 @@ def test_a_plan_made_on_the_way_holds_from_then_on(
     build = registry.build
     monkeypatch.setattr(registry, "build", lambda *a, **k: built.append(build(*a, **k)) or built[-1])
     monkeypatch.setattr(RunFolder, "append", peek)
-    run = finetune(settings, tmp_path / "run")
-    frozen = load_analysis(run / "alpha.json").default_plan.frozen
-    assert len(frozen) == 4 and load_analysis(run / "alpha.json").model == "RN-mini"
+    run = train(settings, tmp_path / "run")
+    frozen = load_analysis(run.path / "alpha.json").default_plan.frozen
+    assert len(frozen) == 4 and load_analysis(run.path / "alpha.json").model == "RN-mini"
     end, start = result(run).state, load_clip("RN-mini", str(clip_file)).visual.state_dict()
     for name in frozen:
         key = f"backbone.{name}.weight"
@@ -199,15 +199,16 @@ def test_a_plan_made_on_the_way_holds_from_then_on(
     assert not torch.equal(end[other], weights[other])
 
 
-@pytest.mark.parametrize(("option", "said"), [("frozen", ", trunk frozen,"), ("train", ", 3 layers frozen,")])
+@pytest.mark.parametrize(("option", "said"), [("frozen", ", backbone frozen,"), ("train", ", 3 layers frozen,")])
 def test_the_headline_says_what_does_not_train(
-    tiny: Tiny, tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str], option: str, said: str
+    tiny: Tiny, tmp_path: Path, plan_file: Path, caplog: pytest.LogCaptureFixture, option: str, said: str
 ) -> None:
-    settings = tiny("training.steps=1", plan=str(plan_file))
+    caplog.set_level("INFO", "ovstrans")
+    settings = tiny("training.steps=1", plan="" if option == "frozen" else str(plan_file))
     sizes = {"width": 32, "heads": 2, "encoder_layers": 1, "encoder_ffn": 32, "decoder_layers": 1, "decoder_ffn": 32}
     options = {**sizes, "trunk": option, "points": 16, "templates": "dataset"}
-    finetune(replace(settings, model=replace(settings.model, framework="fcclip", options=options)), tmp_path / "run")
-    assert said in "".join(capsys.readouterr())
+    train(replace(settings, model=replace(settings.model, framework="fcclip", options=options)), tmp_path / "run")
+    assert said in caplog.text
 
 
 def test_frozen_layers_have_no_optimizer_state(
@@ -217,7 +218,7 @@ def test_frozen_layers_have_no_optimizer_state(
     for name, plan in (("all", ""), ("planned", str(plan_file))):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_after(1, patch)
-            finetune(tiny(plan=plan), tmp_path / name)
+            train(tiny(plan=plan), tmp_path / name)
         counts[name] = len(load_state(tmp_path / name / "state" / "state.pt")["optimizer"]["state"])
     assert counts["all"] - counts["planned"] == len(PLAN)
 
@@ -226,7 +227,7 @@ def test_random_weights_and_recalibrated_norms(tiny: Tiny, tmp_path: Path, mask_
     """The arms of a comparison differ in their trunk; frozen norms keep what recalibration found."""
     changes = ("training.norms=frozen", "training.steps=1", "training.bn_recalibrate=1")
     runs = {
-        init: result(finetune(tiny(*changes, init=init, mask=str(mask_file)), tmp_path / init))
+        init: result(train(tiny(*changes, init=init, mask=str(mask_file)), tmp_path / init))
         for init in ("pretrained", "random")
     }
     key = "backbone.layer1.0.bn1.running_mean"
@@ -238,7 +239,7 @@ def test_random_weights_and_recalibrated_norms(tiny: Tiny, tmp_path: Path, mask_
 
 
 def test_bfloat16_trains_too(tiny: Tiny, tmp_path: Path) -> None:
-    run = finetune(tiny("training.precision=bf16", "training.steps=2"), tmp_path / "run")
+    run = train(tiny("training.precision=bf16", "training.steps=2"), tmp_path / "run")
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in log(run))
     assert all(value.dtype is not torch.bfloat16 for value in result(run).state.values())
 
@@ -247,7 +248,7 @@ def refused(settings: FinetuneRecipe, out: Path, **options: Any) -> str:
     """The message; nothing may be left behind."""
     before = sorted(out.parent.rglob("*"))
     with pytest.raises(InputError) as caught:
-        finetune(settings, out, **options)
+        train(settings, out, **options)
     assert sorted(out.parent.rglob("*")) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -284,4 +285,4 @@ def test_an_existing_run_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text("")
     with pytest.raises(InputError, match="`force=True`"):
-        finetune(tiny(), tmp_path / "run")
+        train(tiny(), tmp_path / "run")

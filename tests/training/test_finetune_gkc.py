@@ -1,4 +1,4 @@
-"""Whole runs of a framework that learns from a targets."""
+"""Whole runs of a framework that learns from a teacher."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ovstrans import files
 from ovstrans.clip.load import load_clip
 from ovstrans.frameworks import registry
 from ovstrans.recipes.schema import FinetuneRecipe
-from ovstrans.training import teacher_targets as guides
-from ovstrans.training.finetune import finetune
+from ovstrans.training import teacher_targets
 from ovstrans.training.resolve import choose_recipe
 from ovstrans.training.state import load_state
 from ovstrans.training.teacher_targets import TeacherTargets
+from tests.training.conftest import train
 from tests.training.test_finetune import differing, interrupt_after, log, result
 
 Tiny = Callable[..., FinetuneRecipe]
@@ -45,7 +45,7 @@ TINY = (
 
 @pytest.fixture
 def tiny_gkc(clip_file: Path) -> Tiny:
-    """FinetuneRecipe of six steps at 64 pixels, with all that a targets can give."""
+    """FinetuneRecipe of six steps at 64 pixels, with every target that the teacher computes."""
 
     def make(*changes: str, **given: Any) -> FinetuneRecipe:
         return choose_recipe("gkc", settings=(*TINY, *changes), **{"pretrained": str(clip_file), **given})
@@ -58,20 +58,20 @@ def test_interrupted_and_resumed_is_the_same_to_the_last_bit(
 ) -> None:
     """Three steps, an interrupt, three more: as six at once, under a mask, with every loss on."""
     settings = tiny_gkc(mask=str(mask_file))
-    whole, part = finetune(settings, tmp_path / "whole"), tmp_path / "part"
+    whole, part = train(settings, tmp_path / "whole"), tmp_path / "part"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(3, patch)
-        finetune(settings, part)
+        train(settings, part)
     state = load_state(part / "state" / "state.pt")
     assert state["step"] == 3
-    finetune(settings, part, resume=True)
+    train(settings, part, resume=True)
     assert differing(result(whole), result(part)) == []
     losses = [{key: value for key, value in entry.items() if key.startswith("loss")} for entry in log(part)]
     assert losses == [{key: entry[key] for key in losses[0]} for entry in log(whole)]
     assert {f"loss/{name}" for name in ("mask", "dice", "class", "grounding", "distill", "synonyms")} < losses[0].keys()
     assert any(entry["loss/grounding"] > 0 for entry in losses)
 
-    # The targets is no part of what is saved.
+    # The teacher is no part of what is saved.
     end = result(whole)
     parts = {key.partition(".")[0] for key in end.state}
     assert parts == {"backbone", "head", "classifier", "training_only", "clip_path"}
@@ -94,17 +94,17 @@ def test_the_teacher_is_clip_whatever_the_run_starts_from(
         made.append(TeacherTargets(*args, **keywords))
         return made[-1]
 
-    monkeypatch.setattr(guides, "TeacherTargets", spy)
+    monkeypatch.setattr(teacher_targets, "TeacherTargets", spy)
     given = {"init": init, "weights": str(weights)} if init == "pruned" else {"init": init}
-    finetune(tiny_gkc("training.steps=1", **given), tmp_path / "run")
+    train(tiny_gkc("training.steps=1", **given), tmp_path / "run")
     teacher = made[0].clip.visual.state_dict()
     assert all(torch.equal(teacher[key], value) for key, value in clip.visual.state_dict().items())
 
 
-def test_a_framework_that_needs_nothing_gets_no_guide(
+def test_a_framework_that_requires_nothing_gets_no_teacher(
     tiny_gkc: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guides, "TeacherTargets", None)
+    monkeypatch.setattr(teacher_targets, "TeacherTargets", None)
     off = ("model.distill=none", "model.grounding_weight=0", "model.synonyms=none", "training.steps=1")
-    run = finetune(tiny_gkc(*off), tmp_path / "run")
+    run = train(tiny_gkc(*off), tmp_path / "run")
     assert {key for key in log(run)[0] if key.startswith("loss/")} == {"loss/mask", "loss/dice", "loss/class"}

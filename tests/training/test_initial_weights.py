@@ -45,7 +45,7 @@ def test_random_follows_the_seed_and_leaves_the_generator(tiny: Tiny) -> None:
 
 
 def test_pruned_without_weights_says_what_to_give(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--weights FILE"):
+    with pytest.raises(InputError, match="`init=pruned`: needs `weights`"):
         initial_image_encoder(random_clip(), tiny(init="pruned"))
     with pytest.raises(InputError, match=r"mask.weights.safetensors: no such file"):
         initial_image_encoder(random_clip(), tiny(init="pruned", mask=str(tmp_path / "mask.safetensors")))
@@ -72,7 +72,7 @@ def test_damaged_weights_are_refused(tiny: Tiny, tmp_path: Path) -> None:
         initial_image_encoder(random_clip(), tiny(init="pruned", weights=str(tmp_path / "w.safetensors")))
 
 
-def test_a_small_text_tower_is_taken_along_without_loss() -> None:
+def test_a_small_text_encoder_is_kept_without_loss() -> None:
     clip = random_clip()
     with torch.no_grad():
         clip.model.token_embedding.weight.copy_(clip.model.token_embedding.weight.half())

@@ -8,7 +8,7 @@ from ovstrans import files
 from ovstrans.errors import InputError
 from ovstrans.recipes.load import recipe_text
 from ovstrans.recipes.write import toml_text
-from ovstrans.training.resolve import choose_recipe, discover_artifacts, resume_recipe
+from ovstrans.training.resolve import Artifacts, choose_recipe, discover_artifacts, resume_recipe
 
 
 def test_no_argument_is_the_mini_recipe_of_deeplab() -> None:
@@ -104,30 +104,45 @@ def leave(folder: Path, model: str) -> None:
     files.write_json(folder / "alpha.json", {"model": model})
 
 
-def test_what_prune_and_analyze_left_is_picked_up(tmp_path: Path) -> None:
+def test_what_prune_and_analyze_left_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ovstrans")
     leave(tmp_path, "RN-mini")
-    settings, notes = discover_artifacts(choose_recipe(), tmp_path)
-    assert settings.run.mask == str(tmp_path / "mask.safetensors") and settings.run.plan == str(tmp_path / "alpha.json")
-    assert len(notes) == 2 and "--no-mask" in notes[0]
-    assert discover_artifacts(choose_recipe(), tmp_path, mask=False, plan=False) == (choose_recipe(), [])
-    settings, _ = discover_artifacts(choose_recipe(mask="mine", plan_after=5), tmp_path)
-    assert (settings.run.mask, settings.run.plan) == ("mine", "")
+    mask, plan = tmp_path / "mask.safetensors", tmp_path / "alpha.json"
+    assert discover_artifacts(tmp_path) == Artifacts(mask, plan)
+    assert caplog.messages == [
+        f"mask: {mask} (`mask=False` to go without)",
+        f"plan: {plan} (`plan=False` to go without)",
+    ]
+    caplog.clear()
+    assert discover_artifacts(tmp_path, mask=False, plan=False) == Artifacts(False, False)
+    assert discover_artifacts(tmp_path, mask="mine", plan_after=5) == Artifacts("mine", None)
+    assert discover_artifacts(tmp_path, recipe=choose_recipe(mask="m", plan="p")) == Artifacts()
+    assert not caplog.messages
 
 
-def test_what_is_for_another_model_is_left_aside_and_said(tmp_path: Path) -> None:
+def test_what_is_for_another_model_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ovstrans")
     leave(tmp_path, "RN50")
-    settings, notes = discover_artifacts(choose_recipe(), tmp_path)
-    assert (settings.run.mask, settings.run.plan) == ("", "")
-    assert len(notes) == 2 and "is for RN50, not RN-mini" in notes[0]
+    assert discover_artifacts(tmp_path) == Artifacts()
+    assert len(caplog.messages) == 2 and "is for RN50, not RN-mini; not used" in caplog.messages[0]
+    assert discover_artifacts(tmp_path, clip="RN50").mask == tmp_path / "mask.safetensors"
 
 
-def test_a_plan_for_a_trunk_that_is_frozen_as_a_whole_is_refused(tmp_path):
+def test_a_plan_for_a_backbone_that_the_framework_freezes_is_refused(tmp_path: Path) -> None:
     frozen = ["model.trunk=frozen"]
     for given in ({"plan": "alpha.json"}, {"plan_after": 10}):
         with pytest.raises(InputError, match="a freeze plan changes nothing"):
             choose_recipe("fcclip", settings=frozen, **given)
         choose_recipe("fcclip", **given)
     (tmp_path / "alpha.json").write_text('{"model": "RN-mini"}')
-    settings, notes = discover_artifacts(choose_recipe("fcclip", settings=frozen), tmp_path)
-    assert settings.run.plan == "" and not notes
-    assert discover_artifacts(choose_recipe("fcclip"), tmp_path)[0].run.plan
+    assert discover_artifacts(tmp_path, framework="fcclip", settings=frozen) == Artifacts()
+    assert discover_artifacts(tmp_path, framework="fcclip").plan == tmp_path / "alpha.json"
+
+
+def test_a_recipe_is_taken_as_it_is() -> None:
+    recipe = choose_recipe("gkc", settings=["optimizer.lr=0.5"], seed=3, mask="m.safetensors")
+    assert choose_recipe(recipe=recipe) == recipe
+    assert choose_recipe(recipe=recipe, mask="").run.mask == ""
+    assert choose_recipe(stored=recipe, recipe=recipe) == recipe
+    with pytest.raises(InputError, match=r"run.seed is 4, not 3"):
+        choose_recipe(stored=choose_recipe(recipe=recipe, seed=4), recipe=recipe)

@@ -9,7 +9,7 @@ import torch
 from ovstrans.environment import environment
 from ovstrans.errors import InputError
 from ovstrans.training.resolve import choose_recipe
-from ovstrans.training.run_folder import RunFolder
+from ovstrans.training.run_folder import Run, RunFolder
 from ovstrans.training.state import save_state
 
 
@@ -72,30 +72,28 @@ def test_a_run_that_saved_nothing_leaves_nothing(tmp_path: Path, stop: BaseExcep
     ("stop", "words"), [(InputError("diverged"), "keeps what was saved after"), (KeyboardInterrupt(), "saved after")]
 )
 def test_what_a_run_saved_is_kept_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], stop: BaseException, words: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stop: BaseException, words: str
 ) -> None:
     folder = begun(tmp_path / "a run")
     with pytest.raises(type(stop)), folder.guarded():
         folder.state.parent.mkdir()
         save_state(folder.state, {"step": 7, "model": {"w": torch.ones(3)}})
         raise stop
-    command = f"ovstrans finetune --resume --out '{folder.path}'"
-    assert capsys.readouterr().err == f"warning: {folder.path}: {words} step 7; go on with: {command}\n"
+    told = f"{folder.path}: {words} step 7; `resume=True` with `out={folder.path}` continues it"
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [("WARNING", told)]
     assert folder.log.exists() and folder.saved_step() == 7
 
 
 def test_a_run_without_a_checkpoint_says_how_to_come_by_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give a run of `ovstrans finetune`"):
-        RunFolder(tmp_path).require_checkpoint()
+        Run.open(tmp_path)
     folder = begun(tmp_path / "run")
-    with pytest.raises(InputError, match=r"no state to go on from; train again: .* finetune --force --out .*run$"):
-        folder.require_checkpoint()
+    with pytest.raises(InputError, match="no state to resume from; train it again"):
+        Run.open(folder.path)
     folder.state.parent.mkdir()
     folder.state.touch()
-    with pytest.raises(InputError, match=r"go on with: ovstrans finetune --resume --out .*run$"):
-        folder.require_checkpoint()
-    folder.checkpoint.touch()
-    assert folder.require_checkpoint() == folder.checkpoint
+    with pytest.raises(InputError, match="not finished; resume it"):
+        Run.open(folder.path)
 
 
 def test_finished_means_a_checkpoint_and_no_state(tmp_path: Path) -> None:
@@ -108,11 +106,3 @@ def test_finished_means_a_checkpoint_and_no_state(tmp_path: Path) -> None:
     assert not folder.finished
     folder.end()
     assert folder.finished
-
-
-def test_how_to_go_on_names_torchrun_where_it_ran(tmp_path, monkeypatch):
-    folder = RunFolder(tmp_path)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert folder._command("--resume") == f"ovstrans finetune --resume --out {tmp_path}"
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert folder._command("--resume").startswith("torchrun --nproc_per_node 4 -m ovstrans finetune --resume")

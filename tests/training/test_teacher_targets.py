@@ -18,8 +18,7 @@ from ovstrans.clip.text import embed_texts
 from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
-from ovstrans.training import synonym_filter as likely_names
-from ovstrans.training import teacher_targets as guides
+from ovstrans.training import synonym_filter, teacher_targets
 from ovstrans.training.precision import Precision
 from ovstrans.training.synonym_filter import SynonymFilter
 from ovstrans.training.teacher_targets import CHUNK, TeacherTargets, choose_nouns
@@ -39,8 +38,8 @@ def clip() -> Clip:
 def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Synonyms and nouns that the tests can see, and nothing kept by another test."""
     monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(likely_names, "find_synonyms", lambda name: KNOWN[name])
-    monkeypatch.setattr(guides, "extract_nouns", lambda caption: tuple(caption.split()))
+    monkeypatch.setattr(synonym_filter, "find_synonyms", lambda name: KNOWN[name])
+    monkeypatch.setattr(teacher_targets, "extract_nouns", lambda caption: tuple(caption.split()))
 
 
 def make(
@@ -85,7 +84,7 @@ def test_the_teacher_is_clip_as_it_was(clip: Clip) -> None:
     torch.testing.assert_close(torch.cat(filled.teacher).norm(dim=1), torch.ones(3))
 
 
-def test_many_regions_are_seen_in_parts(clip: Clip) -> None:
+def test_many_regions_are_encoded_in_chunks(clip: Clip) -> None:
     many = segments(*[0] * (CHUNK + 3))
     assert many.regions is not None
     torch.testing.assert_close(
@@ -96,7 +95,7 @@ def test_many_regions_are_seen_in_parts(clip: Clip) -> None:
     )
 
 
-def test_nothing_to_encode_regions(clip: Clip) -> None:
+def test_no_region_gives_no_embedding(clip: Clip) -> None:
     filled = make(clip, teacher=True, synonyms=True).add(batch(segments(), segments()), 0)
     assert filled.teacher is not None and filled.synonyms is not None
     assert [each.shape for each in (*filled.teacher, *filled.synonyms)] == [(0, 128)] * 4
@@ -120,7 +119,7 @@ def test_nouns_of_captions(clip: Clip) -> None:
 def test_draws_keep_the_name_of_their_random_stream(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another name is another stream: a run would no longer repeat those of before."""
     named: list[tuple[int | str, ...]] = []
-    monkeypatch.setattr(guides, "derive_seed", lambda *parts: named.append(parts) or 0)
+    monkeypatch.setattr(teacher_targets, "derive_seed", lambda *parts: named.append(parts) or 0)
     make(clip, captions=True, seed=7, rank=1).add(batch(segments(), captions=("tree",)), 3)
     assert named == [(7, "guide", 3, 1)]
 
@@ -151,7 +150,7 @@ def test_a_step_depends_on_nothing_before_it(clip: Clip) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_following_counts_from_the_start(clip: Clip) -> None:
+def test_attached_steps_count_from_the_start(clip: Clip) -> None:
     targets = make(clip, captions=True)
     captions = ("a b c d e f g h",)
     three = list(targets.attach(iter([batch(segments(), captions=captions)] * 3), 5))
@@ -200,7 +199,7 @@ def test_a_noun_stays_with_three_in_four() -> None:
     assert sum(counts) / 2000 == pytest.approx(expected, abs=0.05) and counts.count(0) == 0
 
 
-def test_the_likely_names_are_chosen_evenly(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_synonym_filter_are_chosen_evenly(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = make(clip, synonyms=True)
     assert targets.names is not None
     bare = targets.names.bare[2]
