@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import FORMAT, METADATA, load_checkpoint, save_checkpoint
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError, MismatchError, MissingFileError
 from tests.checkpoints.dummies import CLIP, VOCABULARY, make_checkpoint
 from tests.masks.dummies import MASKED, Framework, cut_points, documented_code, make_mask, tamper
 
@@ -200,3 +200,28 @@ def test_bad_tensors(saved: Path, change: Callable[[Tensors], Tensors], says: st
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_folder_of_a_run(saved: Path) -> None:
+    assert_same(load_checkpoint(saved.parent).state, load_checkpoint(saved).state)
+
+
+def test_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    for made, says in (
+        ("", "no checkpoint.safetensors in this folder"),
+        ("recipe.toml", "no state to resume from"),
+        ("state/state.pt", "not finished"),
+    ):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        if made:
+            (tmp_path / made).write_text("")
+        with pytest.raises(MissingFileError, match=says) as caught:
+            load_checkpoint(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path}: ") and isinstance(caught.value, FileNotFoundError)
+
+
+def test_repr_is_a_few_lines() -> None:
+    lines = repr(make_checkpoint()).splitlines()
+    assert lines[0].startswith("Checkpoint of dummy: ") and len(lines) == 5
+    assert "dummy tag" in lines[1] and "480 weights are zero" in lines[2] and "street (3 classes)" in lines[3]
+    assert "mask        none" in repr(make_checkpoint(masked=False, text_encoder=None))

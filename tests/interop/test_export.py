@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovstrans import files
-from ovstrans.checkpoints.file import Checkpoint
+from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.backbone import encode_stages, scope_convs
 from ovstrans.clip.load import Clip, bundled_folder, random_clip
 from ovstrans.errors import InputError, MismatchError
@@ -332,3 +332,62 @@ def test_name_that_builds_the_same_text_encoder() -> None:
     assert open_clip_name("RN50", "openai") == "RN50-quickgelu"
     assert open_clip_name("RN50-quickgelu", "openai") == "RN50-quickgelu"
     assert open_clip_name("RN50", "weights.pt") == "RN50" and open_clip_name("RN-mini", "bundled") == "RN-mini"
+
+
+@pytest.mark.parametrize("format", ["dense", "detectron2"])
+def test_tensors_without_a_file_share_no_memory(format: str) -> None:
+    clip, checkpoint = random_clip(seed=4), make_checkpoint(framework="dummy")
+    for source, model in ((clip, clip.model.state_dict()), (checkpoint, checkpoint.state)):
+        like = "gkc" if format == "detectron2" else None
+        result = export(source, format=format, like=like)
+        assert result.out is None and result.bytes == 0 and result.state
+        assert result.tensors == len(result.state)
+        before = {key: value.clone() for key, value in model.items()}
+        for value in result.state.values():
+            value.zero_()
+        assert all(torch.equal(value, before[key]) for key, value in model.items())
+
+
+def test_the_clip_that_is_exported_stays_dense(tmp_path: Path) -> None:
+    clip = random_clip(seed=4)
+    mask = draw_mask(clip)
+    result = export(clip, tmp_path / "m.safetensors", mask=mask)
+    assert mask.violations(clip.model) and mask.violations(load_file(tmp_path / "m.safetensors")) == []
+    assert result.sparsity == mask.sparsity and result.source == "Clip"
+    assert "transferred" in result.notes[0] and export(clip, tmp_path / "n.safetensors").sparsity is None
+
+
+def test_torch_files_hold_no_more_than_their_tensors(tmp_path: Path) -> None:
+    whole = torch.randn(100_000)
+    checkpoint = make_checkpoint(masked=False)
+    checkpoint.state["view"] = whole[:10]
+    export(checkpoint, tmp_path / "m.pth")
+    assert (tmp_path / "m.pth").stat().st_size < 100_000
+
+
+def test_sources(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    save_checkpoint(tmp_path / "checkpoint.safetensors", checkpoint)
+
+    class Run:
+        path = tmp_path
+
+    for source in (tmp_path, str(tmp_path), tmp_path / "checkpoint.safetensors", Run(), checkpoint):
+        state = export(source).state
+        assert state is not None
+        assert_equal(state, checkpoint.state)
+    with pytest.raises(InputError, match="`source`: a int cannot be exported"):
+        export(3)
+    with pytest.raises(InputError, match="`format=mask`: is a file; give `out`"):
+        export(checkpoint, format="mask")
+    with pytest.raises(InputError, match="`framework`: the Checkpoint says this by itself"):
+        export(checkpoint, framework="gkc")
+    with pytest.raises(InputError, match="is the source; give another name"):
+        export(tmp_path, tmp_path / "checkpoint.safetensors", format="sparse", force=True)
+
+
+def test_result_is_readable(tmp_path: Path) -> None:
+    result = export(make_checkpoint(), tmp_path / "m.safetensors")
+    assert repr(result).splitlines()[0] == f"{tmp_path / 'm.safetensors'}: dense" and len(repr(result)) < 400
+    plain = json.loads(json.dumps(result.to_json()))
+    assert plain["schema"] == "ovstrans.export/1" and plain["framework"] == "dummy" and plain["missing"] == []

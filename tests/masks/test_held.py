@@ -173,3 +173,29 @@ def test_optimizer_of_another_model() -> None:
         mask.held(torch.optim.SGD(Framework().parameters(), 0.1), Framework()),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_no_momentum_builds_up_on_masked_weights(kind: str) -> None:
+    """The gradients are masked before the step; zeroing the weights after it alone would not show here."""
+    mask, framework = make_mask(), Framework()
+    optimizer = OPTIMIZERS[kind](framework.parameters())
+    with mask.held(optimizer, framework):
+        for seed in range(3):
+            step(framework, optimizer, seed)
+    named = dict(framework.backbone.named_parameters())
+    for key, kept in mask.tensors.items():
+        state = {name: value for name, value in optimizer.state[named[key]].items() if value.shape == kept.shape}
+        assert state and all((value[~kept] == 0).all() and (value[kept] != 0).any() for value in state.values())
+
+
+def test_holding_one_model_leaves_the_gradients_of_another_alone() -> None:
+    mask, held, other = make_mask(), Framework(), Framework(Encoder(seed=4))
+    mask.apply(other)
+    optimizer = torch.optim.SGD(held.parameters(), 0.1)
+    other(torch.ones(1, 3, 4, 4)).sum().backward()
+    before = other.backbone.layer1[1].conv2.weight.grad.clone()
+    with mask.held(optimizer, held):
+        step(held, optimizer, 0)
+    assert torch.equal(other.backbone.layer1[1].conv2.weight.grad, before)
+    assert (before[~mask.tensors["layer1.1.conv2.weight"]] != 0).any()

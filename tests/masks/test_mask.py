@@ -193,3 +193,19 @@ def test_gradients_before_clipping() -> None:
         gradient = dict(framework.backbone.named_parameters())[key].grad
         assert (gradient[~kept] == 0).all()
     assert framework.backbone.layer1[1].conv1.weight.grad.count_nonzero() > 0
+
+
+def test_equal_masks_compare_equal() -> None:
+    mask = make_mask(method="imp", path="a.safetensors")
+    assert mask == make_mask(method="imp", path="b.safetensors") and hash(mask) == hash(make_mask(method="imp"))
+    assert mask != make_mask(seed=2, method="imp") and mask != make_mask(method="random")
+    assert mask != make_mask(method="imp", recipe={"rate": 0.1}) and mask != "mask"
+    fewer = {key: kept for key, kept in mask.tensors.items() if "conv1" in key}
+    assert mask != Mask(fewer, model="dummy", method="imp")
+
+
+def test_repr_is_a_few_lines() -> None:
+    mask = make_mask(method="imp", pretrained="tag", path="m.safetensors")
+    lines = repr(mask).splitlines()
+    assert lines[0] == f"Mask: {mask.sparsity:.2%} of 480 weights are zero, in 4 tensors"
+    assert len(lines) == 4 and "dummy tag" in lines[1] and "imp" in lines[2] and "m.safetensors" in lines[3]
