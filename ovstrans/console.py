@@ -1,7 +1,7 @@
-"""What the user sees: messages, progress, tables.
+"""Terminal output: messages, progress, tables.
 
-Results go to stdout, everything else to stderr, so that `--json -` and pipes stay clean. In a
-terminal progress is a live bar; piped, it is a plain line now and then.
+Results go to stdout and everything else to stderr, so that JSON on stdout and pipes stay clean. Progress is a live bar
+in a terminal, and a plain line every ten seconds elsewhere.
 """
 
 from __future__ import annotations
@@ -20,29 +20,34 @@ _PLAIN_SECONDS = 10.0
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence messages and progress (errors and results stay)."""
+    """Turn messages and progress off or on. Warnings, errors and results are always shown."""
     global _quiet
     _quiet = quiet
 
 
 def say(message: str, *, markup: bool = False) -> None:
-    """A line for the user, on stderr; with `markup` its [bold]tags[/] are styles."""
+    """Show a message on stderr.
+
+    Args:
+        message: The message.
+        markup: Take [bold]tags[/] in it as styles of rich.
+    """
     if not _quiet:
         _stderr().print(message, highlight=False, soft_wrap=True, markup=markup)
 
 
 def warn(message: str) -> None:
-    """A line that matters even with --quiet, on stderr."""
+    """Show a warning on stderr, also when quiet."""
     _stderr().print(f"[yellow]warning:[/] {_escape(message)}", highlight=False, soft_wrap=True)
 
 
 def error(message: str) -> None:
-    """The one line a failed command ends with, on stderr."""
+    """Show the error that ends a command, on stderr."""
     _stderr().print(f"[bold red]error:[/] {_escape(message)}", highlight=False, soft_wrap=True)
 
 
 def show(text: str) -> None:
-    """A result, on stdout, as it is."""
+    """Write a result to stdout, as it is."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 
@@ -55,9 +60,14 @@ def table(
     caption: str = "",
     words: Collection[str] = (),
 ) -> None:
-    """A result as a table on stdout: first column left, the others right aligned.
+    """Show a result as a table on stdout.
 
-    words: the columns, by name, that are left aligned too.
+    Args:
+        title: Title above it.
+        columns: Names of the columns. The first is left aligned, the others are right aligned.
+        rows: Cells of each row, as many as there are columns.
+        caption: Line below it.
+        words: Names of further columns to left align.
     """
     from rich.console import Console
     from rich.table import Table
@@ -74,7 +84,7 @@ def table(
 
 
 class _PlainProgress:
-    """Progress as plain lines on stderr: one every ten seconds, and one at the end of each task."""
+    """Shows progress as plain lines on stderr: one every ten seconds, and one at the end of each task."""
 
     def __init__(self) -> None:
         self._shown: dict[str, float] = {}
@@ -93,7 +103,7 @@ class _PlainProgress:
 
 
 class _LiveProgress:
-    """Progress as bars of rich, one for each task."""
+    """Shows progress as bars of rich, one for each task."""
 
     def __init__(self, bars: Any) -> None:
         self._bars = bars
@@ -108,7 +118,7 @@ class _LiveProgress:
 
 
 class _Rate:
-    """Speed and remaining time of a task, from when it was first heard of."""
+    """Speed and remaining time of a task, measured from its first report on."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -155,7 +165,7 @@ class LogHandler(logging.Handler):
     """Shows the library's log records as messages and warnings.
 
     Args:
-        translate: Applied to each message, to name parameters as the user knows them.
+        translate: Applied to each message, to show parameters as flags for example.
     """
 
     def __init__(self, translate: Callable[[str], str] = str) -> None:
@@ -163,13 +173,13 @@ class LogHandler(logging.Handler):
         self._translate = translate
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one record: warnings and worse even when quiet, the rest as `say` does."""
+        """Show one record: warnings and errors always, others unless quiet."""
         show_line = warn if record.levelno >= logging.WARNING else say
         show_line(self._translate(record.getMessage()))
 
 
 def show_logs(translate: Callable[[str], str] = str) -> None:
-    """Show the library's log records on stderr from here on, with every parameter name run through `translate`."""
+    """Show the library's log records on stderr from now on; see `LogHandler`."""
     logger = logging.getLogger("ovstrans")
     logger.setLevel(logging.INFO)
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, LogHandler)]

@@ -1,13 +1,17 @@
 """Progress and tables, piped."""
 
+import logging
+
 from ovstrans import console
+from ovstrans.progress import ProgressReporter
 
 
 def test_piped_progress_is_plain_lines(capsys, monkeypatch):
     monkeypatch.setattr(console, "_PLAIN_SECONDS", 0.0)
-    with console.progress("train", 3) as bar:
+    with console.progress_bar() as progress:
+        reporter = ProgressReporter(progress, "train", 3)
         for _ in range(3):
-            bar.advance(loss=0.25)
+            reporter.advance(loss=0.25)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("train 1/3 loss 0.25")
     assert lines[-1].startswith("train 3/3")
@@ -18,8 +22,8 @@ def test_quiet_keeps_results_and_errors(capsys):
     console.set_quiet(True)
     try:
         console.say("hello")
-        with console.progress("train", 1) as bar:
-            bar.advance()
+        with console.progress_bar() as progress:
+            ProgressReporter(progress, "train", 1).advance()
         console.error("it [failed]")
         console.show("result")
     finally:
@@ -39,3 +43,17 @@ def test_messages_are_shown_as_they_are(capsys):
     console.error("--freeze quantile:x: [/b] is not a number")
     err = capsys.readouterr().err
     assert err == "wrote q[/b]/a:x:b.json\nerror: --freeze quantile:x: [/b] is not a number\n"
+
+
+def test_log_records_are_shown_with_flags_and_warnings_even_when_quiet(capsys):
+    logger = logging.getLogger("ovstrans.test")
+    console.show_logs(lambda message: message.replace("`mask`", "--mask"))
+    console.show_logs(lambda message: message.replace("`mask`", "--mask"))  # once more is not twice the output
+    logger.info("found %s", "`mask`")
+    console.set_quiet(True)
+    try:
+        logger.info("hidden")
+        logger.warning("`mask` [odd]")
+    finally:
+        console.set_quiet(False)
+    assert capsys.readouterr() == ("", "found --mask\nwarning: --mask [odd]\n")

@@ -1,4 +1,4 @@
-"""`ovstrans demo`: the whole method on the embedded default, step by step, in a few minutes."""
+"""`ovstrans demo`: the whole method on the bundled model and generated scenes, step by step, in a few minutes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import typer
 from ovstrans.cli import INTERRUPTED, common
 
 ARMS = ("dense", "random", "imp")
-"""Every arm is fine-tuned alike; only the mask differs."""
+"""The models compared. All are fine-tuned alike; only the mask differs."""
 
 _INTRO = """\
-ovstrans makes open-vocabulary segmentation cheap in two ways that carry over between frameworks: a sparse
-subnetwork of the CLIP image encoder (a mask), and a freeze plan read off the spectrum of its layers. This demo
-runs both on the bundled mini CLIP and generated scenes, with the commands you would type yourself."""
+ovstrans makes open-vocabulary segmentation cheap in two ways that transfer between frameworks: a sparse subnetwork
+of the CLIP image encoder (a mask), and a freeze plan from the spectrum of its layers. This demo runs both on the
+bundled mini CLIP and generated scenes, by the commands that you would type yourself."""
 
 
 def demo(
@@ -32,7 +32,7 @@ def demo(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Prune, analyze, fine-tune and bench the embedded default: dense, random mask and IMP mask side by side."""
+    """Prune, analyze, fine-tune and bench the bundled model: dense, under a random mask and under an IMP mask."""
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console, files
 
@@ -44,35 +44,36 @@ def demo(
     console.say(f"{_INTRO}\n")
 
     console.say(
-        "[bold]1. Prune[/]: drop 90 % of the trunk's weights, smallest first, 10 % of what is left a round.",
+        "[bold]1. Prune[/]: remove 90 % of the backbone's weights, the smallest first, 10 % of the rest in each round.",
         markup=True,
     )
-    console.say("   Between rounds the sparse encoder learns from the dense one, on images without labels.")
+    console.say("   Between rounds the sparse image encoder learns from the dense one, on images without labels.")
     pruned = ["--steps", str(rounds), *shared]
     _call(context, "prune", "--out", masks["imp"], *pruned)
-    console.say("   For comparison: the same number of zeros per layer at random places, distilled as long.")
+    console.say("   For comparison: as many zeros in each layer at random places, and as much distillation.")
     _call(context, "prune", "--method", "random", "--like", masks["imp"], "--out", masks["random"], *pruned)
 
     console.say(
-        "\n[bold]2. Analyze[/]: fit a power law to every layer's eigenvalues. A small alpha (a heavy tail)", markup=True
+        "\n[bold]2. Analyze[/]: fit a power law to the eigenvalues of every layer. A small alpha (a heavy tail)",
+        markup=True,
     )
-    console.say("   marks a well-trained layer: the plan freezes those below the median.")
+    console.say("   means a well-trained layer: the plan freezes those below the median.")
     _call(context, "analyze", "--out", out / "alpha.json", "--plot", *switches)
 
     console.say(
-        "\n[bold]3. Fine-tune[/]: DeepLabV3 on 400 labelled scenes, three times. The mask holds at every step,",
+        "\n[bold]3. Fine-tune[/]: DeepLabV3 on 400 labelled scenes, three times. The mask is in force at every step,",
         markup=True,
     )
-    console.say("   frozen layers stay as they are, and pixels are classified by CLIP's text embeddings.")
+    console.say("   frozen layers do not change, and pixels are classified by CLIP's text embeddings.")
     for arm in ARMS:
         chosen: list[Any] = ["--mask", masks[arm], "--init", "pruned"] if arm in masks else ["--no-mask"]
         run = ["--plan", out / "alpha.json", "--steps", steps, "--out", out / "runs" / arm]
         _call(context, "finetune", *chosen, *run, *shared)
 
     console.say(
-        "\n[bold]4. Bench[/]: parameters, multiply-accumulates and mIoU, with one counter for all of them.", markup=True
+        "\n[bold]4. Bench[/]: parameters, multiply-accumulates and mIoU, with one counter for all.", markup=True
     )
-    console.say("   Novel classes were never labelled in training; only their names are given here.")
+    console.say("   Novel classes have no labels in training; here the model is given their names.")
     _call(
         context, "bench", *(out / "runs" / arm for arm in ARMS), "--data", "scenes:test", "--limit", images,
         "--json", out / "report.json", "--pictures", out / "pictures", *switches,
@@ -85,33 +86,35 @@ def demo(
 
 
 def _call(context: typer.Context, *arguments: Any) -> None:
-    """Show a command line and run it in this process; its error ends the demo."""
+    """Show a command line and run it in this process. An error of the command ends the demo."""
     from ovstrans import console
 
     words = [str(argument) for argument in arguments]
     console.say(f"$ ovstrans {shlex.join(words)}")
     program: Any = context.find_root().command
     if program.main(words, prog_name="ovstrans", standalone_mode=False) == INTERRUPTED:
-        raise KeyboardInterrupt  # typer has made a status of it
+        raise KeyboardInterrupt  # typer returns it as a status
 
 
 def _verdict(report: Path) -> str:
-    """One sentence on what was measured, whichever way it went."""
+    """Return one sentence with the mIoU of the three models."""
     dense, random, imp = (entry["datasets"] for entry in json.loads(report.read_text())["reports"])
     values = [next(iter(entries.values()))["mIoU"] for entries in (dense, random, imp)]
     return (
         f"mIoU with all weights {values[0]:.1f}, with a tenth of them chosen by IMP {values[2]:.1f}, "
-        f"at random {values[1]:.1f} (one seed, a short run: the README has the study with several)."
+        f"at random {values[1]:.1f} (one seed and a short run; the studies in the documentation have more)."
     )
 
 
 def _contents(out: Path) -> list[tuple[str, str]]:
-    page = next((out / "pictures").glob("*.png"), out / "pictures")
+    """Return paths of the main results and what each is."""
+    pictures = sorted((out / "pictures").glob("*.png"))
+    page = next((picture for picture in pictures if "confusion" not in picture.name), out / "pictures")
     return [
-        (str(out / "imp.safetensors"), "the mask: 1 bit a weight, for any framework"),
+        (str(out / "imp.safetensors"), "the mask: one bit per weight, for any framework"),
         (str(out / "imp.png"), "density of every layer"),
         (str(out / "alpha.json"), "alpha of every layer and the freeze plan"),
         (str(out / "runs" / "imp" / "checkpoint.safetensors"), "the sparse checkpoint"),
         (str(out / "report.json"), "params, MACs and mIoU of the three"),
-        (str(page), "predictions side by side with the truth: look at this one"),
+        (str(page), "predictions beside the ground truth: look at this one"),
     ]

@@ -1,0 +1,1 @@
+"""Spectra of layers: eigenvalues, power-law fits, metrics and freeze plans."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: the loop, optimizers, freezing, processes, and runs that resume exactly."""

@@ -11,20 +11,19 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embeddi
 
 
 class Rates(Protocol):
-    """Learning rates and weight decay.
-
-    Attributes:
-        lr: Learning rate of the head.
-        backbone_rate: Factor on it for the backbone.
-        weight_decay: Weight decay of the parameters that decay.
-    """
+    """Learning rates and weight decay; `recipes.schema.Optimizer` has them."""
 
     @property
-    def lr(self) -> float: ...
+    def lr(self) -> float:
+        """Learning rate of the head."""
+
     @property
-    def backbone_rate(self) -> float: ...
+    def backbone_rate(self) -> float:
+        """Factor on it for the backbone."""
+
     @property
-    def weight_decay(self) -> float: ...
+    def weight_decay(self) -> float:
+        """Weight decay."""
 
 
 def parameter_groups(model: nn.Module, settings: Rates, backbone: str = "backbone") -> list[dict[str, Any]]:
@@ -45,19 +44,19 @@ def parameter_groups(model: nn.Module, settings: Rates, backbone: str = "backbon
     exempt = {
         id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)
     }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(t, d): [] for t in (False, True) for d in (False, True)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(b, d): [] for b in (False, True) for d in (False, True)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            trunk = name.startswith(f"{backbone}.")
+            in_backbone = name.startswith(f"{backbone}.")
             decays = name.endswith("weight") and parameter.dim() > 1 and id(parameter) not in exempt
-            groups[trunk, decays].append(parameter)
+            groups[in_backbone, decays].append(parameter)
     result = []
-    for (trunk, decays), parameters in groups.items():
-        rate = settings.lr * (settings.backbone_rate if trunk else 1.0)
+    for (in_backbone, decays), parameters in groups.items():
+        rate = settings.lr * (settings.backbone_rate if in_backbone else 1.0)
         result.append(
             {
                 "params": parameters,
-                "name": f"{'backbone' if trunk else 'head'}{'' if decays else ', no decay'}",
+                "name": f"{'backbone' if in_backbone else 'head'}{'' if decays else ', no decay'}",
                 "lr": rate,
                 "base_lr": rate,
                 "weight_decay": settings.weight_decay if decays else 0.0,

@@ -20,6 +20,7 @@ def test_the_demo_makes_what_it_lists(tmp_path, capsys, monkeypatch):
     listed = [line.split()[0] for line in err.splitlines() if line.startswith("  demo/")]
     assert len(listed) == 6
     assert all((tmp_path / path).is_file() for path in listed)
+    assert listed[-1] == "demo/pictures/scenes-test.png"
     assert "mIoU" in out
     assert "nan" not in err
     assert run(["demo"]) == 2  # what is there is not overwritten
