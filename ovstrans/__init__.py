@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from ovstrans.checkpoints.file import load_checkpoint as load_checkpoint
     from ovstrans.clip.load import Clip as Clip
     from ovstrans.clip.load import load_clip as load_clip
+    from ovstrans.datasets.catalog import list_datasets as list_datasets
+    from ovstrans.datasets.catalog import open_dataset as open_dataset
+    from ovstrans.datasets.check import check_dataset as check_dataset
+    from ovstrans.datasets.published.prepare import prepare_dataset as prepare_dataset
+    from ovstrans.datasets.show import show_dataset as show_dataset
     from ovstrans.interop.export import export as export
     from ovstrans.interop.inspect import inspect as inspect
     from ovstrans.masks.file import load_mask as load_mask
@@ -35,14 +40,19 @@ _HOMES = {
     "Run": "ovstrans.training.run_folder",
     "Segmenter": "ovstrans.segmenter.segmenter",
     "analyze": "ovstrans.spectrum.analysis",
+    "check_dataset": "ovstrans.datasets.check",
     "export": "ovstrans.interop.export",
     "finetune": "ovstrans.training.finetune",
     "inspect": "ovstrans.interop.inspect",
+    "list_datasets": "ovstrans.datasets.catalog",
     "load_checkpoint": "ovstrans.checkpoints.file",
     "load_clip": "ovstrans.clip.load",
     "load_mask": "ovstrans.masks.file",
+    "open_dataset": "ovstrans.datasets.catalog",
     "predict": "ovstrans.segmenter.predict",
+    "prepare_dataset": "ovstrans.datasets.published.prepare",
     "progress_bar": "ovstrans.console",
+    "show_dataset": "ovstrans.datasets.show",
 }
 
 __all__ = [
@@ -53,14 +63,19 @@ __all__ = [
     "Segmenter",
     "__version__",
     "analyze",
+    "check_dataset",
     "export",
     "finetune",
     "inspect",
+    "list_datasets",
     "load_checkpoint",
     "load_clip",
     "load_mask",
+    "open_dataset",
     "predict",
+    "prepare_dataset",
     "progress_bar",
+    "show_dataset",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -84,10 +84,7 @@ def open_dataset(
     published = lookup_published(spec)
     if published is not None:
         return _open_published(published[0], published[1] or split, labels, data_root, allow_missing)
-    hint = did_you_mean(name, [*DATASETS, *ALIASES])
-    if Path(spec).exists():
-        hint = f"did you mean 'folder:{spec}'? "
-    raise InputError(f"{spec!r}: no such dataset; {hint}known are {', '.join(DATASETS)}")
+    raise _unknown_error(spec)
 
 
 def find_vocabulary(spec: str) -> Vocabulary:
@@ -95,7 +92,7 @@ def find_vocabulary(spec: str) -> Vocabulary:
 
     Args:
         spec: Name of a dataset, which need not exist on disk if it is published; name of a vocabulary; or path of a
-        file.
+            file.
 
     Raises:
         InputError: It is none of these; the message suggests the nearest name.
@@ -218,9 +215,19 @@ def list_splits(spec: str, *, data_root: Path | str | None = None) -> list[str]:
         path, split = _parse_folder(spec)
         splits = [split] if split else read_description(path).existing_splits()
         return [f"{spec}:{split}" for split in splits] if len(splits) > 1 else [spec]
-    info, split = require_published(spec)
+    published = lookup_published(spec)
+    if published is None:
+        raise _unknown_error(spec)
+    info, split = published
     splits = [split] if split else locate_splits(info, resolve_roots(data_root))
     return [f"{info.name}:{split}" for split in splits]
+
+
+def _unknown_error(spec: str) -> InputError:
+    hint = did_you_mean(spec.partition(":")[0], [*DATASETS, *ALIASES])
+    if Path(spec).exists():
+        hint = f"did you mean 'folder:{spec}'? "
+    return InputError(f"{spec!r}: no such dataset; {hint}known are {', '.join(DATASETS)}")
 
 
 def _look_for_split(info: DatasetInfo, split: str, roots: list[Path]) -> SplitStatus:

@@ -130,7 +130,7 @@ def make_vocabulary(name: str = "scenes") -> Vocabulary:
 
     Args:
         name: `scenes` for a class per shape and ground, or `scenes-attr` for a class per colour and shape and per
-        ground.
+            ground.
 
     Raises:
         InputError: The name is another.
@@ -158,7 +158,7 @@ class Scenes:
     Args:
         split: One of `SPLITS`. size: Side of the images in pixels, or (height, width). seed: Seed of the images.
         length: Number of images; by default that of the split. vocabulary_name: One of `VOCABULARIES`. shift: Whether
-        to draw images with a domain shift: at dusk, with haze, blur and grain. They show other scenes than
+            to draw images with a domain shift: at dusk, with haze, blur and grain. They show other scenes than
             those without.
 
     Raises:
