@@ -129,7 +129,7 @@ def make_vocabulary(name: str = "scenes") -> Vocabulary:
     """Return a vocabulary of scenes.
 
     Args:
-        name: `scenes` for a class per shape and ground, or `scenes-attr` for a class per colour and shape and per
+        name: `scenes` for a class per shape and per ground, or `scenes-attr` for a class per colour and shape and per
             ground.
 
     Raises:
@@ -156,10 +156,13 @@ class Scenes:
     """A split of `scenes` as a dataset. Image i does not depend on the length of the split.
 
     Args:
-        split: One of `SPLITS`. size: Side of the images in pixels, or (height, width). seed: Seed of the images.
-        length: Number of images; by default that of the split. vocabulary_name: One of `VOCABULARIES`. shift: Whether
-            to draw images with a domain shift: at dusk, with haze, blur and grain. They show other scenes than
-            those without.
+        split: One of `SPLITS`.
+        size: Side of the images in pixels, or (height, width).
+        seed: Seed of the images.
+        length: Number of images; by default that of the split.
+        vocabulary_name: One of `VOCABULARIES`.
+        shift: Whether to draw images with a domain shift: at dusk, with haze, blur and grain. They show other scenes
+            than those without.
 
     Raises:
         InputError: The split is unknown, or the size is below 16.
