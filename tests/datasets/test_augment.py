@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as F
 
 from ovstrans.datasets.augment import (
     CLIP_MEAN,
@@ -122,6 +123,38 @@ def test_scale_and_crop_places_vary_over_the_whole_range() -> None:
     assert min(reaches) < 35 and max(reaches) > 105
 
 
+def test_crops_reach_both_ends_of_the_image() -> None:
+    ramp = torch.arange(62, dtype=torch.uint8).expand(3, 62, 62).clone()
+    transform = Augment(scale=(1.0, 1.0), flip=0.0).transform(60, IGNORE)
+    starts = {
+        int(transform(Sample(image=ramp), torch.Generator().manual_seed(seed)).image[0, 0, 0]) for seed in range(60)
+    }
+    assert starts == {0, 1, 2}
+
+
+def test_padding_is_on_the_right_and_at_the_bottom() -> None:
+    sample = blocks(8, 6, 0)
+    result = Augment(scale=(1.0, 1.0), flip=0.0).transform((10, 9), IGNORE)(sample, torch.Generator())
+    assert result.label is not None and sample.label is not None
+    assert torch.equal(result.label[:8, :6], sample.label) and torch.equal(result.image[:, :8, :6], sample.image)
+    assert (result.label[8:] == IGNORE).all() and (result.label[:, 6:] == IGNORE).all()
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_both_ways() -> None:
+    image = torch.randint(60, 200, (3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    transform = Augment(scale=(1.0, 1.0), flip=0.0, jitter=0.4).transform(8, IGNORE)
+    factors = []
+    for seed in range(40):
+        draws = torch.rand(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        expected = image  # the first four draws are for scale, window and flip
+        for adjust, draw in zip((F.adjust_brightness, F.adjust_contrast, F.adjust_saturation), draws[4:], strict=True):
+            expected = adjust(expected, 0.6 + 0.8 * float(draw))
+        result = transform(Sample(image=image), torch.Generator().manual_seed(seed)).image
+        assert (result.int() - expected.int()).abs().max() <= 1
+        factors.append(float(result.float().mean() / image.float().mean()))
+    assert min(factors) < 0.8 and max(factors) > 1.2
+
+
 def test_short_side_is_what_scale_one_means() -> None:
     sample = blocks(400, 600, 3, block=200)
     result = Augment(scale=(1.0, 1.0), flip=0.0, short_side=40).transform((40, 60), IGNORE)(sample, torch.Generator())
@@ -149,6 +182,7 @@ def test_center_crop_takes_the_middle() -> None:
     assert sample.label is not None and result.label is not None
     assert result.image.shape == (3, 20, 20)
     assert torch.equal(result.label, sample.label[:, 20:60][1::2, 1::2])
+    assert result.segment_map is not None and torch.equal(result.segment_map, result.label.int() + 1)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +193,16 @@ def test_center_crop_takes_the_middle() -> None:
         ((640, 480, 240, None), (320, 240)),
         ((400, 1600, 800, 1333), (333, 1333)),
         ((400, 1600, None, 800), (200, 800)),
+        ((5, 4, 2, None), (3, 2)),  # 2.5 is rounded up
     ],
 )
 def test_evaluation_size(size: tuple[int, int, int | None, int | None], expected: tuple[int, int]) -> None:
     assert compute_evaluation_size(*size) == expected
+
+
+def test_a_resized_label_is_that_of_the_pixel_center() -> None:
+    labels = torch.arange(6, dtype=torch.uint8).expand(1, 6, 6)
+    assert resize_labels(labels, (3, 2))[0].tolist() == [[1, 4]] * 3
 
 
 def test_resizing_to_the_same_size_changes_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.catalog import SPLITS, list_published_vocabularies, load_published_vocabulary
 from ovstrans.vocabulary.files import read_vocabulary
-from tests.makers.vocabularies import WIDTH, camvid, main, opened, to_toml, vipseg
+from tests.makers.vocabularies import WIDTH, combine, main, make_camvid, make_vipseg, to_toml
 
 LIST = "0:invalid_class_id\n1:wall,walls\n2:window,windows\n3:wall,brick wall,wall\n"
 TABLE = [
@@ -31,29 +31,29 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
 
 def test_a_list_and_its_table_go_together(tmp_path: Path) -> None:
     (tmp_path / "ade20k_150_with_prompt_eng.txt").write_text(LIST)
-    vocabulary = opened(tmp_path, {"ADE20K_150_CATEGORIES": TABLE}, "ade20k-150")
+    vocabulary = combine(tmp_path, {"ADE20K_150_CATEGORIES": TABLE}, "ade20k-150")
     assert vocabulary.classes == (("wall", "walls"), ("window", "windows"), ("wall", "brick wall"))
     assert vocabulary.plain == (("wall",), ("window",), ("wall, brick",))
     assert vocabulary.names == ("wall", "window", "wall (brick wall)")
     assert (vocabulary.things, vocabulary.colors) == ({1}, ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
     with pytest.raises(InputError, match="ADE20K_150_CATEGORIES: 2 entries, ade20k_150 has 3 classes"):
-        opened(tmp_path, {"ADE20K_150_CATEGORIES": TABLE[:2]}, "ade20k-150")
+        combine(tmp_path, {"ADE20K_150_CATEGORIES": TABLE[:2]}, "ade20k-150")
 
 
 def test_names_of_vipseg_are_taken_apart() -> None:
     table = [{"name": "well_or_well_lid", "isthing": 0, "color": [0, 0, 0]}]
     table += [{"name": "Mobile_phone", "isthing": 1, "color": [0, 0, number]} for number in range(123)]
-    made = vipseg(table, "vipseg")
+    made = make_vipseg(table, "vipseg")
     assert made.classes[0] == ("well", "well lid", "manhole cover")
     assert made.classes[1][0] == "mobile phone" and made.plain is not None and made.plain[1] == ("Mobile_phone",)
-    assert len(made.novel) == 12 and not vipseg(table, "vspw").novel
+    assert len(made.novel) == 12 and not make_vipseg(table, "vspw").novel
 
 
 def test_camvid_is_as_its_label_maps_are() -> None:
-    assert " ".join(camvid().names) == (
+    assert " ".join(make_camvid().names) == (
         "sky building pole road pavement tree sign symbol fence car pedestrian bicyclist"
     )
-    assert camvid() == load_published_vocabulary("camvid")
+    assert make_camvid() == load_published_vocabulary("camvid")
 
 
 def test_missing_input_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Make the vocabularies that ship in `ovstrans/vocabulary/published`; the README.md there says from what.
+"""Make the vocabulary files that are shipped in `ovstrans/vocabulary/published`; see the README.md there.
 
 Run as `python -m tests.makers.vocabularies --labels FOLDER --tables FILE --vipseg FILE [--out FOLDER]`.
 """
@@ -51,7 +51,7 @@ PUBLISHED: Mapping[str, tuple[str, str | None]] = {
     "mapillary-65": ("mapillary_vistas", "MAPILLARY_VISTAS_SEM_SEG_CATEGORIES"),
     "pascal-21": ("pascal_voc_21", "PASCAL_VOC_21_CATEGORIES"),
 }
-"""Name to the stem of its list in OpenSeg's format and the key of its category table."""
+"""Maps each vocabulary to the name of its list in OpenSeg's format and the key of its category table, if it has one."""
 
 CAMVID = (
     ("sky", ("sky", "clouds"), (128, 128, 128)),
@@ -70,7 +70,7 @@ CAMVID = (
 CAMVID_THINGS = ("sign symbol", "car", "pedestrian", "bicyclist")
 
 VIPSEG_NOVEL = (78, 94, 112, 76, 102, 32, 122, 116, 80, 57, 34, 11)
-"""IDs of the classes that Han et al. (GKC) keep from training."""
+"""Indices of the classes that GKC (Han et al.) does not train on."""
 
 VIPSEG_SYNONYMS = {
     "stair": ("stairs", "staircase"),
@@ -99,11 +99,11 @@ VIPSEG_SYNONYMS = {
     "mobile phone": ("cell phone",),
     "textiles": ("cloth",),
 }
-"""Further names of VIPSeg's classes, by the first."""
+"""Further names of VIPSeg's classes, by their first name."""
 
 
-def opened(labels: Path, tables: Mapping[str, Any], name: str) -> Vocabulary:
-    """The vocabulary of an OpenSeg list and its category table, whose order is the same."""
+def combine(labels: Path, tables: Mapping[str, Any], name: str) -> Vocabulary:
+    """Return the vocabulary of an OpenSeg list and its category table, which have the same order."""
     stem, key = PUBLISHED[name]
     vocabulary = replace(read_vocabulary(labels / f"{stem}_with_prompt_eng.txt"), name=name)
     if key is None:
@@ -121,8 +121,8 @@ def opened(labels: Path, tables: Mapping[str, Any], name: str) -> Vocabulary:
     )
 
 
-def camvid() -> Vocabulary:
-    """CamVid with 11 classes."""
+def make_camvid() -> Vocabulary:
+    """Return CamVid's vocabulary of 11 classes."""
     names = [name for name, _, _ in CAMVID]
     return Vocabulary(
         "camvid",
@@ -133,8 +133,13 @@ def camvid() -> Vocabulary:
     )
 
 
-def vipseg(table: Sequence[Mapping[str, Any]], name: str) -> Vocabulary:
-    """VIPSeg's 124 classes, which are VSPW's without its 0, "others"; the novel ones as `vipseg` alone."""
+def make_vipseg(table: Sequence[Mapping[str, Any]], name: str) -> Vocabulary:
+    """Return the 124 classes of VIPSeg, which are those of VSPW without its 0, "others".
+
+    Args:
+        table: VIPSeg's category table.
+        name: `vipseg`, which has novel classes, or `vspw`.
+    """
     classes = []
     for entry in table:
         names = [part.replace("_", " ").lower() for part in entry["name"].split("_or_")]
@@ -150,7 +155,7 @@ def vipseg(table: Sequence[Mapping[str, Any]], name: str) -> Vocabulary:
 
 
 def to_toml(vocabulary: Vocabulary, about: Iterable[str]) -> str:
-    """A vocabulary with one-word-a-class plain names as TOML, `about` before it as a comment."""
+    """Return a vocabulary with at most one plain name per class as TOML, preceded by the lines `about` as comment."""
     lines = [*(f"# {line}" for line in about), "", f"name = {json.dumps(vocabulary.name)}"]
     lists: dict[str, list[Any]] = {"classes": [", ".join(synonyms) for synonyms in vocabulary.classes]}
     if vocabulary.plain is not None:
@@ -163,35 +168,38 @@ def to_toml(vocabulary: Vocabulary, about: Iterable[str]) -> str:
     if vocabulary.colors is not None:
         lists["colors"] = [list(color) for color in vocabulary.colors]
     for key, items in lists.items():
-        lines += ["", f"{key} = [", *_wrapped(items, one_a_line=key == "classes"), "]"]
+        lines += ["", f"{key} = [", *_wrapped(items, one_per_line=key == "classes"), "]"]
     return "\n".join(lines) + "\n"
 
 
-def make(labels: Path, tables: Path, vipseg_table: Path, out: Path) -> None:
-    """Write every vocabulary into the folder `out`.
+def make_all(labels: Path, tables: Path, vipseg_table: Path, out: Path) -> None:
+    """Write all vocabulary files.
 
-    labels: folder of the `*_with_prompt_eng.txt`.  tables: JSON, FC-CLIP's category tables by name.
-    vipseg_table: `panoVIPSeg_categories.json`.
+    Args:
+        labels: Folder of FC-CLIP's files `*_with_prompt_eng.txt`.
+        tables: JSON file with FC-CLIP's category tables by name.
+        vipseg_table: VIPSeg's `panoVIPSeg_categories.json`.
+        out: Folder to write to.
     """
     categories = json.loads(existing_file(tables).read_text(encoding="utf-8"))
     pano = json.loads(existing_file(vipseg_table).read_text(encoding="utf-8"))
     for name, (stem, key) in PUBLISHED.items():
         about = (*PROMPT_ENGINEERED, f"From {stem}_with_prompt_eng.txt.", *(TABLE if key else ()))
-        found = opened(labels, categories, name)
-        write_text(out / f"{name}.toml", to_toml(found, about))
+        vocabulary = combine(labels, categories, name)
+        write_text(out / f"{name}.toml", to_toml(vocabulary, about))
         if name == "pascal-21":
-            foreground = replace(found.subset(range(1, len(found))), name="pascal-20")
+            foreground = replace(vocabulary.subset(range(1, len(vocabulary))), name="pascal-20")
             write_text(out / "pascal-20.toml", to_toml(foreground, (*about, "Without the background.")))
-    write_text(out / "camvid.toml", to_toml(camvid(), (*OURS, *OF_CAMVID)))
-    write_text(out / "vipseg.toml", to_toml(vipseg(pano, "vipseg"), (*OURS, *OF_VIPSEG)))
-    write_text(out / "vspw.toml", to_toml(vipseg(pano, "vspw"), (*OURS, *OF_VSPW)))
+    write_text(out / "camvid.toml", to_toml(make_camvid(), (*OURS, *OF_CAMVID)))
+    write_text(out / "vipseg.toml", to_toml(make_vipseg(pano, "vipseg"), (*OURS, *OF_VIPSEG)))
+    write_text(out / "vspw.toml", to_toml(make_vipseg(pano, "vspw"), (*OURS, *OF_VSPW)))
 
 
-def _wrapped(items: Sequence[Any], *, one_a_line: bool) -> list[str]:
+def _wrapped(items: Sequence[Any], *, one_per_line: bool) -> list[str]:
     lines: list[str] = []
     for item in items:
         word = json.dumps(item) + ","
-        if lines and not one_a_line and len(lines[-1]) + len(word) < WIDTH:
+        if lines and not one_per_line and len(lines[-1]) + len(word) < WIDTH:
             lines[-1] += f" {word}"
         else:
             lines.append(f"    {word}")
@@ -199,15 +207,23 @@ def _wrapped(items: Sequence[Any], *, one_a_line: bool) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; wrong input ends in one line and exit status 2."""
+    """Run the command line; wrong input ends with one line and exit status 2."""
     parser = argparse.ArgumentParser("python -m tests.makers.vocabularies", description="Make the vocabularies.")
-    parser.add_argument("--labels", required=True, type=Path, metavar="FOLDER", help="the *_with_prompt_eng.txt")
-    parser.add_argument("--tables", required=True, type=Path, metavar="FILE", help="category tables, JSON")
+    parser.add_argument(
+        "--labels", required=True, type=Path, metavar="FOLDER", help="folder of the files *_with_prompt_eng.txt"
+    )
+    parser.add_argument("--tables", required=True, type=Path, metavar="FILE", help="category tables as JSON")
     parser.add_argument("--vipseg", required=True, type=Path, metavar="FILE", help="panoVIPSeg_categories.json")
-    parser.add_argument("--out", default=SHIPPED, type=Path, metavar="FOLDER", help="default: where they ship")
+    parser.add_argument(
+        "--out",
+        default=SHIPPED,
+        type=Path,
+        metavar="FOLDER",
+        help="where to write; default: ovstrans/vocabulary/published",
+    )
     options = parser.parse_args(arguments)
     try:
-        make(options.labels, options.tables, options.vipseg, options.out)
+        make_all(options.labels, options.tables, options.vipseg, options.out)
     except InputError as error:
         parser.error(str(error))
 

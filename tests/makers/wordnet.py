@@ -1,4 +1,4 @@
-"""Make the extracts of WordNet 3.0 that ship in `ovstrans/vocabulary/wordnet`; the README.md there says from what.
+"""Make the extracts of WordNet 3.0 that are shipped in `ovstrans/vocabulary/wordnet`; see the README.md there.
 
 Run as `python -m tests.makers.wordnet --dict FOLDER [--names FILE] [--out FOLDER]`.
 """
@@ -26,30 +26,33 @@ NOTICE = (
 )
 
 EVERYDAY = frozenset({6, 11, 13, 15, 17, 18, 19, 25})
-"""Topics (lexnames(5WN)) of what a picture can show: artifact, event, food, location, object, person,
-phenomenon, shape."""
+"""Numbers of the lexicographer files (lexnames(5WN)) with words for what a picture can show: artifact, event, food,
+location, object, person, phenomenon, shape."""
 NATURAL = frozenset({5, 8, 20, 27})
-"""The same, natural kinds: animal, body, plant, substance, each with many learned words."""
+"""The same for natural kinds: animal, body, plant, substance. These hold many words that only experts use."""
 VISIBLE = EVERYDAY | NATURAL
 PERSON = 18
 MIN_PART = 3
-"""Letters of the shortest word that counts as part of a compound."""
+"""Letters of the shortest word that may be part of a compound."""
 RIVAL = 8
-"""A noun is marked with another part of speech that is at least 1/8 as frequent."""
+"""A noun is marked as another part of speech, too, if it is that at least 1/8 as often."""
 RARE = 40
-"""A word that is that many times as often something else is left out of the nouns."""
+"""A word that is another part of speech more than this many times as often is not listed as a noun."""
 
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 
 def class_names(extra: Iterable[str] = ()) -> list[str]:
-    """The names to find synonyms of: those of `scenes` and `extra`, cleaned, lower case, sorted."""
+    """Return the class names to find synonyms of: those of `scenes` and `extra`, cleaned, in lower case, sorted."""
     return sorted({clean_name(name).strip().lower() for name in (*SHAPES, *STUFF, *extra)})
 
 
 def synonym_lines(wordnet: WordNet, names: Iterable[str]) -> list[str]:
-    """`name, synonym, ...` for each name that has one: the lemmas of all noun synsets of the name, and of
-    what it may be the plural of (GKC's text diversification), in the order of WordNet."""
+    """Return a line `name, synonym, ...` for each name that has synonyms.
+
+    These are the lemmas of all noun synsets of the name and of its singular, in WordNet's order, as in GKC's text
+    diversification.
+    """
     lines = []
     for name in names:
         synonyms = {name: None}
@@ -63,21 +66,22 @@ def synonym_lines(wordnet: WordNet, names: Iterable[str]) -> list[str]:
 
 
 def noun_lines(wordnet: WordNet, names: Iterable[str]) -> list[str]:
-    """`noun` or `noun MARKS`: the single words that a caption may use as nouns.
+    """Return a line `noun` or `noun MARKS` for each single word that a caption may use as a noun.
 
-    Taken are words that were tagged as a noun (once is enough for what can be seen, twice for the rest)
-    and, since most words were never met in the tagged text, words of class names, and words for what can be
-    seen that WordNet uses to explain another word (two others for a natural kind), that are made of
-    two words taken (cupcake), or that are people named after one (surf, surfer).
+    Listed are words that were tagged as a noun: once for words of visible things, else twice. As most words do not
+    occur in the tagged texts, these are listed, too: words of class names; words of visible things that the gloss of
+    another word uses (of two others for natural kinds); compounds of two listed words (cupcake); and persons named
+    after a listed word (surf, surfer).
 
-    MARKS: v, a for what the word also is, a verb or an adjective or adverb; V, A where it is that more often.
+    MARKS tell what the word can be besides: `v` a verb, `a` an adjective or adverb; `V` and `A` if it is that more
+    often than a noun.
     """
     used = _words_of_glosses(wordnet)
     named = {word for name in names for word in name.split()}
-    common = {word for synset in wordnet.synsets[NOUN].values() for word in synset.words}  # in lower case: not Paris,
-    words = {word for word in common | named if _WORD.fullmatch(word) and word in wordnet.nouns}  # but Frisbee, a class
+    common = {word for synset in wordnet.synsets[NOUN].values() for word in synset.words}  # not Paris,
+    words = {word for word in common | named if _WORD.fullmatch(word) and word in wordnet.nouns}  # but frisbee
     topics = {word: [wordnet.synsets[NOUN][offset].topic for offset in wordnet.nouns[word]] for word in words}
-    taken = {word for word in words if _taken(topics[word], wordnet.tags[NOUN][word], word in named, used[word])}
+    taken = {word for word in words if _is_listed(topics[word], wordnet.tags[NOUN][word], word in named, used[word])}
     compounds = {
         word
         for word in words
@@ -92,7 +96,7 @@ def noun_lines(wordnet: WordNet, names: Iterable[str]) -> list[str]:
 
 
 def plural_lines(wordnet: WordNet, nouns: Iterable[str]) -> list[str]:
-    """`plural singular` for each irregular plural of the nouns that neither the rules nor the nouns themselves tell."""
+    """Return a line `plural singular` for each irregular plural of `nouns` that the rules do not find."""
     known = set(nouns)
     lines = []
     for form, bases in sorted(wordnet.exceptions.items()):
@@ -104,7 +108,13 @@ def plural_lines(wordnet: WordNet, nouns: Iterable[str]) -> list[str]:
 
 
 def make(dict_folder: Path | str, names: Iterable[str], out: Path | str) -> None:
-    """Write synonyms.txt, nouns.txt and plurals.txt into the folder `out`."""
+    """Write synonyms.txt, nouns.txt and plurals.txt.
+
+    Args:
+        dict_folder: Folder of the WordNet database.
+        names: Class names to find synonyms of.
+        out: Folder to write to.
+    """
     wordnet = read_wordnet(dict_folder)
     wanted = class_names(names)
     nouns = noun_lines(wordnet, wanted)
@@ -113,7 +123,7 @@ def make(dict_folder: Path | str, names: Iterable[str], out: Path | str) -> None
         write_text(Path(out) / f"{file}.txt", NOTICE + "".join(f"{line}\n" for line in lines))
 
 
-def _taken(topics: list[int], tags: int, named: bool, used: int) -> bool:
+def _is_listed(topics: list[int], tags: int, named: bool, used: int) -> bool:
     if named:
         return True
     if VISIBLE.isdisjoint(topics):
@@ -122,7 +132,7 @@ def _taken(topics: list[int], tags: int, named: bool, used: int) -> bool:
 
 
 def _words_of_glosses(wordnet: WordNet) -> Counter[str]:
-    """In how many glosses of other words each word stands."""
+    """Count in how many glosses of other words each word occurs."""
     used: Counter[str] = Counter()
     for synsets in wordnet.synsets.values():
         for synset in synsets.values():
@@ -131,7 +141,7 @@ def _words_of_glosses(wordnet: WordNet) -> Counter[str]:
 
 
 def _uses(wordnet: WordNet, word: str, *parts: str) -> int:
-    """How often a word is a certain part of speech: tags, and senses beside them, as most words lack tags."""
+    """Estimate how often a word is one of some parts of speech: number of tags plus senses, as most have no tags."""
     return max(wordnet.tags[part][word] + wordnet.senses[part].get(word, 0) for part in parts)
 
 
@@ -143,20 +153,20 @@ def _rarely_noun(wordnet: WordNet, word: str) -> bool:
 def _marks(wordnet: WordNet, word: str, topic: int) -> str:
     noun, verb = _uses(wordnet, word, NOUN), _uses(wordnet, word, VERB)
     if topic not in VISIBLE and any(stem in wordnet.senses[VERB] for stem in _stems(word, "ing")):
-        verb = max(verb, noun + 1)  # riding, sitting: in a caption a form of the verb. Not building, ceiling.
+        verb = max(verb, noun + 1)  # riding, sitting: forms of the verb in a caption; not building
     rivals = (("a", _uses(wordnet, word, ADJECTIVE, ADVERB)), ("v", verb))
     return "".join(letter.upper() if uses > noun else letter for letter, uses in rivals if uses * RIVAL >= noun)
 
 
 def _is_just_plural(wordnet: WordNet, word: str, marks: Mapping[str, str]) -> bool:
-    """Whether a noun is first of all the plural of another: eggs, not stairs; nor shorts, as short describes."""
+    """Return whether a noun is mainly the plural of another: eggs, but not stairs, nor shorts, as short describes."""
     uses = _uses(wordnet, word, NOUN)
     singulars = detach_endings(word, wordnet.exceptions)[1:]
     return any("A" not in marks.get(base, "A") and _uses(wordnet, base, NOUN) > uses for base in singulars)
 
 
 def _stems(word: str, ending: str) -> set[str]:
-    """What `word` may be made from by `ending`: riding from rid, ride; runner from runn, run, runne."""
+    """Return what `word` may be derived from by `ending`: riding from rid, ride; runner from runn, run, runne."""
     if not word.endswith(ending):
         return set()
     stem = word.removesuffix(ending)
@@ -165,11 +175,18 @@ def _stems(word: str, ending: str) -> set[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; wrong input ends in one line and exit status 2."""
+    """Run the command line; wrong input ends with one line and exit status 2."""
     parser = argparse.ArgumentParser("python -m tests.makers.wordnet", description="Make the extracts of WordNet.")
     parser.add_argument("--dict", required=True, metavar="FOLDER", help="the database: index.noun, data.noun, ...")
-    parser.add_argument("--names", default=SHIPPED / "names.txt", metavar="FILE", help="class names, one a line")
-    parser.add_argument("--out", default=SHIPPED, metavar="FOLDER", help="where to write (default: where they ship)")
+    parser.add_argument(
+        "--names",
+        default=SHIPPED / "names.txt",
+        metavar="FILE",
+        help="class names, one per line; default: names.txt there",
+    )
+    parser.add_argument(
+        "--out", default=SHIPPED, metavar="FOLDER", help="where to write; default: ovstrans/vocabulary/wordnet"
+    )
     options = parser.parse_args(arguments)
     try:
         make(options.dict, parse_lines(existing_file(options.names).read_text(encoding="utf-8")), options.out)

@@ -1,8 +1,8 @@
-"""The WordNet database as Princeton distributes it (formats: wndb(5WN), cntlist(5WN)), its nouns above all.
+"""Reader of the WordNet database as Princeton distributes it (formats: wndb(5WN), cntlist(5WN)).
 
-Read are the nouns with their synsets (`index.noun`, `datasets.noun`) and irregular plurals (`noun.exc`); of the other
-parts of speech how many senses each word has (`index.*`) and the glosses (`data.*`); and how often each
-word was met in tagged text (`cntlist.rev`).
+It reads the nouns with their synsets (`index.noun`, `data.noun`) and irregular plurals (`noun.exc`); the number of
+senses (`index.*`) and the glosses (`data.*`) of all parts of speech; and how often each word was tagged in texts
+(`cntlist.rev`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True)
 class Synset:
-    """topic: number of the lexicographer's file (lexnames(5WN)).  words: as written, `_` for a space."""
+    """A set of words with the same meaning.
+
+    Attributes:
+        topic: Number of its lexicographer file (lexnames(5WN)).
+        words: The words as written, with `_` for a space.
+        gloss: Its definition.
+    """
 
     topic: int
     words: tuple[str, ...]
@@ -34,9 +40,15 @@ class Synset:
 
 @dataclass(frozen=True)
 class WordNet:
-    """synsets: of each part of speech, by offset.  nouns: offsets of each lemma's synsets, the most frequent first.
-    senses, tags: per part of speech, senses of each lemma and how often they were tagged.
-    exceptions: irregular plurals.  Lemmas are lower case, `_` for a space."""
+    """The database. Lemmas are in lower case, with `_` for a space.
+
+    Attributes:
+        synsets: Synsets of each part of speech by offset.
+        nouns: Offsets of the synsets of each noun, the most frequent first.
+        senses: Number of senses of each lemma, by part of speech.
+        tags: How often each lemma was tagged, by part of speech.
+        exceptions: Singulars of irregular plurals.
+    """
 
     synsets: dict[str, dict[str, Synset]]
     nouns: dict[str, tuple[str, ...]]
@@ -46,29 +58,29 @@ class WordNet:
 
 
 def read_wordnet(folder: Path | str) -> WordNet:
-    """Read the database files in `folder`.
+    """Read the database files in a folder.
 
-    Raises InputError that names a file that is missing, a line that is not of its format, or a synset that
-    an index names and the data lack.
+    Raises:
+        InputError: A file is missing, a line is not in the format, or an index names a synset that does not exist.
     """
     folder = Path(folder)
-    synsets = {part: dict(_read(folder / f"data.{part}", _synset)) for part in PARTS}
-    index = {part: dict(_read(folder / f"index.{part}", _index_entry)) for part in PARTS}
+    synsets = {part: dict(_read_entries(folder / f"data.{part}", _parse_synset)) for part in PARTS}
+    index = {part: dict(_read_entries(folder / f"index.{part}", _parse_index_entry)) for part in PARTS}
     for part, entries in index.items():
         for lemma, offsets in entries.items():
             for offset in offsets:
                 if offset not in synsets[part]:
                     raise InputError(f"{folder}: index.{part} has {lemma} in synset {offset}, which data.{part} lacks")
     tags: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
-    for part, lemma, count in _read(folder / "cntlist.rev", _tag_count):
+    for part, lemma, count in _read_entries(folder / "cntlist.rev", _parse_tag_count):
         tags[part][lemma] += count
     senses = {part: {lemma: len(offsets) for lemma, offsets in entries.items()} for part, entries in index.items()}
-    exceptions = dict(_read(folder / "noun.exc", _exception))
+    exceptions = dict(_read_entries(folder / "noun.exc", _parse_exception))
     return WordNet(synsets, index[NOUN], senses, tags, exceptions)
 
 
-def _read(path: Path, parse: Callable[[str], Entry]) -> Iterator[Entry]:
-    """The entries of a file, whose lines are all but the licence, which is indented."""
+def _read_entries(path: Path, parse: Callable[[str], Entry]) -> Iterator[Entry]:
+    """Yield the entries of a file, one per line; the licence at the top is indented."""
     with existing_file(path).open(encoding="utf-8") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip() or line.startswith(" "):
@@ -79,8 +91,8 @@ def _read(path: Path, parse: Callable[[str], Entry]) -> Iterator[Entry]:
                 raise InputError(f"{path}: line {number} is not in the format of a WordNet database") from error
 
 
-def _synset(line: str) -> tuple[str, Synset]:
-    """`OFFSET TOPIC n WORDS(hex) word id word id ... POINTERS ... | gloss`."""
+def _parse_synset(line: str) -> tuple[str, Synset]:
+    """Parse `OFFSET TOPIC n WORDS(hex) word id word id ... POINTERS ... | gloss`."""
     head, _, gloss = line.partition(" | ")
     fields = head.split()
     count = int(fields[3], 16)
@@ -89,8 +101,8 @@ def _synset(line: str) -> tuple[str, Synset]:
     return fields[0], Synset(int(fields[1]), tuple(fields[4 : 4 + 2 * count : 2]), gloss.strip())
 
 
-def _index_entry(line: str) -> tuple[str, tuple[str, ...]]:
-    """`lemma n SYNSETS POINTERS pointer ... SENSES TAGGED offset offset ...`."""
+def _parse_index_entry(line: str) -> tuple[str, tuple[str, ...]]:
+    """Parse `lemma n SYNSETS POINTERS pointer ... SENSES TAGGED offset offset ...`."""
     fields = line.split()
     count = int(fields[2])
     if not 0 < count <= len(fields) - 6:
@@ -98,15 +110,15 @@ def _index_entry(line: str) -> tuple[str, tuple[str, ...]]:
     return fields[0], tuple(fields[-count:])
 
 
-def _tag_count(line: str) -> tuple[str, str, int]:
-    """`lemma%TYPE:TOPIC:ID:head:id SENSE COUNT`."""
+def _parse_tag_count(line: str) -> tuple[str, str, int]:
+    """Parse `lemma%TYPE:TOPIC:ID:head:id SENSE COUNT`."""
     key, _, count = line.split()
     lemma, _, rest = key.rpartition("%")
     return _OF_SENSE_KEY[rest[0]], lemma, int(count)
 
 
-def _exception(line: str) -> tuple[str, tuple[str, ...]]:
-    """`plural singular ...`."""
+def _parse_exception(line: str) -> tuple[str, tuple[str, ...]]:
+    """Parse `plural singular ...`."""
     form, *bases = line.split()
     if not bases:
         raise ValueError
