@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
     for number, data in enumerate((write_folder(folder / "data"), Stripes())):
         if isinstance(data, str):
             print(data, len(open_dataset(data, split="train")), "images")
-        run = ovstrans.finetune("deeplabv3", data=data, steps=2, batch=4, out=folder / f"run-{number}", mask=None)
+        run = ovstrans.finetune("deeplabv3", data=data, steps=2, batch=4, out=folder / f"run-{number}")
         print(ovstrans.bench(run, data=[data]))
 
 
