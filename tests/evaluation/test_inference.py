@@ -81,6 +81,12 @@ def assert_classes(found: Tensor, scores: Tensor) -> None:
         (Inference(long_side=40), (60, 80), (30, 40)),
         (Inference(5), (2, 1), (10, 5)),
         (Inference(3), (2, 3), (3, 5)),  # 4.5 is rounded up, as detectron2 does
+        (Inference(5), (2, 5), (5, 13)),  # 12.5, which Python's round() would make 12
+        (Inference(long_side=5), (3, 10), (2, 5)),  # 1.5
+        (Inference(long_side=5), (5, 10), (3, 5)),  # 2.5, which round() would make 2
+        (Inference(long_side=100), (149, 1000), (15, 100)),  # 14.9
+        (Inference(long_side=100), (144, 1000), (14, 100)),  # 14.4
+        (Inference(long_side=10), (1, 1000), (1, 10)),  # never 0
     ],
 )
 def test_evaluation_sizes(inference: Inference, size: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -93,6 +99,62 @@ def test_windows_cover_a_side_and_stay_inside(length: int, window: int, stride: 
     taken = min(window, length)
     assert starts[0] == 0 and starts[-1] + taken == length
     assert all(0 < later - earlier <= min(stride, window) for earlier, later in pairwise(starts))
+
+
+class Recorder(Pixelwise):
+    """Keeps the windows that it is shown, by the column and row that red and green count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.corners: list[tuple[int, int]] = []
+
+    def scores(self, images: Tensor, text: object = None) -> Sequence[Scores]:
+        self.corners += [(round(float(each[1, 0, 0]) * 255), round(float(each[0, 0, 0]) * 255)) for each in images]
+        return super().scores(images)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "tops", "lefts"),
+    [
+        (12, None, [0, 8, 16, 18], [0, 8, 16, 24, 28]),  # 2/3 of the window
+        (12, 5, [0, 5, 10, 15, 18], [0, 5, 10, 15, 20, 25, 28]),
+        (12, 12, [0, 12, 18], [0, 12, 24, 28]),
+        (35, None, [0], [0, 5]),  # as high as the image
+        (50, None, [0], [0]),
+        (1, None, list(range(30)), list(range(40))),
+    ],
+)
+def test_windows_are_a_stride_apart(window: int, stride: int | None, tops: list[int], lefts: list[int]) -> None:
+    """Red counts the columns and green the rows, so that a window's first pixel tells where it lies."""
+    image = torch.zeros(3, 30, 40, dtype=torch.uint8)
+    image[0], image[1] = torch.arange(40), torch.arange(30)[:, None]
+    model = Recorder()
+    predict_image(model, image, inference=Inference(window=window, stride=stride))
+    assert model.corners == [(top, left) for top in tops for left in lefts]
+
+
+@pytest.mark.parametrize(("rival", "first_won"), [(4.0, 8), (6.5, 12)])
+def test_overlapping_windows_are_averaged(rival: float, first_won: int) -> None:
+    """The windows begin at 0, 6 and 12, and each scores class 0 by its first column: 0, 3 where two overlap, 6, 9, 12.
+
+    The rival class wins up to the column where class 0 exceeds it; the first or last window alone would decide
+    another column.
+    """
+
+    class FirstColumn:
+        def scores(self, images: Tensor, text: object = None) -> Sequence[Scores]:
+            found = []
+            for each in images:
+                maps = torch.full((2, *each.shape[-2:]), rival)
+                maps[0] = each[0, 0, 0] * 255
+                found.append(MapScores(maps, (int(each.shape[-2]), int(each.shape[-1]))))
+            return found
+
+    image = torch.zeros(3, 4, 20, dtype=torch.uint8)
+    image[0] = torch.arange(20)
+    found = predict_image(FirstColumn(), image, inference=Inference(window=8, stride=6)).classes
+    assert found[0].tolist() == [1] * first_won + [0] * (20 - first_won)
+    assert torch.equal(found, found[:1].expand(4, -1))
 
 
 @settings(max_examples=15, deadline=None)
