@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovstrans.checkpoints.file import find_checkpoint
 from ovstrans.datasets.images import read_image
 from ovstrans.environment import pick_device
 from ovstrans.errors import InputError
@@ -26,7 +27,7 @@ from ovstrans.segmenter.inputs import ImageFile, find_image_files
 from ovstrans.segmenter.label_maps import class_shares
 from ovstrans.segmenter.options import SegmentationOptions
 from ovstrans.segmenter.prediction_writer import PredictionWriter
-from ovstrans.segmenter.segmenter import SegmentationTask, Segmenter, find_checkpoint
+from ovstrans.segmenter.segmenter import SegmentationTask, Segmenter, Source
 from ovstrans.vocabulary.prompts import AUTO
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -138,7 +139,7 @@ class Predictions:
 
 
 def predict(
-    source: Any,
+    source: Segmenter | Source,
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     classes: ClassNames | None = None,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
+from ovstrans.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.environment import pick_device
@@ -34,7 +34,6 @@ from ovstrans.segmenter.classes import ClassNames, ThingClasses, choose_vocabula
 from ovstrans.segmenter.inputs import ImageLike, to_pixels
 from ovstrans.segmenter.options import SegmentationOptions, describe_fit, explain_memory_errors, fit_to_memory
 from ovstrans.segmenter.segmentation import Segmentation
-from ovstrans.training.run_folder import RunFolder
 from ovstrans.vocabulary.prompts import AUTO
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -43,6 +42,9 @@ if TYPE_CHECKING:
     from ovstrans.segmenter.predict import Predictions
 
 RUNTIMES = ("auto", "dense")
+
+Source = str | os.PathLike[str] | Checkpoint
+"""A run folder or checkpoint file, by its path; a run; a checkpoint."""
 
 _CHUNK = 2**20
 
@@ -73,11 +75,11 @@ class Segmenter:
         self._classifiers: dict[tuple[Vocabulary, str], TextClassifier] = {}
 
     @classmethod
-    def load(cls, source: Any, *, device: torch.device | str = "auto", runtime: str = "auto") -> Segmenter:
+    def load(cls, source: Source, *, device: torch.device | str = "auto", runtime: str = "auto") -> Segmenter:
         """Load the model of a run or checkpoint.
 
         Args:
-            source: A run folder or checkpoint file; or a `Checkpoint`, or what `finetune` returned.
+            source: A run folder or checkpoint file, what `finetune` returned, or a `Checkpoint`.
             device: "auto", "cpu", "cuda" or "cuda:N".
             runtime: "auto" or "dense". Both compute with dense weights, zeros included.
 
@@ -88,8 +90,6 @@ class Segmenter:
         if runtime not in RUNTIMES:
             raise InputError(f"`runtime={runtime}`: unknown; use {' or '.join(RUNTIMES)}")
         device = pick_device(device)
-        if not isinstance(source, (Checkpoint, str, os.PathLike)):
-            source = getattr(source, "checkpoint", source)  # of a run
         if isinstance(source, Checkpoint):
             return cls(source, device=device)
         if not isinstance(source, (str, os.PathLike)):
@@ -283,15 +283,6 @@ class SegmentationTask:
                 instances=self.instance_things,
             )
         return prediction, inference
-
-
-def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint file at a path, a run folder or the file itself.
-
-    Raises:
-        InputError: If there is none.
-    """
-    return RunFolder(path).require_checkpoint() if path.is_dir() else files.existing_file(path)
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

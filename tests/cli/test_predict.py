@@ -231,7 +231,7 @@ def test_broken_images_are_named_and_the_others_done(capsys: pytest.CaptureFixtu
         (("photo.png",), "photo.png: an image, and no checkpoint before it"),
         (("empty", "photo.png"), "empty: a folder without a checkpoint, and no checkpoint before it"),
         (("gone.safetensors", "photo.png"), "gone.safetensors: no such file"),
-        (("unfinished", "photo.png"), "unfinished: the run holds no checkpoint"),
+        (("unfinished", "photo.png"), "unfinished: the run has no checkpoint.safetensors"),
         (("mask.safetensors", "photo.png"), "mask.safetensors: not a checkpoint, it holds: mask"),
         (("alpha.json", "photo.png"), "alpha.json: not a checkpoint"),
         (("words.txt", "photo.png"), "words.txt: not a checkpoint"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ovstrans.evaluation.inference import Inference, predict_image
 from ovstrans.frameworks import registry
 from ovstrans.segmenter import options as options_module
 from ovstrans.segmenter.segmenter import Segmenter
+from ovstrans.training.run_folder import Run
 from ovstrans.vocabulary.vocabulary import Vocabulary
 from tests.segmenter.case import deeplab_checkpoint, draw, fcclip_checkpoint, write_run
 
@@ -42,10 +42,10 @@ def photo(tmp_path: Path) -> Path:
 
 def test_a_segmenter_is_loaded_from_a_run_a_file_or_an_object(tmp_path: Path, photo: Path) -> None:
     file = write_run(tmp_path / "run", deeplab_checkpoint())
-    sources: list[Any] = [tmp_path / "run", str(file), deeplab_checkpoint()]
-    sources += [SimpleNamespace(checkpoint=file), SimpleNamespace(checkpoint=deeplab_checkpoint())]  # runs
+    run = Run(tmp_path / "run", recipe=None, plan=None)  # type: ignore[arg-type]
+    sources: list[Any] = [tmp_path / "run", str(file), run, deeplab_checkpoint()]
     segmenters = [Segmenter.load(source, device="cpu") for source in sources]
-    assert [each.path for each in segmenters] == [file, file, None, file, None]
+    assert [each.path for each in segmenters] == [file, file, file, None]
     labels = [each.segment(photo).labels for each in segmenters]
     assert all(np.array_equal(found, labels[0]) for found in labels)
     assert len({each.sha256 for each in segmenters}) == 2  # of the file, or of the weights
