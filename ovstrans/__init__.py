@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from ovstrans.interop.inspect import inspect as inspect
     from ovstrans.masks.file import load_mask as load_mask
     from ovstrans.masks.mask import Mask as Mask
+    from ovstrans.reports.bench import bench as bench
+    from ovstrans.reports.lock import check_lock as check_lock
+    from ovstrans.reports.lock import update_lock as update_lock
+    from ovstrans.reports.report import Report as Report
     from ovstrans.segmenter.predict import predict as predict
     from ovstrans.segmenter.segmenter import Segmenter as Segmenter
     from ovstrans.spectrum.analysis import analyze as analyze
@@ -37,10 +41,13 @@ _HOMES = {
     "Checkpoint": "ovstrans.checkpoints.file",
     "Clip": "ovstrans.clip.load",
     "Mask": "ovstrans.masks.mask",
+    "Report": "ovstrans.reports.report",
     "Run": "ovstrans.training.run_folder",
     "Segmenter": "ovstrans.segmenter.segmenter",
     "analyze": "ovstrans.spectrum.analysis",
+    "bench": "ovstrans.reports.bench",
     "check_dataset": "ovstrans.datasets.check",
+    "check_lock": "ovstrans.reports.lock",
     "export": "ovstrans.interop.export",
     "finetune": "ovstrans.training.finetune",
     "inspect": "ovstrans.interop.inspect",
@@ -53,17 +60,21 @@ _HOMES = {
     "prepare_dataset": "ovstrans.datasets.published.prepare",
     "progress_bar": "ovstrans.console",
     "show_dataset": "ovstrans.datasets.show",
+    "update_lock": "ovstrans.reports.lock",
 }
 
 __all__ = [
     "Checkpoint",
     "Clip",
     "Mask",
+    "Report",
     "Run",
     "Segmenter",
     "__version__",
     "analyze",
+    "bench",
     "check_dataset",
+    "check_lock",
     "export",
     "finetune",
     "inspect",
@@ -76,6 +87,7 @@ __all__ = [
     "prepare_dataset",
     "progress_bar",
     "show_dataset",
+    "update_lock",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -1,24 +1,53 @@
 """`ovstrans bench`: params, multiply-accumulates, mIoU and speed of any number of targets, side by side.
 
-Here is what happens, in order; the options are in `bench_options`, data in `bench_data`, evaluation in
-`bench_evaluate`, locks in `bench_lock`, what is shown in `bench_show`.
+The options are declared in `cli.bench_options`; the work is `reports.bench.bench`, and `reports.lock` for the lock of
+costs, and `costs.published` for the paper's tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typer.core import TyperCommand
+
 from ovstrans.cli import bench_options as options
 from ovstrans.cli import common
-from ovstrans.cli import inference_options as looking
-from ovstrans.cli.bench_options import BenchCommand
-from ovstrans.files import OUTPUT_DIR
+from ovstrans.cli import inference_options as inference
+from ovstrans.cli.bench_options import BARE, MODES, OPTIONAL_VALUES
 
 if TYPE_CHECKING:
-    from ovstrans.costs.target import Target
-    from ovstrans.reports.request import Request
+    from ovstrans.reports.lock import LockResult
+    from ovstrans.reports.report import Report
+
+_DENOMINATORS = {"present": "that occur in the ground truth (present)", "union": "that occur or are predicted (union)"}
+_MOST_WITH_CHANGES = 4
+"""Largest number of reports whose differences fit into a table of the terminal."""
+
+
+class BenchCommand(TyperCommand):
+    """The command `bench`: some options need no value, and an option without effect is refused."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments as click does, once every option without a value has got its default one."""
+        return super().parse_args(ctx, add_values(args, OPTIONAL_VALUES))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; InputError for an option that has no effect in the chosen mode."""
+        from ovstrans.errors import InputError
+
+        for selector, (name, accepted) in MODES.items():
+            if not ctx.params[selector]:
+                continue
+            for parameter in self.params:
+                source = ctx.get_parameter_source(parameter.name)
+                if parameter.name not in accepted and source is not None and source.name != "DEFAULT":
+                    raise InputError(f"{parameter.opts[0]}: has no part in {name}; leave it out")
+            break
+        return super().invoke(ctx)
+
 
 COMMAND_CLASS = BenchCommand
 
@@ -35,17 +64,17 @@ def bench(
     per_layer: options.PerLayer = False,
     paper: options.Paper = False,
     vocabulary: options.VocabularyName = None,
-    names: looking.Names = "auto",
+    names: inference.Names = "auto",
     data: options.Data = None,
     limit: options.Limit = None,
     denominator: options.Denominator = "present",
     panoptic: options.Panoptic = False,
     per_class: options.PerClass = False,
-    short_side: looking.ShortSide = None,
-    long_side: looking.LongSide = None,
+    short_side: inference.ShortSide = None,
+    long_side: inference.LongSide = None,
     window: options.Window = None,
-    stride: looking.Stride = None,
-    flip: looking.Flip = False,
+    stride: inference.Stride = None,
+    flip: inference.Flip = False,
     latency: options.Latency = False,
     rounds: options.Rounds = 10,
     warmup: options.Warmup = 2,
@@ -66,140 +95,280 @@ def bench(
 ) -> None:
     """Count parameters and multiply-accumulates, and measure mIoU, with one counter for all targets.
 
-    One MAC (a multiplication with its addition) is two FLOPs. Effective MACs leave out what the mask
-    holds at zero, layer by layer. Frameworks, recipes and CLIP models are counted without weights.
+    One MAC (a multiplication with its addition) is two FLOPs. Effective MACs leave out what the mask holds at zero,
+    layer by layer. Frameworks, recipes and CLIP models are counted without weights.
     """
     common.start(quiet=quiet, debug=debug)
-    from ovstrans import console, files
-    from ovstrans.cli import bench_lock, bench_paper
-    from ovstrans.cli.bench_plot import check_plot, save_plots
-    from ovstrans.cli.bench_show import Outputs
+    from ovstrans import console
     from ovstrans.errors import InputError
-    from ovstrans.reports.data import ALL, NONE, Evaluation, first_size, open_data, show_classes
-    from ovstrans.reports.evaluation import evaluate_targets
-    from ovstrans.reports.measure import measure_targets
-    from ovstrans.reports.request import Request, parse_size
+    from ovstrans.files import OUTPUT_DIR
     from ovstrans.training.distributed import is_worker_rank
 
-    follows = is_worker_rank()
-    console.set_quiet(quiet or follows)
-    if follows and (paper or check is not None or update is not None):
-        return  # counted, shown and written by rank 0 alone
-    force = force or follows  # what rank 0 writes meanwhile is in nobody's way
-    place = common.pick_device(device)
-    first = next((spec for spec in data or [] if spec not in (NONE, ALL)), None)
-    size = parse_size(image_size)
-    asked: dict[str, Any] = {
-        "image_size": size,
-        "batch": batch,
-        "model": model,
-        "mask": None if mask is None else str(mask),
-        "plan": None if plan is None else str(plan),
-        "settings": tuple(settings) if settings else None,
-        "vocabulary": vocabulary or first,
-    }
-    asked = {name: value for name, value in asked.items() if value is not None}
+    worker = is_worker_rank()
+    console.set_quiet(quiet or worker)
+    if worker and (paper or check is not None or update is not None):
+        return  # rank 0 does it alone
+    outputs = Outputs(markdown=markdown, csv=csv, json=json, plot=plot, pictures=pictures, update=update, check=check)
+    outputs.refuse_conflicts(force=force or worker)  # files that rank 0 writes meanwhile are no obstacle
     if check is not None or update is not None:
         if counter != "torch":
-            raise InputError(f"--counter {counter}: a lock is counted by torch alone; leave it out")
-        bench_lock.run(targets or [], asked, check, update, tolerance=tolerance, json=json, force=force)
+            raise InputError(f"`counter={counter}`: a lock is counted by torch alone; leave it out")
+        spec = {"image_size": image_size, "batch": batch, "model": model, "mask": mask, "plan": plan}
+        spec |= {"settings": tuple(settings or ()), "vocabulary": vocabulary}
+        _run_lock(targets or [], check, update, tolerance, spec, json)
         return
-    outputs = Outputs.checked(markdown=markdown, csv=csv, json=json, force=force)
     if paper:
-        bench_paper.run(targets or [], outputs)
+        if targets:
+            raise InputError(f"--paper: counts the paper's own models, not {targets[0]}; leave out one of the two")
+        _show_paper(outputs)
         return
-    page = check_plot(plot, force=force)
-    pages = OUTPUT_DIR / "bench"
-    if pictures is not None:
-        pages = files.check_output(pictures, force=force, directory=True, option="pictures")
-    evaluation = Evaluation(
-        data=tuple(data or ()),
-        root=data_root,
-        vocabulary=vocabulary,
-        names=names,
-        short_side=short_side,
-        long_side=long_side,
-        window=window,
-        stride=stride,
-        flip=flip,
-        denominator=denominator,
-        panoptic=panoptic,
-        limit=limit,
-        show=show,
-        pages=pages,
-    )
-    requests = [Request(name, **{"image_size": options.PAPER_SIZE, **asked}) for name in targets or _default_targets()]
-    written, found = _open(requests, counter)
-    work = open_data(list(found.values()), evaluation)
-    size = size or first_size(work, evaluation) or options.PAPER_SIZE
 
-    from ovstrans.reports.report import cost_report, together
+    from ovstrans.reports.bench import bench as run
+    from ovstrans.reports.report import reports_to_json
 
-    layers = per_layer or plot is not None
-    fresh = {
-        number: {"datasets": {}}
-        if follows  # which evaluates with rank 0, and counts nothing
-        else cost_report(target, size, counter=counter, per_layer=layers, batch=batch or 1, device=str(place))
-        for number, target in found.items()
-    }
-    faults = evaluate_targets(list(found.values()), work, list(fresh.values()), place, evaluation)
-    if follows:
+    folder = pictures or OUTPUT_DIR / "bench"
+    with console.progress_bar() as progress:
+        reports: list[Report] = run(
+            targets,
+            data=data,
+            data_root=data_root,
+            model=model,
+            mask=mask,
+            plan=plan,
+            settings=settings or (),
+            image_size=image_size,
+            batch=batch or 1,
+            counter=counter,
+            per_layer=per_layer or plot is not None,
+            vocabulary=vocabulary,
+            names=names,
+            limit=limit,
+            denominator=denominator,
+            panoptic=panoptic,
+            short_side=short_side,
+            long_side=long_side,
+            window=window,
+            stride=stride,
+            flip=flip,
+            latency=latency,
+            rounds=rounds,
+            warmup=warmup,
+            show=show,
+            pictures=folder,
+            device=device,
+            progress=progress,
+            force=force or worker or pictures is None,
+        )
+    if worker:
         return
-    if latency:
-        pairs = ((requests[number], found[number], report) for number, report in fresh.items())
-        measure_targets(pairs, size, place, rounds=rounds, warmup=warmup)
-    reports = [report for number in range(len(requests)) for report in written.get(number) or [fresh[number]]]
+    reports = reports if isinstance(reports, list) else [reports]
     if plot is not None:
-        save_plots(reports, pages, page)
-    outputs.show(reports, per_layer=per_layer)
-    if per_class and outputs.to_terminal:
-        show_classes(reports)
-    common.emit_json(json, together(reports), force=True)
-    _tell(faults)
+        _plot(reports, folder, plot)
+    _show(reports, outputs, per_layer=per_layer, per_class=per_class)
+    common.emit_json(json, reports_to_json(reports), force=True)
+    _raise_failed(reports)
 
 
-def _tell(faults: Mapping[str, str]) -> None:
-    """What is wrong with datasets, by name: a line each, the last of them the error that the command ends with."""
+@dataclass(frozen=True)
+class Outputs:
+    """Where results go: a path, "-" for stdout, None for nowhere. Fields are named as the options."""
+
+    markdown: str | None
+    csv: str | None
+    json: str | None
+    plot: str | None
+    pictures: Path | None
+    update: str | None
+    check: Path | None
+
+    def refuse_conflicts(self, *, force: bool) -> None:
+        """Refuse, before any work, an output that cannot be written, and two outputs in one place."""
+        from ovstrans import files
+        from ovstrans.errors import InputError
+        from ovstrans.figures import picture_path
+
+        common.check_json(self.json, force=force)
+        for name in ("markdown", "csv", "plot"):
+            destination = getattr(self, name)
+            if destination is not None and destination != BARE:
+                path = picture_path(destination) if name == "plot" else destination
+                files.check_output(path, force=force, option=name)
+        places: dict[Path | str, str] = {}
+        for name in ("markdown", "csv", "json", "plot", "pictures", "update", "check"):
+            destination = getattr(self, name)
+            if destination is None or (destination == BARE and name in ("plot", "update")):
+                continue
+            place = BARE if destination == BARE else Path(destination).resolve()
+            if place in places and place == BARE:
+                raise InputError(f"`{places[place]}` and `{name}`: one at a time on stdout; give a file for the others")
+            if place in places and {places[place], name} != {"check", "update"}:
+                raise InputError(f"`{places[place]}` and `{name}`: both are {destination}; give each a file of its own")
+            places[place] = name
+
+    @property
+    def to_terminal(self) -> bool:
+        """Whether stdout is free for the table that people read."""
+        return BARE not in (self.markdown, self.csv, self.json)
+
+    def write_tables(
+        self,
+        columns: Sequence[str],
+        lines: Sequence[Sequence[str]],
+        plain: Sequence[Sequence[str]],
+        words: Collection[str] = (),
+    ) -> None:
+        """Write a table as Markdown (columns and lines) and its plain values as CSV, if they were asked for."""
+        from ovstrans import console, files
+        from ovstrans.reports.tables import format_csv, format_markdown
+
+        for destination, text in (
+            (self.markdown, lambda: format_markdown(columns, lines, words)),
+            (self.csv, lambda: format_csv(plain)),
+        ):
+            if destination == BARE:
+                console.show(text())
+            elif destination is not None:
+                files.write_text(Path(destination), text())
+                console.say(f"wrote {destination}")
+
+
+def add_values(arguments: Sequence[str], optional: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Insert "-" behind every option that was given without a value.
+
+    The word after such an option is its value if it is "-" or has one of the option's suffixes; anything else is the
+    next argument. `--csv=ANYTHING` always has a value.
+
+    Args:
+        arguments: Words of the command line.
+        optional: Option whose value may be left out to the suffixes of its values.
+    """
+    result: list[str] = []
+    for number, argument in enumerate(arguments):
+        result.append(argument)
+        if argument == "--":
+            return [*result, *arguments[number + 1 :]]
+        if argument in optional:
+            following = arguments[number + 1] if number + 1 < len(arguments) else ""
+            if following != BARE and not following.lower().endswith(optional[argument]):
+                result.append(BARE)
+    return result
+
+
+def _show(reports: Sequence[Report], outputs: Outputs, *, per_layer: bool, per_class: bool) -> None:
+    """Show the reports side by side, and tables of layers and classes if asked for."""
+    from ovstrans import console
+    from ovstrans.reports.tables import LAYER_COLUMNS, make_class_table, make_csv_table, make_layer_table, make_table
+
+    columns, lines = make_table(reports)
+    outputs.write_tables(columns, lines, make_csv_table(reports))
+    if not outputs.to_terminal:
+        return
+    if len(reports) > _MOST_WITH_CHANGES:
+        columns, lines = make_table(reports, changes=False)
+    console.table("bench", columns, lines, caption=_caption(reports))
+    for report in reports if per_layer else []:
+        console.table(f"layers of {report.name}", LAYER_COLUMNS, make_layer_table(report))
+    for name in dict.fromkeys(name for report in reports for name in report.datasets) if per_class else []:
+        result = next(report.datasets[name] for report in reports if name in report.datasets)
+        starred = "; * novel" if any(each.novel for each in result.per_class) else ""
+        caption = f"mIoU over {result.num_classes} classes ({result.denominator}){starred}"
+        console.table(f"classes of {name}", *make_class_table(reports, name), caption=caption)
+
+
+def _caption(reports: Sequence[Report]) -> str:
+    flops = reports[0].flops
+    height, width = flops.image_size
+    images = common.counted(flops.batch, "image")
+    caption = f"{images} of {height}x{width}, counter {flops.counter}; 1 MAC = 2 FLOPs"
+    ways = sorted({result.denominator for report in reports for result in report.datasets.values()})
+    shown = " or ".join(_DENOMINATORS.get(way, way) for way in ways)
+    return f"{caption}; mIoU over classes {shown}" if shown else caption
+
+
+def _plot(reports: Sequence[Report], folder: Path, plot: str) -> None:
+    from ovstrans import console
+    from ovstrans.reports.plots import plot_reports
+
+    for path in plot_reports(reports, folder=folder, page=None if plot == BARE else plot):
+        console.say(f"wrote {path}")
+
+
+def _raise_failed(reports: Sequence[Report]) -> None:
+    """Name the datasets that could not be evaluated, the last as the error that the command ends with."""
     from ovstrans import console
     from ovstrans.errors import InputError
 
-    lines = [f"{name}: not evaluated ({fault})" for name, fault in faults.items()]
+    failed = {name: reason for report in reports for name, reason in report.failed.items()}
+    lines = [f"{name}: not evaluated ({reason})" for name, reason in failed.items()]
     for line in lines[:-1]:
         console.error(line)
     if lines:
         raise InputError(lines[-1])
 
 
-def _default_targets() -> list[str]:
+def _run_lock(
+    targets: Sequence[str],
+    check: Path | None,
+    update: str | None,
+    tolerance: str,
+    spec: Mapping[str, Any],
+    json: str | None,
+) -> None:
+    """Check or update the lock; CheckFailed if a count changed."""
+    from ovstrans import console
+    from ovstrans.errors import CheckFailed, InputError
+    from ovstrans.reports.lock import DEFAULT_LOCK, check_lock, update_lock
+
+    path = check or DEFAULT_LOCK
+    if update is not None and update != BARE:
+        if check is not None and Path(update) != check:
+            raise InputError(f"`update={update}`: `check` names another lock, {check}; name one")
+        path = Path(update)
+    with console.progress_bar() as progress:
+        if update is not None:
+            result = update_lock(path, targets, progress=progress, **spec)
+        else:
+            result = check_lock(path, targets, tolerance=tolerance, progress=progress, **spec)
+    if json != BARE:
+        _show_changes(result)
+    common.emit_json(json, result.to_json(), force=True)
+    if update is not None:
+        console.say(f"wrote {path}: {result.total} targets, {len(result.changes)} counts moved")
+    elif result.changes:
+        raise CheckFailed(
+            f"{path}: {common.counted(len(result.changes), 'count')} of {len(result.changed_targets)} of "
+            f"{len(result.targets)} targets moved; if that is meant: ovstrans bench --check {path} --update"
+        )
+    else:
+        console.say(f"{path}: {len(result.targets)} targets cost what they did")
+
+
+def _show_changes(result: LockResult) -> None:
     from ovstrans import console
 
-    run = OUTPUT_DIR / "run"
-    if (run / "checkpoint.safetensors").exists():
-        return [str(run)]
-    console.say(
-        f"no finished run at {run}; counting the framework deeplabv3 (name a target, or run `ovstrans finetune`)"
-    )
-    return ["deeplabv3"]
+    for target in result.changed_targets:
+        console.show(target)
+        for change in result.changes:
+            if change.target == target:
+                console.show(f"  {change}")
 
 
-def _open(requests: Sequence[Request], counter: str) -> tuple[dict[int, list[dict[str, Any]]], dict[int, Target]]:
-    """By their number among the requests: the reports that were written earlier, and the targets to count."""
-    from ovstrans.errors import InputError
-    from ovstrans.reports.report import load_reports
-    from ovstrans.training.run_folder import RunFolder
+def _show_paper(outputs: Outputs) -> None:
+    """Show the costs that OpenTrans prints, computed anew."""
+    from ovstrans import console
+    from ovstrans.costs.published.rows import PAPER_WORDS, paper_json, paper_notes, paper_rows, paper_table
 
-    written, found = {}, {}
-    for number, request in enumerate(requests):
-        path = Path(request.name)
-        if path.suffix == ".json" and path.is_file():
-            written[number] = load_reports(path)
-        elif path.is_dir():
-            RunFolder(path).require_checkpoint()
-    for number, request in enumerate(requests):
-        if number not in written:
-            found[number] = request.open(device="cpu" if counter == "fvcore" else "meta")
-    first = requests[0]
-    given = [f"--{name}" for name in ("model", "mask", "plan") if getattr(first, name) is not None]
-    if given and all(target.checkpoint is not None for target in found.values()):
-        raise InputError(f"{given[0]}: is for frameworks, recipes and CLIP models; a checkpoint carries its own")
-    return written, found
+    rows = paper_rows()
+    columns, lines = paper_table(rows)
+    table = paper_json(rows)
+    plain = [list(table["rows"][0]), *([_plain(value) for value in row.values()] for row in table["rows"])]
+    outputs.write_tables(columns, lines, plain, PAPER_WORDS)
+    if outputs.to_terminal:
+        console.table("costs in OpenTrans' Tables 1 and 2; 1 of its FLOPs is 1 MAC", columns, lines, words=PAPER_WORDS)
+        for note in paper_notes(rows):
+            console.show(f"- {note}")
+    common.emit_json(outputs.json, table, force=True)
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)

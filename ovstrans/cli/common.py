@@ -73,29 +73,28 @@ def recipe_options(
 
 
 _debug = False
-_flags: dict[str, tuple[str, str]] = {}
+_command: Any = None
 
 
 def start(*, quiet: bool = False, debug: bool = False) -> None:
     """Apply the common switches; the first line of every command."""
-    global _debug, _flags
+    global _debug, _command
     from importlib import import_module
 
     from ovstrans import console
-    from ovstrans.cli.flags import flag_names
 
     base = typer.Context.__mro__[1].__module__  # of click, or of the copy of click that newer versions of typer carry
     context = import_module(f"{base.rpartition('.')[0]}.globals").get_current_context(silent=True)
-    _debug, _flags = debug, flag_names(context.command) if context is not None else {}
+    _debug, _command = debug, None if context is None else context.command
     console.set_quiet(quiet)
     console.show_logs(in_flags)
 
 
 def in_flags(message: str) -> str:
     """Return a message of the library with its parameters named as flags of the running command."""
-    from ovstrans.cli.flags import name_flags
+    from ovstrans.cli.flags import flag_names, name_flags
 
-    return name_flags(message, _flags)
+    return name_flags(message, {} if _command is None else flag_names(_command))
 
 
 def debugging() -> bool:

@@ -6,6 +6,7 @@ without weights, data or memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from ovstrans.vocabulary.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from ovstrans.spectrum.plan import FreezePlan
 
+PAPER_SIZE = (800, 1216)
+"""Size at which published inference costs are counted (OpenTrans sec. 4.1): the first COCO validation image."""
 RUN_CHECKPOINT = "checkpoint.safetensors"
 """Name of the checkpoint inside a run folder."""
 DEFAULT_VOCABULARY = "coco-panoptic"
@@ -285,6 +288,20 @@ def load_target(
         )
     found.mask, found.frozen = masked, frozen
     return found
+
+
+def parse_size(size: tuple[int, int] | int | str | None) -> tuple[int, int] | None:
+    """Return height and width of "HxW", of one number for a square, or of a pair; None for None.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if size is None or isinstance(size, tuple):
+        return size
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", str(size).strip())
+    if match is None or not int(match[1]) or not int(match[2] or 1):
+        raise InputError(f"`image_size={size}`: write HEIGHTxWIDTH, for instance 800x1216")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def recipe_vocabulary(recipe: Mapping[str, Any] | None) -> Vocabulary:

@@ -1,0 +1,1 @@
+"""Reports of what models cost and how well they segment: the work of `bench`, its tables, plots, pictures and lock."""

@@ -1,4 +1,4 @@
-"""The confusion heat map: which class is taken for which, and the worst cases by name.
+"""The heat map of a confusion matrix, with a list of the worst mistakes.
 
 Shapes: `K` classes.
 """
@@ -36,9 +36,13 @@ _LOW_SHARE = 0.005
 
 @dataclass(frozen=True)
 class Mistake:
-    """Pixels of one class taken for another.
+    """Pixels of one class that were predicted as another.
 
-    truth, predicted: class indices.  pixels: how many.  share: their part of all pixels of `truth`, 0 to 1.
+    Attributes:
+        truth: Index of the true class.
+        predicted: Index of the predicted class.
+        pixels: Number of pixels.
+        share: Fraction of all pixels of the true class, 0 to 1.
     """
 
     truth: int
@@ -48,7 +52,7 @@ class Mistake:
 
 
 def worst_mistakes(confusion: ConfusionMatrix | Tensor, limit: int) -> list[Mistake]:
-    """The pairs of different classes that cost the most pixels, worst first, at most `limit`."""
+    """Return the pairs of different classes with the most wrong pixels, worst first, at most `limit`."""
     counts = _counts(confusion)
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
@@ -65,19 +69,25 @@ def worst_mistakes(confusion: ConfusionMatrix | Tensor, limit: int) -> list[Mist
 def save_confusion(
     path: Path | str, confusion: ConfusionMatrix | Tensor, names: Sequence[str], *, title: str = ""
 ) -> Path:
-    """Write `draw_confusion` as PNG, PDF or SVG by the suffix, atomically; returns the path."""
+    """Write the heat map as PNG, PDF or SVG by the suffix, atomically; see `draw_confusion`. Return the path."""
     picture_path(path)
     return save_figure(draw_confusion(confusion, names, title=title), path)
 
 
 def draw_confusion(confusion: ConfusionMatrix | Tensor, names: Sequence[str], *, title: str = "") -> Figure:
-    """The heat map of a confusion matrix, counts [K, K], with a list of the worst mistakes beside it.
+    """Draw the heat map of a confusion matrix, with a list of the worst mistakes beside it.
 
-    A row is a true class, a cell the part of its pixels that was predicted as the column's class; the
-    colour scale is stretched at its lower end, so that small parts can be seen. Rows of classes that do not
-    occur are grey. Numbers stand in the cells, or rings around the listed ones, and names along the axes,
-    or indices, whichever fits. Raises InputError where
-    `names` are not K.
+    A row is a true class, a cell the fraction of its pixels that was predicted as the column's class. The colour scale
+    is stretched at its lower end, so that small fractions can be seen. Rows of classes that do not occur are grey. If
+    they fit, the cells have numbers and the axes names; otherwise the listed cells have rings, and the axes indices.
+
+    Args:
+        confusion: The matrix, or its counts [K, K].
+        names: Names of the K classes.
+        title: Title of the plot.
+
+    Raises:
+        InputError: If the number of names is not K.
     """
     counts = _counts(confusion)
     if len(names) != len(counts):
@@ -142,14 +152,14 @@ def _ticks(axes: Axes, names: Sequence[str], points: float | None) -> None:
 
 
 def _ring(axes: Axes, mistakes: Sequence[Mistake], cell: float) -> None:
-    """Rings around the cells of the listed mistakes, of the size of a cell (in points) but never too small to see."""
+    """Draw rings around the cells of the listed mistakes, of the size of a cell (in points) but large enough to see."""
     rows, columns = [mistake.truth for mistake in mistakes], [mistake.predicted for mistake in mistakes]
     diameter = max(1.1 * cell, _LEAST_RING)
     axes.scatter(columns, rows, s=diameter**2, facecolors="none", edgecolors=RED, linewidths=0.7)
 
 
 def _list_mistakes(axes: Axes, mistakes: Sequence[Mistake], names: Sequence[str], wrong: int) -> None:
-    """Bars of the worst mistakes: their part of all wrong pixels, and in words their part of the true class."""
+    """Draw bars of the worst mistakes: their fraction of all wrong pixels, and as text that of the true class."""
     if not mistakes:
         axes.set_axis_off()
         axes.text(0, 1, "no wrong pixel", fontsize=9, va="top", transform=axes.transAxes)

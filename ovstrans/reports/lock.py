@@ -4,15 +4,14 @@
      "targets": {
       "RN50 --image-size 800x1216": {          the command line that counts it
        "target": "RN50", "image_size": [800, 1216], "batch": 1,
-                                               and where given: model, mask, plan, set, vocabulary
+                                               and if given: model, mask, plan, set, vocabulary
        "params": {"trunk": {"total": ..., "nonzero": ..., "trainable": ...}, ...},
        "macs": {"trunk": {"dense": ..., "effective": ...}, ...},
-       "other": {"pixel_decoder": {"deformable_sampling": ...},             sampling and resizing, apart
+       "other": {"pixel_decoder": {"deformable_sampling": ...},             resampling, apart
                  "text_encoder": {"once_per_vocabulary": ...}, ...}}}}
 
-Everything is sorted, and nothing of it depends on the machine, on versions or on the names of modules
-inside a component. Paths are relative to the lock's folder. MACs are by the `torch` counter, of the
-whole batch.
+Everything is sorted, and nothing of it depends on the machine, on versions or on the names of modules inside a
+component. Paths are relative to the lock's folder. MACs are by the `torch` counter, of the whole batch.
 """
 
 from __future__ import annotations
@@ -20,38 +19,99 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ovstrans.costs.flops import count_flops, count_text_encoder
 from ovstrans.costs.params import count_params
-from ovstrans.errors import InputError
-from ovstrans.files import read_json, write_json
+from ovstrans.costs.target import PAPER_SIZE, Target, load_target, parse_size
+from ovstrans.errors import InputError, MissingFileError
+from ovstrans.files import check_output, read_json, write_json
 from ovstrans.frameworks.base import Framework
-from ovstrans.reports.request import Request
+from ovstrans.progress import ProgressCallback, ProgressReporter
 
 SCHEMA = "ovstrans.costs/1"
+CHECK_SCHEMA = "ovstrans.check/1"
 DEFAULT_LOCK = Path("costs.lock.json")
 
 Counts = dict[str, dict[str, dict[str, int]]]
-"""{"params": {component: {kind: count}}, "macs": the same, ...}, components without any count left out."""
+"""{"params": {component: {kind: count}}, "macs": the same, "other": the same}; components without counts left out."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A target in the lock: what to count (paths as seen from here), and the counts on record."""
+class TargetSpec:
+    """A target as a lock names it: what `bench` takes, with paths as text.
 
-    request: Request
+    Attributes:
+        name: Run, checkpoint, framework, recipe or open_clip model.
+        image_size: Height and width.
+        batch: Number of images at once.
+        model: CLIP of a framework or recipe.
+        mask: Mask file.
+        plan: File with a freeze plan.
+        settings: `KEY=VALUE` pairs.
+        vocabulary: Name or file of the class names.
+    """
+
+    name: str
+    image_size: tuple[int, int]
+    batch: int = 1
+    model: str | None = None
+    mask: str | None = None
+    plan: str | None = None
+    settings: tuple[str, ...] = ()
+    vocabulary: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The command line that counts the target, which is its name in the lock."""
+        words = [self.name]
+        for option in ("model", "mask", "plan", "vocabulary"):
+            value = getattr(self, option)
+            words += [f"--{option} {value}"] if value is not None else []
+        words += [f"--set {setting}" for setting in self.settings]
+        words += [f"--batch {self.batch}"] if self.batch != 1 else []
+        height, width = self.image_size
+        return " ".join([*words, f"--image-size {height}x{width}"])
+
+    def load(self) -> Target:
+        """Load the target, or build it on meta tensors; raises as `load_target` does."""
+        return load_target(
+            self.name,
+            model=self.model,
+            mask=self.mask,
+            plan=self.plan,
+            vocabulary=self.vocabulary,
+            settings=self.settings,
+        )
+
+
+@dataclass(frozen=True)
+class LockEntry:
+    """A target and its counts.
+
+    Attributes:
+        spec: The target, with paths as seen from the working directory.
+        counts: Its counts.
+    """
+
+    spec: TargetSpec
     counts: Counts
 
 
 @dataclass(frozen=True)
 class CostChange:
-    """A count that differs: of `target` (its key in the lock) the `kind` ("dense MACs") of a component.
+    """A count that changed.
 
-    was, now: None where the lock, or the target, has no such component."""
+    Attributes:
+        target: Key of the target in the lock.
+        component: Component that the count is of; "input" if the input itself changed.
+        kind: What is counted, such as "dense MACs".
+        was: Recorded count; None if the lock has no such component.
+        now: Present count; None if the target has no such component.
+    """
 
     target: str
     component: str
@@ -65,36 +125,171 @@ class CostChange:
 
 
 @dataclass(frozen=True)
+class LockResult:
+    """What a check or an update of a lock found.
+
+    Attributes:
+        lock: Path of the lock.
+        targets: Keys of the targets that were counted.
+        changes: The counts that changed.
+        total: Number of targets in the lock.
+    """
+
+    lock: Path
+    targets: tuple[str, ...]
+    changes: tuple[CostChange, ...]
+    total: int
+
+    @property
+    def changed_targets(self) -> tuple[str, ...]:
+        """Keys of the targets with a changed count."""
+        return tuple(dict.fromkeys(change.target for change in self.changes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `bench --check --json` writes."""
+        return {
+            "schema": CHECK_SCHEMA,
+            "lock": str(self.lock),
+            "targets": list(self.targets),
+            "moved": [asdict(change) for change in self.changes],
+        }
+
+    def __repr__(self) -> str:
+        lines = [f"LockResult({self.lock}: {len(self.changes)} changes in {len(self.targets)} targets)"]
+        lines += [f"  {change.target}: {change}" for change in self.changes[:8]]
+        return "\n".join([*lines, *(["  ..."] if len(self.changes) > 8 else [])])
+
+
+@dataclass(frozen=True)
 class Tolerance:
-    """What a count may move: `share` of the recorded value, or `count` MACs or params, whichever is more."""
+    """How far a count may change: by `share` of the recorded value or by `count` MACs or params, whichever is more.
+
+    Attributes:
+        share: Fraction of the recorded value.
+        count: Number of MACs or params.
+    """
 
     share: float = 0.0
     count: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Tolerance:
-        """Of `0.1%` (of the recorded value) or `1000` (so many); InputError for anything else."""
+        """Parse `0.1%` (of the recorded value) or `1000` (a number of MACs or params).
+
+        Raises:
+            InputError: If it is something else.
+        """
         match = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)", text.strip())
         if match is None or not math.isfinite(float(match[1])):
-            raise InputError(f"--tolerance {text}: write per cent of a count (0.1%), or so many MACs or params (1000)")
+            raise InputError(
+                f"`tolerance={text}`: write per cent of a count (0.1%), or a number of MACs or params (1000)"
+            )
         number = float(match[1])
         return cls(share=number / 100) if match[2] else cls(count=number)
 
     def covers(self, was: int | None, now: int | None) -> bool:
-        """Whether the two pass as equal; a component that came or went never does."""
+        """Return whether two counts pass as equal; a component that appears or disappears never does."""
         if was is None or now is None:
             return was == now
         return abs(now - was) <= max(self.share * was, self.count)
 
 
-def count(request: Request) -> Counts:
-    """Params and MACs of every component; needs no weights but those of a checkpoint.
+def check_lock(
+    path: Path | str = DEFAULT_LOCK,
+    targets: Sequence[str] = (),
+    *,
+    tolerance: Tolerance | str = "0",
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> LockResult:
+    """Count the targets of a lock and compare them with the record.
 
-    Raises as `Request.open`, `count_params` and `count_flops` do.
+    Args:
+        path: The lock.
+        targets: Targets to check, by name, path or key; all if empty.
+        tolerance: How far a count may change, as "0.1%" of the recorded value or "1000" MACs or params.
+        progress: Told of the targets counted.
+        **options: Fields of `TargetSpec` that replace those of the lock: `image_size`, `batch`, `model`, `mask`,
+            `plan`, `settings`, `vocabulary`.
+
+    Returns:
+        The changes; none if the targets cost what they did.
+
+    Raises:
+        InputError: If the lock is missing or broken, does not hold a target, or a target cannot be counted.
     """
-    target = request.open()
+    path = Path(path)
+    allowed = Tolerance.parse(tolerance) if isinstance(tolerance, str) else tolerance
+    entries = load_lock(path)
+    for name in targets:
+        if not any(_is_called(entry.spec, name) for entry in entries.values()):
+            raise InputError(f"{name}: is not in {path}; add it with: ovstrans bench {name} --update {path}")
+    chosen = [
+        entry for entry in entries.values() if not targets or any(_is_called(entry.spec, name) for name in targets)
+    ]
+    if not chosen:
+        raise InputError(f"{path}: holds no target; add some with: ovstrans bench TARGET ... --update {path}")
+    present = _count_all(path, [replace(entry.spec, **_as_text(options)) for entry in chosen], progress)
+    changes = [
+        change for entry, now in zip(chosen, present, strict=True) for change in compare_entries(entry, now, allowed)
+    ]
+    return LockResult(path, tuple(entry.spec.key for entry in chosen), tuple(changes), len(entries))
+
+
+def update_lock(
+    path: Path | str = DEFAULT_LOCK,
+    targets: Sequence[str] = (),
+    *,
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> LockResult:
+    """Count targets and write the counts into a lock.
+
+    Args:
+        path: The lock; made if it does not exist and targets are given.
+        targets: Targets to count, which are added if they are new; all targets of the lock if empty.
+        progress: Told of the targets counted.
+        **options: As in `check_lock`.
+
+    Returns:
+        The changes of counts that were on record.
+
+    Raises:
+        InputError: If the lock is broken or cannot be written, or a target cannot be counted.
+    """
+    path = check_output(path, force=True, option="update")
+    given = _as_text(options)
+    entries = load_lock(path) if path.exists() or not targets else {}
+    known = {entry.spec.key: entry for entry in entries.values()}
+    if targets:
+        specs = [TargetSpec(name, **{"image_size": PAPER_SIZE, **given}) for name in targets]
+        kept = [entry for key, entry in known.items() if key not in {spec.key for spec in specs}]
+        before = [known.get(spec.key) for spec in specs]
+    else:
+        specs, kept = [replace(entry.spec, **given) for entry in entries.values()], []
+        before = list(entries.values())
+    if not specs:
+        raise InputError(f"{path}: holds no target; add some with: ovstrans bench TARGET ... --update {path}")
+    counted = _count_all(path, specs, progress)
+    save_lock(path, [*kept, *counted])
+    changes = [
+        change
+        for was, now in zip(before, counted, strict=True)
+        if was is not None
+        for change in compare_entries(was, now)
+    ]
+    return LockResult(path, tuple(spec.key for spec in specs), tuple(changes), len(kept) + len(counted))
+
+
+def count_entry(spec: TargetSpec) -> LockEntry:
+    """Count parameters and MACs of every component; only a checkpoint needs weights.
+
+    Raises:
+        InputError: If the target does not exist or does not fit.
+    """
+    target = spec.load()
     flops = count_flops(
-        target.module, request.image_size, components=target.components, mask=target.mask, batch=request.batch
+        target.module, spec.image_size, components=target.components, mask=target.mask, batch=spec.batch
     )
     params = count_params(target.module, target.components, mask=target.mask, frozen=target.frozen)
     other: dict[str, dict[str, int]] = {}
@@ -108,46 +303,37 @@ def count(request: Request) -> Counts:
         "macs": {name: asdict(part) for name, part in flops.components.items()},
         "other": other,
     }
-    return {
+    present = {
         section: {name: dict(part) for name, part in sorted(parts.items()) if any(part.values())}
         for section, parts in counts.items()
     }
+    return LockEntry(spec, present)
 
 
-def compare(entry: Entry, now: Entry, tolerance: Tolerance = Tolerance()) -> list[CostChange]:
-    """Every recorded count that is another now, and every new one; sections, components, kinds in order."""
-    name = key(entry.request)
-    moved = [
-        CostChange(name, "input", what, old, new)
-        for what, old, new in _inputs(entry.request, now.request)
-        if old != new
+def compare_entries(entry: LockEntry, now: LockEntry, tolerance: Tolerance = Tolerance()) -> list[CostChange]:
+    """Return every recorded count that has changed, and every new one, in the order of the lock."""
+    key = entry.spec.key
+    changes = [
+        CostChange(key, "input", kind, old, new) for kind, old, new in _inputs(entry.spec, now.spec) if old != new
     ]
     for section, component, kind in _union(entry.counts, now.counts):
         was = entry.counts.get(section, {}).get(component, {}).get(kind)
         new = now.counts.get(section, {}).get(component, {}).get(kind)
         if not tolerance.covers(was, new):
             unit = "params" if section == "params" else "MACs"
-            moved.append(CostChange(name, component, f"{kind.replace('_', ' ')} {unit}", was, new))
-    return moved
+            changes.append(CostChange(key, component, f"{kind.replace('_', ' ')} {unit}", was, new))
+    return changes
 
 
-def key(request: Request) -> str:
-    """The command line that counts it, which is its name in the lock; paths as they are in the request."""
-    words = [request.name]
-    for option in ("model", "mask", "plan", "vocabulary"):
-        value = getattr(request, option)
-        words += [f"--{option} {value}"] if value is not None else []
-    words += [f"--set {setting}" for setting in request.settings]
-    words += [f"--batch {request.batch}"] if request.batch != 1 else []
-    height, width = request.image_size
-    return " ".join([*words, f"--image-size {height}x{width}"])
+def load_lock(path: Path | str) -> dict[str, LockEntry]:
+    """Read the entries of a lock by their keys.
 
-
-def load_lock(path: Path | str) -> dict[str, Entry]:
-    """The entries of a lock by key; InputError, naming the entry, where it is missing, broken or no lock."""
+    Raises:
+        InputError: If it is missing, broken or no lock; the message names the entry.
+    """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such lock; make one with: ovstrans bench TARGET ... --update {path}")
+        raise MissingFileError(f"{path}: no such lock; make one with: ovstrans bench TARGET ... --update {path}")
     another = f"restore it, or take it away and make another: ovstrans bench TARGET ... --update {path}"
     try:
         table = read_json(path, SCHEMA).get("targets")
@@ -156,41 +342,67 @@ def load_lock(path: Path | str) -> dict[str, Entry]:
     if not isinstance(table, dict):
         raise InputError(f"{path}: holds no targets; {another}")
     entries = {}
-    for name, value in table.items():
+    for key, value in table.items():
         try:
-            entries[name] = _entry(value, path.parent)
+            entries[key] = _parse_entry(value, path.parent)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path}: entry {name!r} is broken ({reason}); take it out, or restore it") from error
+            raise InputError(f"{path}: entry {key!r} is broken ({reason}); take it out, or restore it") from error
     return entries
 
 
-def save_lock(path: Path | str, entries: Mapping[str, Entry] | list[Entry]) -> None:
+def save_lock(path: Path | str, entries: Mapping[str, LockEntry] | Sequence[LockEntry]) -> None:
     """Write a lock, atomically: equal entries give equal bytes."""
     path = Path(path)
-    values = entries.values() if isinstance(entries, Mapping) else entries
     table = {}
-    for entry in values:
-        request = relative(entry.request, path.parent)
-        table[key(request)] = {**_request_json(request), **entry.counts}
+    for entry in entries.values() if isinstance(entries, Mapping) else entries:
+        spec = make_relative(entry.spec, path.parent)
+        table[spec.key] = {**_spec_to_json(spec), **entry.counts}
     write_json(path, {"schema": SCHEMA, "targets": dict(sorted(table.items()))})
 
 
-def relative(request: Request, folder: Path) -> Request:
-    """The request as a lock in `folder` writes it down: its paths from there, with slashes."""
+def make_relative(spec: TargetSpec, folder: Path) -> TargetSpec:
+    """Return a spec as a lock in `folder` records it: paths relative to the folder, with slashes."""
 
-    def seen(path: str | None) -> str | None:
-        if path is None:
-            return None
-        return Path(os.path.relpath(path, folder)).as_posix()
+    def relative(path: str | None) -> str | None:
+        return None if path is None else Path(os.path.relpath(path, folder)).as_posix()
 
-    name = seen(request.name) if _is_path(request.name) else request.name
-    vocabulary = request.vocabulary
+    name, vocabulary = spec.name, spec.vocabulary
+    if _is_path(name):
+        name = relative(name) or name
     if vocabulary is not None and _is_path(vocabulary):
-        vocabulary = seen(vocabulary)
-    return replace(
-        request, name=name or request.name, mask=seen(request.mask), plan=seen(request.plan), vocabulary=vocabulary
-    )
+        vocabulary = relative(vocabulary)
+    return replace(spec, name=name, mask=relative(spec.mask), plan=relative(spec.plan), vocabulary=vocabulary)
+
+
+def _count_all(path: Path, specs: Sequence[TargetSpec], progress: ProgressCallback | None) -> list[LockEntry]:
+    """Count targets; an error says which of them it is about."""
+    reporter, entries = ProgressReporter(progress, f"count {path}", len(specs), unit="targets"), []
+    for spec in specs:
+        try:
+            entries.append(count_entry(spec))
+        except InputError as error:
+            raise InputError(f"{path}: {spec.key}: {error}") from error
+        reporter.advance()
+    return entries
+
+
+def _as_text(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert options to fields of `TargetSpec`; those that are None are left out."""
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    for name in ("mask", "plan", "vocabulary"):
+        if name in given:
+            given[name] = str(given[name])
+    if "image_size" in given:
+        given["image_size"] = parse_size(given["image_size"])
+    if "settings" in given:
+        given["settings"] = tuple(given["settings"])
+    return given
+
+
+def _is_called(spec: TargetSpec, name: str) -> bool:
+    """Return whether a name means a target: its own, as a path, or its key in the lock."""
+    return name in (spec.name, spec.key) or Path(name) == Path(spec.name)
 
 
 def _is_path(name: str) -> bool:
@@ -198,24 +410,24 @@ def _is_path(name: str) -> bool:
     return path.exists() or len(path.parts) > 1 or path.suffix in (".toml", ".txt", ".safetensors")
 
 
-def _entry(value: Mapping[str, Any], folder: Path) -> Entry:
-    def here(path: str | None) -> str | None:
-        """A path in the lock as seen from the working directory; what is no path stays."""
+def _parse_entry(value: Mapping[str, Any], folder: Path) -> LockEntry:
+    def from_here(path: str | None) -> str | None:
+        """Return a path of the lock as seen from the working directory; other names stay."""
         if path is None:
             return None
         found = folder / path
         return str(found) if found.exists() or _is_path(path) else path
 
     height, width = value["image_size"]
-    request = Request(
-        name=str(here(str(value["target"]))),
+    spec = TargetSpec(
+        name=str(from_here(str(value["target"]))),
         image_size=(int(height), int(width)),
         batch=int(value.get("batch", 1)),
         model=value.get("model"),
-        mask=here(value.get("mask")),
-        plan=here(value.get("plan")),
+        mask=from_here(value.get("mask")),
+        plan=from_here(value.get("plan")),
         settings=tuple(str(setting) for setting in value.get("set", ())),
-        vocabulary=here(value.get("vocabulary")),
+        vocabulary=from_here(value.get("vocabulary")),
     )
     counts = {
         section: {
@@ -224,23 +436,23 @@ def _entry(value: Mapping[str, Any], folder: Path) -> Entry:
         }
         for section in ("params", "macs", "other")
     }
-    return Entry(request, counts)
+    return LockEntry(spec, counts)
 
 
-def _request_json(request: Request) -> dict[str, Any]:
-    entry: dict[str, Any] = {"target": request.name, "image_size": list(request.image_size), "batch": request.batch}
+def _spec_to_json(spec: TargetSpec) -> dict[str, Any]:
+    entry: dict[str, Any] = {"target": spec.name, "image_size": list(spec.image_size), "batch": spec.batch}
     options = {
-        "model": request.model,
-        "mask": request.mask,
-        "plan": request.plan,
-        "set": list(request.settings) or None,
-        "vocabulary": request.vocabulary,
+        "model": spec.model,
+        "mask": spec.mask,
+        "plan": spec.plan,
+        "set": list(spec.settings) or None,
+        "vocabulary": spec.vocabulary,
     }
     return entry | {name: value for name, value in options.items() if value is not None}
 
 
-def _inputs(was: Request, now: Request) -> Iterator[tuple[str, int, int]]:
-    """What goes in, as numbers: a count is of an image size, and two sizes are two things."""
+def _inputs(was: TargetSpec, now: TargetSpec) -> Iterator[tuple[str, int, int]]:
+    """Yield the numbers that describe the input: counts of two image sizes are not of one thing."""
     yield "batch", was.batch, now.batch
     yield "height", was.image_size[0], now.image_size[0]
     yield "width", was.image_size[1], now.image_size[1]

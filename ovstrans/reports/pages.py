@@ -1,17 +1,19 @@
-"""Pages of predictions beside the truth, as one PNG.
+"""Pictures of an evaluation: pages of predictions beside the ground truth, as PNG files.
 
-A row is an image; columns are the image, the truth, one or more predictions, and for a single
-prediction the error (wrong pixels red). Class names stand on their segments, colours are the
-vocabulary's, and a legend lists the classes that occur.
+A row of a page is an image; columns are the image, the truth, one or more predictions, and for a single prediction the
+error (wrong pixels red). Class names stand on their segments, colours are the vocabulary's, and a legend lists the
+classes that occur.
 
 Shapes: `H W` image, `K` classes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -30,7 +32,16 @@ from ovstrans.datasets.drawing import (
 )
 from ovstrans.errors import InputError
 from ovstrans.files import atomic_path
+from ovstrans.reports.confusion_plot import save_confusion
 from ovstrans.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ovstrans.datasets.sample import Dataset
+    from ovstrans.evaluation.evaluate import DatasetResult
+    from ovstrans.evaluation.metrics import ConfusionMatrix
+
+PAGE_ROWS = 8
+"""Largest number of images on a page."""
 
 _RIGHT, _WRONG = (222, 226, 230), (214, 40, 40)
 _MARGIN, _GAP, _TITLE, _HEAD = 24, 10, 22, 15
@@ -42,13 +53,81 @@ _COMPRESSION = 6
 class Row:
     """One image of a page.
 
-    image: uint8 [3, H, W].  truth: class index [H, W] or None.
-    predictions: class index [H, W] under the title of its column; every row of a page has the same titles.
+    Attributes:
+        image: uint8 [3, H, W].
+        truth: Class index [H, W], or None.
+        predictions: Title of a column to class index [H, W]. Every row of a page has the same titles.
     """
 
     image: Tensor
     truth: Tensor | None = None
     predictions: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class _DatasetPictures:
+    """What is drawn of a dataset: predictions by image and title of their column, and confusion matrices by title."""
+
+    name: str
+    dataset: Dataset
+    predictions: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    confusions: dict[str, ConfusionMatrix] = field(default_factory=dict)
+
+
+class Pages:
+    """Collects the predictions and confusion matrices of several targets on several datasets, and draws them."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, _DatasetPictures] = {}
+
+    def add(
+        self, name: str, dataset: Dataset, title: str, result: DatasetResult, predictions: Mapping[int, Tensor]
+    ) -> None:
+        """Add the evaluation of a target on a dataset.
+
+        Args:
+            name: Name of the dataset in reports.
+            dataset: The dataset.
+            title: Short name of the target.
+            result: Its metrics, with their confusion matrix.
+            predictions: Index of an image to the predicted classes [H, W].
+        """
+        part = self._parts.setdefault(id(dataset), _DatasetPictures(name, dataset))
+        for index, prediction in predictions.items():
+            part.predictions.setdefault(index, {})[title] = prediction
+        if result.confusion is not None:
+            part.confusions[title] = result.confusion
+
+    def save(self, folder: Path) -> Iterator[Path]:
+        """Write the pictures of each dataset into a folder.
+
+        They are `NAME.png`, `NAME-2.png` and so on if one page has no room for all images, and `NAME-confusion.png`, or
+        `NAME-confusion-TITLE.png` for each of several targets.
+
+        Yields:
+            The path of each file, once it is written.
+        """
+        used: list[str] = []
+        for part in self._parts.values():
+            indices = sorted(part.predictions)
+            stem = _file_name(part.name)
+            used.append(stem)
+            if used.count(stem) > 1:  # the same data at another size
+                stem = f"{stem}-again{used.count(stem)}"
+            count = -(-len(indices) // PAGE_ROWS)
+            for page in range(count):
+                rows = []
+                for index in indices[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]:
+                    sample = part.dataset[index]
+                    rows.append(Row(sample.image, sample.label, part.predictions[index]))
+                title = part.name if count == 1 else f"{part.name}, page {page + 1} of {count}"
+                path = folder / (f"{stem}-{page + 1}.png" if page else f"{stem}.png")
+                yield save_page(path, rows, part.dataset.vocabulary, title=title, ignore=part.dataset.ignore)
+            for target, confusion in part.confusions.items():
+                suffix = f"-{_file_name(target)}" if len(part.confusions) > 1 else ""
+                path = folder / f"{stem}-confusion{suffix}.png"
+                names = part.dataset.vocabulary.names
+                yield save_confusion(path, confusion, names, title=f"{target} on {part.name}")
 
 
 def save_page(
@@ -60,7 +139,7 @@ def save_page(
     ignore: int = 255,
     cell_height: int = 240,
 ) -> Path:
-    """Write `draw_page` as a PNG, atomically; returns the path."""
+    """Write a page as a PNG file, atomically; arguments as of `draw_page`. Return the path."""
     picture = draw_page(rows, vocabulary, title=title, ignore=ignore, cell_height=cell_height)
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", compress_level=_COMPRESSION)
@@ -75,9 +154,17 @@ def draw_page(
     ignore: int = 255,
     cell_height: int = 240,
 ) -> Image.Image:
-    """The page. A column of errors is added where there is a truth and a single prediction.
+    """Draw a page. If there is a truth and a single prediction, a column of errors is added.
 
-    cell_height: of every image on the page, in pixels.  Raises InputError for no row.
+    Args:
+        rows: Images of the page.
+        vocabulary: Their classes.
+        title: Title of the page.
+        ignore: Label of pixels that are ignored.
+        cell_height: Height of every image on the page, in pixels.
+
+    Raises:
+        InputError: If there is no row.
     """
     if not rows:
         raise InputError("a page of predictions needs at least one image")
@@ -108,7 +195,7 @@ def draw_page(
 
 
 def error_map(prediction: Tensor, truth: Tensor, size: tuple[int, int], *, ignore: int = 255) -> Image.Image:
-    """Wrong pixels red, right ones light, ignored ones dark; `size` is (width, height)."""
+    """Draw wrong pixels red, right ones light, ignored ones dark, resized to `size` (width, height)."""
     wrong, ignored = _array(prediction) != _array(truth), _array(truth) == ignore
     colors = np.empty((*wrong.shape, 3), dtype=np.uint8)
     colors[:] = _RIGHT
@@ -118,7 +205,7 @@ def error_map(prediction: Tensor, truth: Tensor, size: tuple[int, int], *, ignor
 
 
 def _cells(row: Row, vocabulary: Vocabulary, ignore: int, height: int) -> Iterator[tuple[str, Image.Image, str]]:
-    """Column title, picture and note of every cell of a row."""
+    """Yield column title, picture and note of every cell of a row."""
     size = _fit(row.image, height)
     yield "Image", resize_photo(row.image, size), ""
     if row.truth is not None:
@@ -132,7 +219,7 @@ def _cells(row: Row, vocabulary: Vocabulary, ignore: int, height: int) -> Iterat
 
 
 def _fit(image: Tensor, height: int) -> tuple[int, int]:
-    """The (width, height) of its cell; a panorama is made lower, not the page wider without end."""
+    """Return the (width, height) of an image's cell; a panorama becomes lower, so that the page stays narrow."""
     rows, columns = (int(side) for side in image.shape[-2:])
     factor = min(height / rows, _WIDEST * height / columns)
     return max(1, round(columns * factor)), max(1, round(rows * factor))
@@ -153,3 +240,7 @@ def _classes_of(rows: Sequence[Row], vocabulary: Vocabulary) -> list[int]:
 
 def _array(values: Tensor) -> np.ndarray:
     return values.detach().cpu().numpy().astype(np.int64)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-")

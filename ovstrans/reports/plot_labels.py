@@ -1,4 +1,4 @@
-"""Names beside the marks of a plot, put where they cover least of what is there already."""
+"""Labels beside the marks of a plot, placed where they overlap least with marks and other labels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ if TYPE_CHECKING:
 
 _FONT = 7.0
 _LETTER = (0.56, 1.3)
-"""Width and height of a letter, in sizes of the font."""
+"""Width and height of a letter, relative to the font size."""
 _MARK = 9.0
-"""Room of a mark, in points."""
+"""Size of a mark, in points."""
 _PLACES = (("left", "center", 8, 0), ("right", "center", -8, 0), ("center", "bottom", 0, 6), ("center", "top", 0, -6))
-"""Where a label may stand, the best first: alignment, and its distance from the mark in points."""
+"""Positions of a label, the best first: alignment, and distance from the mark in points."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """x, y: of the mark, in data.  color: of the text.  left: on which side it stands where both are free."""
+    """A label.
+
+    Attributes:
+        x: Position of the mark, in data coordinates.
+        y: The same.
+        text: Text.
+        color: Color of the text.
+        left: Prefer the left side of the mark to the right.
+    """
 
     x: float
     y: float
@@ -39,7 +47,7 @@ class Box:
     top: float
 
     def overlap(self, other: Box) -> float:
-        """The area that both cover."""
+        """Return the area of the intersection with another box."""
         across = min(self.right, other.right) - max(self.left, other.left)
         along = min(self.top, other.top) - max(self.bottom, other.bottom)
         return max(0.0, across) * max(0.0, along)
@@ -51,14 +59,14 @@ class Box:
 
 
 def aligned(x: float, y: float, size: tuple[float, float], across: str, along: str) -> Box:
-    """A box of (width, height) whose left, right or center, and bottom, top or center, is at (x, y)."""
+    """Return a box of (width, height) whose left, right or center, and bottom, top or center, is at (x, y)."""
     left = x - {"left": 0.0, "center": 0.5, "right": 1.0}[across] * size[0]
     bottom = y - {"bottom": 0.0, "center": 0.5, "top": 1.0}[along] * size[1]
     return Box(left, bottom, left + size[0], bottom + size[1])
 
 
 def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write every label beside its mark. The limits of the axes must be what they will be."""
+    """Draw every label beside its mark. The limits of the axes must be final."""
     extent, dots = axes.get_window_extent(), axes.get_figure().dpi  # type: ignore[union-attr]
     room = Box(0, 0, extent.width / dots * 72, extent.height / dots * 72)
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()

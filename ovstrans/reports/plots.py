@@ -1,31 +1,42 @@
-"""Pictures of reports: mIoU over effective MACs, MACs layer by layer, and what a training step is made of."""
+"""Plots of reports: mIoU over effective MACs, MACs layer by layer, and the parts of a training step."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovstrans.figures import BLUE, COLORS, GREY, INK, ORANGE, SKY, new_figure, tidy
+from ovstrans.costs.flops import LayerMacs
+from ovstrans.costs.training_step import TrainingStep
+from ovstrans.figures import BLUE, COLORS, GREY, INK, ORANGE, SKY, new_figure, save_figure, tidy
 from ovstrans.reports.plot_labels import Label, place_labels
+from ovstrans.reports.report import Report, shorten_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
-Report = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 _COLUMNS = 2
 _PALE = "#C9DDEC"
 _STEPS = {"forward": BLUE, "input_gradient": SKY, "weight_gradient": ORANGE}
-_KINDS = {"executed": "autograd", "sparse": "sparse engine", "published": "paper's formula"}
+_WAYS = {"executed": "autograd", "sparse": "sparse engine", "published": "paper's formula"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """name: of its file.  width, height: inches.  fill: draws it into an empty figure, or part of one."""
+class Plot:
+    """A plot, not drawn yet.
+
+    Attributes:
+        name: Name of its file.
+        width: Width in inches.
+        height: Height in inches.
+        fill: Draws it into an empty figure, or a part of one.
+    """
 
     name: str
     width: float
@@ -33,19 +44,40 @@ class Picture:
     fill: Callable[[FigureBase], None]
 
     def figure(self) -> Figure:
-        """The picture by itself."""
+        """Draw the plot by itself."""
         figure = new_figure(self.width, self.height)
         self.fill(figure)
         return figure
 
 
-def pictures(reports: Sequence[Report]) -> list[Picture]:
-    """Those that the reports have the figures for: mIoU over MACs, layers, training."""
-    return [picture for picture in (_tradeoff(reports), _layers(reports), _training(reports)) if picture is not None]
+def plot_reports(
+    reports: Sequence[Report], *, folder: Path | str | None = None, page: Path | str | None = None
+) -> list[Path]:
+    """Write the plots that reports have the figures for.
+
+    Args:
+        reports: Reports of `bench`, with the figures of every layer (`per_layer=True`) for the plot of layers.
+        folder: Folder for a file each: `miou.png`, `layers.png`, `training.png`.
+        page: File for all of them on one page, instead of a folder.
+
+    Returns:
+        The paths of the files.
+    """
+    parts = make_plots(reports)
+    if not any(part.name == "miou" for part in parts):
+        logger.info("no mIoU to draw over MACs: name runs, checkpoints, or reports of some")
+    if page is not None:
+        return [save_figure(draw_page(parts), page)]
+    return [save_figure(part.figure(), Path(folder or ".") / f"{part.name}.png") for part in parts]
 
 
-def page(parts: Sequence[Picture]) -> Figure:
-    """Pictures one below the other, as one figure."""
+def make_plots(reports: Sequence[Report]) -> list[Plot]:
+    """Return the plots that reports have the figures for: mIoU over MACs, layers, training."""
+    return [plot for plot in (_tradeoff(reports), _layers(reports), _training(reports)) if plot is not None]
+
+
+def draw_page(parts: Sequence[Plot]) -> Figure:
+    """Draw plots one below the other, as one figure."""
     figure = new_figure(max(part.width for part in parts), sum(part.height for part in parts))
     rooms = figure.subfigures(len(parts), 1, height_ratios=[part.height for part in parts], squeeze=False)
     for part, room in zip(parts, rooms.flat, strict=True):
@@ -54,8 +86,8 @@ def page(parts: Sequence[Picture]) -> Figure:
     return figure
 
 
-def _tradeoff(reports: Sequence[Report]) -> Picture | None:
-    """mIoU over effective MACs, a panel a dataset (OpenTrans, Figure 1)."""
+def _tradeoff(reports: Sequence[Report]) -> Plot | None:
+    """Plot mIoU over effective MACs, a panel each dataset (OpenTrans, Figure 1)."""
     names = list(dict.fromkeys(name for report in reports for name in _measured(report)))
     if not names:
         return None
@@ -69,17 +101,17 @@ def _tradeoff(reports: Sequence[Report]) -> Picture | None:
         for axes in list(grid.flat)[len(names) :]:
             axes.set_visible(False)
 
-    return Picture("miou", 5.6 * columns + 0.8, 4.2 * lines, fill)
+    return Plot("miou", 5.6 * columns + 0.8, 4.2 * lines, fill)
 
 
 def _tradeoff_panel(axes: Axes, reports: Sequence[Report], dataset: str) -> None:
-    """Hollow marks are dense, full ones masked; a line leads from a framework's best dense one to its masked ones."""
+    """Draw a mark each target, hollow if dense, and lines from a framework's best dense target to its masked ones."""
     tidy(axes, grid="both")
     points = [
         _Point(
-            report["flops"]["effective"] / 1e9,
-            report["datasets"][dataset]["mIoU"],
-            report["flops"]["effective"] < report["flops"]["dense"],
+            report.flops.effective / 1e9,
+            report.datasets[dataset].miou or 0.0,
+            report.flops.effective < report.flops.dense,
             title,
             _family(report),
         )
@@ -115,7 +147,7 @@ def _tradeoff_panel(axes: Axes, reports: Sequence[Report], dataset: str) -> None
 
 @dataclass(frozen=True)
 class _Point:
-    """x: effective GMAC.  y: mIoU.  masked: whether the two kinds of MAC differ."""
+    """A mark: effective GMAC, mIoU in percent, and whether effective and dense MACs differ."""
 
     x: float
     y: float
@@ -124,9 +156,9 @@ class _Point:
     family: str
 
 
-def _layers(reports: Sequence[Report]) -> Picture | None:
-    """Dense and effective MACs of every layer, a panel a target."""
-    chosen = [report for report in reports if report["flops"].get("layers")]
+def _layers(reports: Sequence[Report]) -> Plot | None:
+    """Plot dense and effective MACs of every layer, a panel each target."""
+    chosen = [report for report in reports if report.flops.layers]
     if not chosen:
         return None
     bars = [_bars(report) for report in chosen]
@@ -137,32 +169,32 @@ def _layers(reports: Sequence[Report]) -> Picture | None:
         for axes, report, layers, title in zip(panels, chosen, bars, _titles(chosen), strict=True):
             _layers_panel(axes, report, layers, title)
 
-    return Picture("layers", max(7.6, 1.5 + 0.13 * most), 4.4 * len(chosen), fill)
+    return Plot("layers", max(7.6, 1.5 + 0.13 * most), 4.4 * len(chosen), fill)
 
 
 _SMALL = 0.002
-"""Layers with less than this share of all MACs are one bar a component."""
+"""Layers with less than this share of all MACs share a bar per component."""
 
 
-def _bars(report: Report) -> list[dict[str, Any]]:
-    """The layers, their names without what all of a component begin with; the small ones of each as one."""
-    layers, least = report["flops"]["layers"], _SMALL * report["flops"]["dense"]
-    found: list[dict[str, Any]] = []
-    for component in dict.fromkeys(layer["component"] for layer in layers):
-        own = [layer for layer in layers if layer["component"] == component]
-        begin = _common([layer["name"] for layer in own])
-        small = [layer for layer in own if layer["dense"] < least]
+def _bars(report: Report) -> list[LayerMacs]:
+    """Return the layers without the common prefix of their component's names, the small ones of each as one."""
+    layers, least = report.flops.layers or (), _SMALL * report.flops.dense
+    found: list[LayerMacs] = []
+    for component in dict.fromkeys(layer.component for layer in layers):
+        own = [layer for layer in layers if layer.component == component]
+        prefix = _common_prefix([layer.name for layer in own])
+        small = [layer for layer in own if layer.dense < least]
         if len(small) < 2:
             small = []
-        found += [{**layer, "name": layer["name"][len(begin) :]} for layer in own if layer not in small]
+        found += [replace(layer, name=layer.name[len(prefix) :]) for layer in own if layer not in small]
         if small:
-            sums = {kind: sum(layer[kind] for layer in small) for kind in ("dense", "effective")}
-            found.append({"name": f"{len(small)} small ones", "component": component, **sums})
+            dense, effective = sum(layer.dense for layer in small), sum(layer.effective for layer in small)
+            found.append(LayerMacs(f"{len(small)} small ones", component, dense, effective))
     return found
 
 
-def _common(names: Sequence[str]) -> str:
-    """The parts that several dotted names all begin with, and the dot; nothing of a single name."""
+def _common_prefix(names: Sequence[str]) -> str:
+    """Return the leading parts that several dotted names share, with the dot; "" for a single name."""
     begin = []
     for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
         if len(names) == 1 or len(set(parts)) > 1:
@@ -171,33 +203,32 @@ def _common(names: Sequence[str]) -> str:
     return "".join(begin)
 
 
-def _layers_panel(axes: Axes, report: Report, layers: Sequence[Mapping[str, Any]], title: str) -> None:
+def _layers_panel(axes: Axes, report: Report, layers: Sequence[LayerMacs], title: str) -> None:
     tidy(axes)
     places = range(len(layers))
-    axes.bar(places, [layer["dense"] / 1e9 for layer in layers], width=0.85, color=_PALE, label="dense")
-    axes.bar(places, [layer["effective"] / 1e9 for layer in layers], width=0.85, color=BLUE, label="effective")
-    axes.set_xticks(places, [layer["name"] for layer in layers], rotation=90, fontsize=5.5)
+    axes.bar(places, [layer.dense / 1e9 for layer in layers], width=0.85, color=_PALE, label="dense")
+    axes.bar(places, [layer.effective / 1e9 for layer in layers], width=0.85, color=BLUE, label="effective")
+    axes.set_xticks(places, [layer.name for layer in layers], rotation=90, fontsize=5.5)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.8, len(layers) - 0.2)
     axes.set_ylabel("GMAC", fontsize=8)
     top = axes.get_ylim()[1]
-    for start, end, component in _runs([layer["component"] for layer in layers]):
+    for start, end, component in _runs([layer.component for layer in layers]):
         axes.axvline(end + 0.5, color="#E3E5E8", linewidth=0.8, zorder=0)
         if end - start >= 0.02 * len(layers):
             axes.text((start + end) / 2, top, component, ha="center", va="bottom", fontsize=7, color=GREY)
-    flops = report["flops"]
-    totals = f"{_giga(flops['dense'])} GMAC dense, {_giga(flops['effective'])} effective{_sizes([report])}"
+    flops = report.flops
+    totals = f"{_giga(flops.dense)} GMAC dense, {_giga(flops.effective)} effective{_sizes([report])}"
     axes.set_title(f"{title}: {totals}", loc="left", fontsize=9, pad=16)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1.05), ncols=2, frameon=False, fontsize=7, borderaxespad=0)
 
 
-def _training(reports: Sequence[Report]) -> Picture | None:
-    """MACs of a training step, an image, split into forward, input and weight gradients."""
-    bars = [
-        (title, label, report["training"][kind])
+def _training(reports: Sequence[Report]) -> Plot | None:
+    """Plot the MACs of a training step per image, split into forward, input and weight gradients."""
+    bars: list[tuple[str, str, TrainingStep]] = [
+        (title, label, getattr(report.training, way))
         for report, title in zip(reports, _titles(reports), strict=True)
-        for kind, label in _KINDS.items()
-        if "weight_gradient" in (report.get("training", {}).get(kind) or {})
+        for way, label in _WAYS.items()
     ]
     if not bars:
         return None
@@ -207,7 +238,7 @@ def _training(reports: Sequence[Report]) -> Picture | None:
         tidy(axes, grid="x")
         ends = [0.0] * len(bars)
         for step, color in _STEPS.items():
-            values = [bar[step] / 1e9 for *_, bar in bars]
+            values = [getattr(bar, step) / 1e9 for *_, bar in bars]
             axes.barh(range(len(bars)), values, left=ends, height=0.7, color=color, label=step.replace("_", " "))
             ends = [end + value for end, value in zip(ends, values, strict=True)]
         for place, end in enumerate(ends):
@@ -221,34 +252,30 @@ def _training(reports: Sequence[Report]) -> Picture | None:
         axes.set_xlabel(f"GMAC of a training step, an image{_sizes(reports)}", fontsize=8)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=7.5, borderaxespad=0.2)
 
-    return Picture("training", 7.6, 1.1 + 0.3 * len(bars), fill)
+    return Plot("training", 7.6, 1.1 + 0.3 * len(bars), fill)
 
 
 def _measured(report: Report) -> list[str]:
-    """The datasets that a report has an mIoU on."""
-    return [name for name, entry in report.get("datasets", {}).items() if entry.get("mIoU") is not None]
+    """Return the datasets that a report has an mIoU on."""
+    return [name for name, result in report.datasets.items() if result.miou is not None]
 
 
 def _family(report: Report) -> str:
-    return str(report["target"].get("framework") or report["target"]["name"])
+    return report.target.framework or report.name
 
 
 def _titles(reports: Sequence[Report]) -> list[str]:
-    """Short names: the last part of a path, where that tells the targets apart."""
-    names = [str(report["target"]["name"]) for report in reports]
-    paths = [Path(name) for name in names]
-    short = [path.parent.name or path.name if path.name == "checkpoint.safetensors" else path.name for path in paths]
-    return short if len(set(short)) == len(short) else names
+    return shorten_names([report.name for report in reports])
 
 
 def _sizes(reports: Sequence[Report]) -> str:
-    """` at 800x1216`, where all are of one size."""
-    sizes = {"x".join(map(str, report["flops"]["image_size"])) for report in reports}
+    """Return ` at 800x1216` if all reports are of one size, else ""."""
+    sizes = {"x".join(map(str, report.flops.image_size)) for report in reports}
     return f" at {sizes.pop()}" if len(sizes) == 1 else ""
 
 
 def _runs(values: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first, last, value) of every stretch of equal values."""
+    """Return first and last index, and the value, of every run of equal values."""
     runs: list[tuple[int, int, str]] = []
     for place, value in enumerate(values):
         if runs and runs[-1][2] == value:
@@ -259,6 +286,6 @@ def _runs(values: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def _giga(macs: float) -> str:
-    """GMAC: one decimal, and of small models so many that three digits show."""
+    """Format GMAC with one decimal; for small models with three significant digits."""
     giga = macs / 1e9
     return f"{giga:,.1f}" if giga >= 10 or not giga else f"{giga:.3g}"

@@ -1,17 +1,21 @@
 """Reports side by side: the rows of a table, as text for the terminal, as Markdown and as CSV.
 
-A column is a target; from the second on, each also says by how much it differs from the first.
+A column is a target; from the second on, each also has its difference to the first.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Reports = Sequence[Mapping[str, Any]]
+from ovstrans.costs.latency import Latency
+from ovstrans.costs.training_step import WAYS
+from ovstrans.evaluation.evaluate import DatasetResult
+from ovstrans.reports.report import Report
+
 Value = int | float | None
 
 _UNITS: dict[str, tuple[float, str, int]] = {
@@ -27,33 +31,49 @@ _UNITS: dict[str, tuple[float, str, int]] = {
     "x": (1, "x", 2),
     "%": (1, "%", 2),
 }
-"""Unit of a value in a report to how people read it: divisor, unit shown, decimals."""
+"""Unit of a value to how it is displayed: divisor, unit, decimals."""
 
 TRAINING = {
     "executed": "as autograd runs it",
     "sparse": "by a sparse engine",
     "published": "by the paper's formula",
 }
-"""Who counts the MACs of training, in a report and in words."""
+"""Ways of counting a training step, with their names in the table."""
 
-METRICS = {
-    "mIoU": "mIoU",
-    "base": "mIoU base",
-    "novel": "mIoU novel",
-    "hIoU": "hIoU",
-    "fwIoU": "fwIoU",
-    "mACC": "mACC",
-    "pACC": "pACC",
+METRICS: dict[str, str] = {
+    "mIoU": "miou",
+    "mIoU base": "miou_base",
+    "mIoU novel": "miou_novel",
+    "hIoU": "hiou",
+    "fwIoU": "fwiou",
+    "mACC": "macc",
+    "pACC": "pacc",
 }
-"""Entries of a dataset's report that the table shows, in order."""
-PARTS = {"panoptic": ("PQ", "SQ", "RQ"), "video": ("mVC8", "mVC16")}
-"""The same of the parts that some datasets have."""
+"""Name of a metric in the table to its attribute of `DatasetResult`, in the order of the table."""
+
+LATENCY = (
+    ("median_s", "time a batch, median", "s"),
+    ("iqr_s", "time a batch, interquartile range", "s"),
+    ("min_s", "time a batch, fastest", "s"),
+    ("images_per_s", "throughput", "images/s"),
+    ("peak_memory_bytes", "peak memory beside the weights", "bytes"),
+    ("energy_per_image_j", "energy an image", "J"),
+)
+"""Attributes of `ArmLatency` in the table, with their names and units."""
+
+LAYER_COLUMNS = ["layer", "component", "dense MMAC", "effective MMAC", "share"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """quantity: what is compared.  part: of which component, "" for the whole.  unit: of the values.
-    values: one a report, None where it has none."""
+    """A figure of several reports.
+
+    Attributes:
+        quantity: Name of the figure.
+        part: Component that it is of; "" for the whole.
+        unit: Unit of the values.
+        values: Value of each report, None if it has none.
+    """
 
     quantity: str
     part: str
@@ -61,31 +81,69 @@ class Row:
     values: tuple[Value, ...]
 
     def changes(self) -> list[float | None]:
-        """From the second value on, its difference to the first in per cent (of percentages: in points)."""
+        """Return the difference of each value but the first to the first: in per cent, of percentages in points."""
         first = self.values[0]
         return [_change(first, value, self.unit) for value in self.values[1:]]
 
 
-def comparison(reports: Reports) -> list[Row]:
-    """Every figure that any of the reports has, in the order of a report."""
+def compare_reports(reports: Sequence[Report]) -> list[Row]:
+    """Return every figure that any of the reports has, in the order of a report."""
     return [row for row in _rows(reports) if any(value is not None for value in row.values)]
 
 
-def rows(reports: Reports, *, changes: bool = True) -> tuple[list[str], list[list[str]]]:
-    """(columns, lines) for people: a column a target, values in readable units, with `changes` in brackets."""
-    lines = [[_label(row), *_cells(row, changes)] for row in comparison(reports)]
-    return ["", *names(reports)], [*_differing_settings(reports), *lines]
+def make_table(reports: Sequence[Report], *, changes: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Return columns and lines of a table for people, with values in readable units.
+
+    Args:
+        reports: A column each.
+        changes: Add the difference to the first report in brackets.
+    """
+    lines = [[_label(row), *_cells(row, changes)] for row in compare_reports(reports)]
+    differing = [line for line in _settings(reports) if len(set(line[1:])) > 1]
+    return ["", *(report.name for report in reports)], [*differing, *lines]
 
 
-def names(reports: Reports) -> list[str]:
-    """The targets' names."""
-    return [str(report["target"]["name"]) for report in reports]
+def make_layer_table(report: Report) -> list[list[str]]:
+    """Return the lines of a table of layers, in the columns `LAYER_COLUMNS`; none if they were not kept."""
+    return [
+        [
+            layer.name,
+            layer.component,
+            f"{layer.dense / 1e6:,.3f}",
+            f"{layer.effective / 1e6:,.3f}",
+            f"{layer.effective / layer.dense:.1%}" if layer.dense else "-",
+        ]
+        for layer in report.flops.layers or ()
+    ]
 
 
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
-    """A GitHub table: the first column and those named in `words` left, the others right.
+def make_class_table(reports: Sequence[Report], dataset: str) -> tuple[list[str], list[list[str]]]:
+    """Return columns and lines of a table of the classes of a dataset, in per cent.
 
-    Indented labels keep their indent.
+    The columns are the IoU of each report that has the dataset, the accuracy if it is a single one, and the share of
+    the pixels. Novel classes have a star.
+    """
+    having = [report for report in reports if dataset in report.datasets]
+    results = [report.datasets[dataset].per_class for report in having]
+    pixels = sum(each.pixels for each in results[0]) or 1
+    single = len(results) == 1
+    columns = ["class", *(["IoU %", "accuracy %"] if single else [f"{report.name} IoU %" for report in having])]
+    lines = []
+    for number, first in enumerate(results[0]):
+        values = [result[number].iou for result in results]
+        values += [first.accuracy] if single else []
+        cells = ["-" if value is None else f"{value:.2f}" for value in values]
+        lines.append([first.name + "*" * first.novel, *cells, f"{100 * first.pixels / pixels:.2f}"])
+    return [*columns, "pixels %"], lines
+
+
+def format_markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
+    """Format a table for GitHub; indented labels keep their indent.
+
+    Args:
+        columns: Titles of the columns.
+        lines: Cells of each line.
+        words: Columns that are aligned left, besides the first.
     """
     left = [number == 0 or column in words for number, column in enumerate(columns)]
     texts = [[_escaped(cell) for cell in line] for line in (columns, *lines)]
@@ -97,129 +155,120 @@ def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], words: Coll
     return "".join(f"| {' | '.join(line)} |\n" for line in (aligned[0], rule, *aligned[1:]))
 
 
-def csv_lines(reports: Reports) -> list[list[str]]:
-    """The plain values, a header first: quantity, part, unit, a column a target, then the changes in per cent."""
-    columns = names(reports)
+def make_csv_table(reports: Sequence[Report]) -> list[list[str]]:
+    """Return the plain values: a header, then quantity, part, unit, a column each report, and changes in per cent."""
+    columns = [report.name for report in reports]
     head = ["quantity", "part", "unit", *columns, *(f"{name}: change from the first, %" for name in columns[1:])]
     lines = [
         [row.quantity, row.part, row.unit, *(_plain(value) for value in (*row.values, *row.changes()))]
-        for row in comparison(reports)
+        for row in compare_reports(reports)
     ]
     padding = [""] * (len(columns) - 1)
     return [head, *([name, "", "", *cells, *padding] for name, *cells in _settings(reports)), *lines]
 
 
-def csv_text(lines: Iterable[Sequence[Any]]) -> str:
-    """Lines as CSV with newlines of Unix."""
+def format_csv(lines: Iterable[Sequence[Any]]) -> str:
+    """Format lines as CSV with Unix newlines."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
-def _settings(reports: Reports) -> list[list[str]]:
-    """What each report was counted with: image size, batch, counter."""
-    flops = [report["flops"] for report in reports]
+def _settings(reports: Sequence[Report]) -> list[list[str]]:
+    """Return what each report was counted with: image size, batch, counter."""
+    flops = [report.flops for report in reports]
     return [
-        ["image size", *("x".join(map(str, one["image_size"])) for one in flops)],
-        ["batch", *(str(one["batch"]) for one in flops)],
-        ["counter", *(str(one["counter"]) for one in flops)],
+        ["image size", *("x".join(map(str, one.image_size)) for one in flops)],
+        ["batch", *(str(one.batch) for one in flops)],
+        ["counter", *(one.counter for one in flops)],
     ]
 
 
-def _differing_settings(reports: Reports) -> list[list[str]]:
-    return [line for line in _settings(reports) if len(set(line[1:])) > 1]
+def _rows(reports: Sequence[Report]) -> Iterator[Row]:
+    yield from _param_rows(reports)
+    yield from _mac_rows(reports)
+    yield from _training_rows(reports)
+    for name in _union(report.datasets for report in reports):
+        for quantity, read in _metrics(name, reports):
+            yield Row(quantity, "", "%", tuple(_of(report.datasets.get(name), read) for report in reports))
+    yield from _latency_rows([report.latency for report in reports])
 
 
-LAYER_COLUMNS = ["layer", "component", "dense MMAC", "effective MMAC", "share"]
-
-
-def layer_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of the per-layer table: layer, component, dense and effective MMAC, share kept."""
-    return [
-        [
-            layer["name"],
-            layer["component"],
-            f"{layer['dense'] / 1e6:,.3f}",
-            f"{layer['effective'] / 1e6:,.3f}",
-            f"{layer['effective'] / layer['dense']:.1%}" if layer["dense"] else "-",
-        ]
-        for layer in report["flops"].get("layers", [])
-    ]
-
-
-def _rows(reports: Reports) -> Iterator[Row]:
+def _param_rows(reports: Sequence[Report]) -> Iterator[Row]:
+    parts = _union(report.params.components for report in reports)
     for kind in ("total", "nonzero", "trainable"):
-        yield _row(reports, f"{kind} params", "params", "params", kind)
-        if kind != "trainable":
-            yield from _parts(reports, f"{kind} params", "params", "params", kind)
+        yield Row(f"{kind} params", "", "params", tuple(getattr(report.params, kind) for report in reports))
+        for part in parts if len(parts) > 1 and kind != "trainable" else []:
+            values = (getattr(report.params.components.get(part), kind, None) for report in reports)
+            yield Row(f"{kind} params", part, "params", tuple(values))
+
+
+def _mac_rows(reports: Sequence[Report]) -> Iterator[Row]:
+    parts = _union(report.flops.components for report in reports)
     for kind in ("dense", "effective"):
-        macs = _row(reports, f"{kind} MACs", "MAC", "flops", kind)
-        yield macs
-        yield from _parts(reports, f"{kind} MACs", "MAC", "flops", kind)
-        doubled = tuple(None if value is None else 2 * value for value in macs.values)
-        yield Row(f"{kind} FLOPs (2 x MAC)", "", "FLOP", doubled)
-    yield _row(reports, "sampling and resizing MACs, apart", "MAC", "flops", "other", "total")
-    yield _row(reports, "text encoder MACs, once a vocabulary", "MAC", "flops", "text_encoder", "macs")
-    yield _row(reports, "dense MACs of its released code", "MAC", "flops", "released", "dense")
-    for kind in _union(report.get("training", {}) for report in reports):
-        entries = [report.get("training", {}).get(kind) for report in reports]
-        if any(isinstance(entry, Mapping) and "total" in entry for entry in entries):
-            yield from _training_rows(f"training MACs {TRAINING.get(kind, kind)}", entries)
-    yield _row(reports, "matching MACs of training, once a segment, apart", "MAC", "training", "matching", "macs")
-    for kind, words in TRAINING.items():
-        yield _row(reports, f"whole run {words}", "MAC a run", "training", "run", kind, "total")
-    for name in _union(report.get("datasets", {}) for report in reports):
-        for key, label in METRICS.items():
-            yield _row(reports, f"{name} {label}", "%", "datasets", name, key)
-        for section, keys in PARTS.items():
-            for key in keys:
-                yield _row(reports, f"{name} {key}", "%", "datasets", name, section, key)
-    for arm in _union((report.get("latency") or {}).get("arms", {}) for report in reports):
-        for key, label, unit in LATENCY:
-            yield _row(reports, f"{arm}: {label}", unit, "latency", "arms", arm, key)
-    yield _row(reports, "sparse: times as fast as dense", "x", "latency", "speedup")
+        macs = tuple(getattr(report.flops, kind) for report in reports)
+        yield Row(f"{kind} MACs", "", "MAC", macs)
+        for part in parts if len(parts) > 1 else []:
+            values = (getattr(report.flops.components.get(part), kind, None) for report in reports)
+            yield Row(f"{kind} MACs", part, "MAC", tuple(values))
+        yield Row(f"{kind} FLOPs (2 x MAC)", "", "FLOP", tuple(2 * value for value in macs))
+    flops = [report.flops for report in reports]
+    apart: dict[str, tuple[Value, ...]] = {
+        "sampling and resizing MACs, apart": tuple(_of(one.resampling, lambda found: found.total) for one in flops),
+        "text encoder MACs, once a vocabulary": tuple(_of(one.text_encoder, lambda found: found.macs) for one in flops),
+        "dense MACs of its released code": tuple(_of(one.released, lambda found: found.dense) for one in flops),
+    }
+    for quantity, values in apart.items():
+        yield Row(quantity, "", "MAC", values)
 
 
-LATENCY = (
-    ("median_s", "time a batch, median", "s"),
-    ("iqr_s", "time a batch, interquartile range", "s"),
-    ("min_s", "time a batch, fastest", "s"),
-    ("images_per_s", "throughput", "images/s"),
-    ("peak_memory_bytes", "peak memory beside the weights", "bytes"),
-    ("energy_per_image_j", "energy an image", "J"),
-)
-"""Entries of an arm of `latency`: key, what it is, unit."""
+def _training_rows(reports: Sequence[Report]) -> Iterator[Row]:
+    training = [report.training for report in reports]
+    for way in WAYS:
+        steps = [getattr(one, way) for one in training]
+        for part in ("total", "forward", "input_gradient", "weight_gradient"):
+            shown = "" if part == "total" else part.replace("_", " ")
+            yield Row(f"training MACs {TRAINING[way]}", shown, "MAC", tuple(getattr(step, part) for step in steps))
+    quantity = "matching MACs of training, once a segment, apart"
+    yield Row(quantity, "", "MAC", tuple(one.matching for one in training))
+    for way in WAYS:
+        runs = tuple(None if one.run is None else one.run.total(way) for one in training)
+        yield Row(f"whole run {TRAINING[way]}", "", "MAC a run", runs)
 
 
-def _training_rows(quantity: str, entries: Sequence[Any]) -> Iterator[Row]:
-    entries = [entry if isinstance(entry, Mapping) else {} for entry in entries]
-    parts: tuple[str, ...] = ("forward", "input_gradient", "weight_gradient")
-    if not any(parts[-1] in entry for entry in entries):  # reports of 0.1 and older
-        parts = ("forward", "backward")
-    for part in ("total", *parts):
-        values = tuple(entry.get(part) for entry in entries)
-        yield Row(quantity, "" if part == "total" else part.replace("_", " "), "MAC", values)
+def _metrics(name: str, reports: Sequence[Report]) -> Iterator[tuple[str, Callable[[DatasetResult], Value]]]:
+    """Yield the metrics of a dataset, by their names in the table, and how to read them."""
+    for label, attribute in METRICS.items():
+        yield f"{name} {label}", lambda result, attribute=attribute: getattr(result, attribute)  # type: ignore[misc]
+    for quality in ("pq", "sq", "rq"):
+        yield (
+            f"{name} {quality.upper()}",
+            lambda result, quality=quality: getattr(getattr(result.panoptic, "all", None), quality, None),  # type: ignore[misc]
+        )
+    videos = (report.datasets[name].video for report in reports if name in report.datasets)
+    for length in _union(sorted(video.windows) for video in videos if video is not None):
+        yield (
+            f"{name} mVC{length}",
+            lambda result, length=length: None if result.video is None else result.video.windows[length].mvc,  # type: ignore[misc]
+        )
 
 
-def _row(reports: Reports, quantity: str, unit: str, *keys: str, part: str = "") -> Row:
-    return Row(quantity, part, unit, tuple(_dig(report, keys) for report in reports))
+def _latency_rows(found: Sequence[Latency | None]) -> Iterator[Row]:
+    arms: list[dict[str, Any]] = [{} if one is None else dict(one.arms) for one in found]
+    for arm in _union(arms):
+        for attribute, label, unit in LATENCY:
+            yield Row(f"{arm}: {label}", "", unit, tuple(getattr(one.get(arm), attribute, None) for one in arms))
+    yield Row(
+        "sparse: times as fast as dense", "", "x", tuple(_of(one, lambda latency: latency.speedup) for one in found)
+    )
 
 
-def _parts(reports: Reports, quantity: str, unit: str, section: str, kind: str) -> Iterator[Row]:
-    """A row a component, where there is more than one."""
-    names = _union(report[section]["components"] for report in reports)
-    for name in names if len(names) > 1 else []:
-        yield _row(reports, quantity, unit, section, "components", name, kind, part=name)
+def _of(found: Any, read: Callable[[Any], Value]) -> Value:
+    return None if found is None else read(found)
 
 
-def _dig(table: Any, keys: Sequence[str]) -> Value:
-    for key in keys:
-        table = table.get(key) if isinstance(table, Mapping) else None
-    return table if isinstance(table, (int, float)) else None
-
-
-def _union(tables: Iterable[Iterable[str]]) -> list[str]:
-    return list(dict.fromkeys(name for table in tables for name in table))
+def _union(names: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(dict.fromkeys(name for each in names for name in each))
 
 
 def _change(first: Value, value: Value, unit: str) -> float | None:

@@ -19,7 +19,6 @@ from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.reports.request import parse_size
 from ovstrans.training.initial_weights import text_encoder
 
 CONFUSIONS = ("-confusion-a", "-confusion-b")
@@ -156,7 +155,7 @@ def test_without_a_run_the_framework_is_counted_at_the_papers_size() -> None:
         (("a", "--data", "gone"), "no such dataset"),
         (("a", "--pictures", "a"), "a: exists already; give another --pictures, or --force"),
         (("a", "--json", "a"), "give another --json"),
-        (("a", "b"), "train again: ovstrans finetune --force --out b"),
+        (("a", "b"), "b: the run has no checkpoint.safetensors and no state to resume from; train it again"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +167,27 @@ def test_bad_input(arguments: tuple[str, ...], message: str, capsys: pytest.Capt
     assert status == 2
     assert message in shown.err and shown.err.strip().count("\n") == 0
     assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--markdown", "same.md", "--json", "same.md"), "--markdown and --json: both are same.md"),
+        (("--csv", "same.csv", "--json", "./same.csv"), "--csv and --json: both are ./same.csv"),
+        (("--plot", "same.png", "--json", "same.png"), "--json and --plot: both are same.png"),
+        (("--pictures", "same", "--json", "same"), "--json and --pictures: both are same"),
+        (("--markdown", "same.txt", "--csv", "same.txt"), "--markdown and --csv: both are same.txt"),
+        (("--update", "same.json", "--json", "same.json"), "--json and --update: both are same.json"),
+        (("--check", "same.json", "--json", "same.json"), "--json and --check: both are same.json"),
+    ],
+)
+def test_two_outputs_in_one_file_are_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["bench", "RN-mini", "--image-size", "64", *arguments, "--force", "--quiet"]) == 2
+    shown = capsys.readouterr()
+    assert f"{message}; give each a file of its own" in shown.err and shown.out == ""
+    assert list(Path().iterdir()) == []
 
 
 def test_json_alone_on_stdout_and_no_overwriting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,9 +204,3 @@ def test_a_truncated_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str]) 
     file.write_bytes(file.read_bytes()[:-100])
     assert main.run(["bench", "a", "--device", "cpu"]) == 2
     assert "not an intact safetensors file" in capsys.readouterr().err
-
-
-def test_image_sizes() -> None:
-    assert parse_size("800x1216") == (800, 1216)
-    assert parse_size("512") == (512, 512)
-    assert parse_size(None) is None

@@ -17,9 +17,7 @@ from PIL import Image
 from ovstrans.cli import main
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.evaluation.inference import Inference
-from ovstrans.reports import data as bench_data
-from ovstrans.reports import evaluation as bench_evaluate
-from ovstrans.reports.data import Evaluation
+from ovstrans.reports import bench as reports_bench
 from ovstrans.vocabulary.catalog import load_published_vocabulary
 from tests.cli.test_bench import write_run
 
@@ -83,13 +81,24 @@ def test_published_sizes_hold_unless_others_are_asked_for() -> None:
     class Data:
         published_size = (800, 1333)
 
-    def looked(**asked: Any) -> Inference:
-        return Evaluation(**asked).inference(Data())  # type: ignore[arg-type]
+    def scored(short_side: int | None = None, long_side: int | None = None, **asked: Any) -> Inference:
+        scoring = reports_bench._Scoring(
+            vocabulary=None,
+            names="auto",
+            inference=Inference(short_side or None, long_side, **asked),
+            keep_size=short_side is None and long_side is None,
+            denominator="present",
+            panoptic=False,
+            limit=None,
+            show=0,
+            tolerant=False,
+        )
+        return scoring.inference_on(Data())  # type: ignore[arg-type]
 
-    assert looked() == Inference(800, 1333)
-    assert looked(flip=True, window=640) == Inference(800, 1333, 640, None, True)
-    assert looked(short_side=512) == Inference(512, None) and looked(long_side=640) == Inference(None, 640)
-    assert looked(short_side=0) == Inference()
+    assert scored() == Inference(800, 1333)
+    assert scored(flip=True, window=640) == Inference(800, 1333, 640, None, True)
+    assert scored(short_side=512) == Inference(512, None) and scored(long_side=640) == Inference(None, 640)
+    assert scored(short_side=0) == Inference()
 
 
 def test_other_words_for_the_classes_of_the_data() -> None:
@@ -103,11 +112,9 @@ def test_other_words_for_the_classes_of_the_data() -> None:
 
 
 def test_names_of_the_authors_are_embedded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovstrans.frameworks import registry
-
     asked = []
-    plain = registry.classifier_for
-    monkeypatch.setattr(registry, "classifier_for", lambda *given: (asked.append(given[2]), plain(*given))[1])
+    plain = reports_bench.classifier_for
+    monkeypatch.setattr(reports_bench, "classifier_for", lambda *given: (asked.append(given[2]), plain(*given))[1])
     entry("--names", "joined")
     assert asked == ["joined"]
 
@@ -196,34 +203,6 @@ def test_a_table_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
     json.loads(capsys.readouterr().out)
 
 
-def test_panoptic_quality_and_video_consistency_are_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    _, report = run("a", "--limit", "1", "--show", "0")
-    report["datasets"]["scenes:val"] |= {"panoptic": {"PQ": 12.34}, "video": {"mVC8": 56.78, "mVC16": None}}
-    Path("written.json").write_text(json.dumps(report))
-    assert main.run(["bench", "written.json", "--quiet"]) == 0
-    shown = capsys.readouterr().out
-    assert "scenes:val PQ, %" in shown and "12.34" in shown and "scenes:val mVC8, %" in shown and "56.78" in shown
-    assert "mVC16" not in shown
-
-
-def test_the_figures_of_the_table_of_classes() -> None:
-    one = {"name": "sky", "iou": 50.0, "accuracy": 75.0, "pixels": 30, "predicted": 30, "novel": False}
-    two = {"name": "car", "iou": None, "accuracy": None, "pixels": 0, "predicted": 10, "novel": True}
-    three = {"name": "road", "iou": 20.0, "accuracy": 25.0, "pixels": 10, "predicted": 0, "novel": False}
-    first = {"target": {"name": "a"}, "datasets": {"d": {"per_class": [one, two, three]}}}
-    second = {"target": {"name": "b"}, "datasets": {"d": {"per_class": [{**one, "iou": 60.0}, two, three]}}}
-    model = {"target": {"name": "RN50"}, "datasets": {}}
-    columns, lines = bench_data.class_rows([first, model], "d")
-    assert columns == ["class", "IoU %", "accuracy %", "pixels %"]
-    assert lines == [
-        ["sky", "50.00", "75.00", "75.00"],
-        ["car*", "-", "-", "0.00"],
-        ["road", "20.00", "25.00", "25.00"],
-    ]
-    columns, lines = bench_data.class_rows([first, second, model], "d")
-    assert columns == ["class", "a IoU %", "b IoU %", "pixels %"] and lines[0] == ["sky", "50.00", "60.00", "75.00"]
-
-
 def test_many_images_are_shown_on_several_pages() -> None:
     assert run("a", "--limit", "9", "--show", "9")[0] == 0
     pages = sorted(Path("ovstrans-out/bench").iterdir())
@@ -297,6 +276,6 @@ def test_two_processes_agree_on_a_fault_and_go_on() -> None:
     assert report["failed"]["camvid:val"].startswith("data/CamVid/valannot/8.png: ")
 
 
-def test_predictions_of_one_process_are_those_it_saw() -> None:
-    seen = {3: torch.zeros(1, 1)}
-    assert bench_evaluate._gathered(seen) == seen
+def test_predictions_of_one_process_are_those_it_made() -> None:
+    predictions = {3: torch.zeros(1, 1)}
+    assert reports_bench._gather(predictions) == predictions

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ovstrans.cli import main
+from ovstrans.costs.target import count_costs, load_target
 from ovstrans.files import write_json
 
 SMALL = ("--image-size", "64", "--quiet")
@@ -105,9 +108,11 @@ def test_under_torchrun_rank_0_alone_counts_shows_and_writes(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a worker rank counts")
 
-    for name in ("costs.published.rows.paper_rows", "reports.lock.count", "reports.report.cost_report"):
+    for name in ("costs.published.rows.paper_rows", "reports.lock.count_entry", "reports.bench.count_costs"):
         monkeypatch.setattr(f"ovstrans.{name}", refuse)
-    monkeypatch.setattr("ovstrans.reports.evaluation.evaluate_targets", lambda *_: None)
+    costs = count_costs(load_target("RN-mini"), (64, 64))
+    world = SimpleNamespace(main=False, broadcast=lambda value: [costs], device="cpu")
+    monkeypatch.setattr("ovstrans.reports.bench.process_group", lambda device: contextlib.nullcontext(world))
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
     Path("there.json").write_text("by rank 0, which was faster")
@@ -122,7 +127,7 @@ def test_under_torchrun_rank_0_alone_counts_shows_and_writes(
         (("--csv", "--markdown"), "--markdown and --csv: one at a time on stdout"),
         (("--csv", "--json", "-"), "one at a time on stdout"),
         (("--csv", "there.csv"), "there.csv: exists already; give another --csv"),
-        (("--plot=drawing.bmp",), "drawing.bmp: pictures end in"),
+        (("--plot=drawing.bmp",), "drawing.bmp: a picture's name ends in"),
         (("--set", "model.width=3"), "RN-mini has no settings"),
         (("--rounds", "0", "--latency"), "--rounds"),
     ],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovstrans.cli.optional import with_values
+from ovstrans.cli.bench import add_values
 
 OPTIONAL = {"--csv": (".csv",), "--plot": (".png", ".pdf")}
 
@@ -23,4 +23,4 @@ OPTIONAL = {"--csv": (".csv",), "--plot": (".png", ".pdf")}
     ],
 )
 def test_words_after_an_option(given: str, meant: str) -> None:
-    assert with_values(given.split(), OPTIONAL) == meant.split()
+    assert add_values(given.split(), OPTIONAL) == meant.split()

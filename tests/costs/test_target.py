@@ -1,19 +1,20 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
+from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
 from ovstrans.clip.load import random_clip
-from ovstrans.costs.target import Backbone, load_target
+from ovstrans.costs.target import Backbone, MaskInfo, TargetInfo, count_costs, load_target
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.registry import build_on_meta
 from ovstrans.masks.mask import Mask
-from ovstrans.reports.report import cost_report, together
-from ovstrans.reports.tables import layer_rows, rows
+from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
@@ -51,19 +52,29 @@ def test_a_run_carries_its_mask_and_plan(tmp_path: Path) -> None:
     for name, kind in ((tmp_path / "run", "run"), (tmp_path / "run" / "checkpoint.safetensors", "checkpoint")):
         target = load_target(str(name))
         assert target.kind == kind and target.checkpoint is not None and tuple(target.frozen) == ("conv2",)
-        report = cost_report(target, (32, 48), per_layer=True)
+        costs, info = count_costs(target, (32, 48)), target.describe()
         gone = mask.total - mask.kept
-        params = report["params"]
-        assert params["total"] - params["nonzero"] == gone
-        assert params["nonzero"] - params["trainable"] == report_numel(target.module, "conv2.weight")
-        assert report["flops"]["effective"] < report["flops"]["dense"]
-        assert report["target"]["mask"] == {"method": "random", "sparsity": mask.sparsity}
-        assert report["flops"]["image_size"] == [32, 48] and report["flops"]["unit"] == "MAC"
-        assert len(layer_rows(report)) == len(report["flops"]["layers"]) > 20
+        assert costs.params.total - costs.params.nonzero == gone
+        frozen = dict(target.module.named_parameters())["backbone.conv2.weight"].numel()
+        assert costs.params.nonzero - costs.params.trainable == frozen
+        assert costs.flops.effective < costs.flops.dense and costs.flops.image_size == (32, 48)
+        assert info.mask == MaskInfo("random", mask.sparsity) and info.frozen == ("conv2",)
+        assert info.path == str(tmp_path / "run" / "checkpoint.safetensors") and info.framework == "deeplabv3"
+        assert TargetInfo.from_json(json.loads(json.dumps(info.to_json()))) == info
 
 
-def report_numel(module: torch.nn.Module, name: str) -> int:
-    return dict(module.named_parameters())[f"backbone.{name}"].numel()
+def test_a_run_object_and_a_checkpoint_in_memory(tmp_path: Path) -> None:
+    mask = write_run(tmp_path / "run")
+    run = load_target(SimpleNamespace(path=tmp_path / "run"))
+    assert run.kind == "run" and run.name == str(tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
+    target = load_target(checkpoint)
+    assert target.kind == "checkpoint" and target.describe().path is None and "deeplabv3" in target.name
+    assert count_costs(target, (32, 32)).params == count_costs(run, (32, 32)).params
+    with pytest.raises(InputError, match="has no settings"):
+        load_target(checkpoint, settings=["model.width=8"])
+    named = load_target("deeplabv3", mask=mask, plan=FreezePlan("median", 3.0, ("conv2",)))
+    assert named.mask is mask and tuple(named.frozen) == ("conv2",)
 
 
 def test_names_need_no_weights() -> None:
@@ -95,16 +106,3 @@ def test_unknown_targets(tmp_path: Path) -> None:
         load_target(str(tmp_path / "gone.safetensors"))
     with pytest.raises(InputError, match=r"no checkpoint\.safetensors"):
         load_target(str(tmp_path))
-
-
-def test_several_reports_side_by_side() -> None:
-    reports = [cost_report(load_target(name), (64, 64)) for name in ("RN-mini", "deeplabv3")]
-    reports[1]["datasets"]["scenes:val"] = {"mIoU": 50.0, "novel": None}
-    columns, table = rows(reports)
-    assert columns == ["", "RN-mini", "deeplabv3"]
-    cells = {row[0].strip(): row[1:] for row in table}
-    assert cells["scenes:val mIoU, %"] == ["-", "50.00"]
-    assert "scenes:val mIoU novel, %" not in cells
-    assert cells["total params, M"][1].startswith(f"{reports[1]['params']['total'] / 1e6:,.3f} (+")
-    assert together(reports[:1])["schema"] == "ovstrans.report/1"
-    assert [one["target"]["name"] for one in together(reports)["reports"]] == ["RN-mini", "deeplabv3"]

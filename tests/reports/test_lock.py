@@ -15,8 +15,17 @@ from ovstrans.errors import InputError
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.reports import lock
-from ovstrans.reports.lock import Entry, Tolerance, compare, count, key, load_lock, save_lock
-from ovstrans.reports.request import Request
+from ovstrans.reports.lock import (
+    LockEntry,
+    TargetSpec,
+    Tolerance,
+    check_lock,
+    compare_entries,
+    count_entry,
+    load_lock,
+    save_lock,
+    update_lock,
+)
 
 SIZE = (64, 96)
 
@@ -26,9 +35,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def entry(name: str, **fields: object) -> Entry:
-    request = Request(name, **{"image_size": SIZE, **fields})  # type: ignore[arg-type]
-    return Entry(request, count(request))
+def entry(name: str, **fields: object) -> LockEntry:
+    return count_entry(TargetSpec(name, **{"image_size": SIZE, **fields}))  # type: ignore[arg-type]
 
 
 def places(moved: list[lock.CostChange]) -> set[tuple[str, str]]:
@@ -36,12 +44,12 @@ def places(moved: list[lock.CostChange]) -> set[tuple[str, str]]:
 
 
 def test_nothing_moved() -> None:
-    assert compare(entry("RN-mini"), entry("RN-mini")) == []
+    assert compare_entries(entry("RN-mini"), entry("RN-mini")) == []
 
 
 def test_one_changed_channel_count() -> None:
     was, now = entry("deeplabv3", settings=("model.width=16",)), entry("deeplabv3", settings=("model.width=17",))
-    found = places(compare(was, now))
+    found = places(compare_entries(was, now))
     assert ("aspp", "dense MACs") in found and ("aspp", "total params") in found
     assert not any(component == "trunk" for component, _ in found)
 
@@ -49,7 +57,7 @@ def test_one_changed_channel_count() -> None:
 def test_one_extra_decoder_layer() -> None:
     was = entry("gkc-mini")
     layers = 1 + load_value("gkc-mini", "decoder_layers")
-    found = compare(was, entry("gkc-mini", settings=(f"model.decoder_layers={layers}",)))
+    found = compare_entries(was, entry("gkc-mini", settings=(f"model.decoder_layers={layers}",)))
     assert {"transformer_decoder"} <= {one.component for one in found} and all(one.now > one.was for one in found)  # type: ignore[operator]
 
 
@@ -61,7 +69,7 @@ def load_value(recipe: str, option: str) -> int:
 
 def test_a_changed_image_size() -> None:
     was = entry("RN-mini")
-    found = compare(was, entry("RN-mini", image_size=(64, 64)))
+    found = compare_entries(was, entry("RN-mini", image_size=(64, 64)))
     assert places(found) == {("input", "width"), ("trunk", "dense MACs"), ("trunk", "effective MACs")}
     dense = next(one for one in found if one.kind == "dense MACs")
     assert dense.was == 3 * dense.now / 2  # type: ignore[operator]
@@ -83,7 +91,7 @@ def test_one_unmasked_layer() -> None:
     save_mask("all.safetensors", mask(0.5))
     save_mask("but-one.safetensors", mask(0.5, skip="layer2.0.conv2.weight"))
     was, now = entry("RN-mini", mask="all.safetensors"), entry("RN-mini", mask="but-one.safetensors")
-    found = {(one.component, one.kind): (one.was, one.now) for one in compare(was, now)}
+    found = {(one.component, one.kind): (one.was, one.now) for one in compare_entries(was, now)}
     assert set(found) == {("trunk", "nonzero params"), ("trunk", "trainable params"), ("trunk", "effective MACs")}
     old, new = found["trunk", "nonzero params"]
     assert new - old == int((~mask(0.5).tensors["layer2.0.conv2.weight"]).sum())  # type: ignore[operator]
@@ -124,15 +132,15 @@ def test_silent_on_a_refactoring(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for module in (Old(), New()):
         target = Target("mine", "model", module, module.components(), "none")
-        monkeypatch.setattr(Request, "open", lambda self, target=target: target)
+        monkeypatch.setattr(TargetSpec, "load", lambda self, target=target: target)
         made.append(entry("mine"))
-    assert compare(*made) == [] and made[0].counts["params"]["head"]["total"] == 36
+    assert compare_entries(*made) == [] and made[0].counts["params"]["head"]["total"] == 36
 
 
 def test_a_component_that_came_or_went_always_counts() -> None:
     was = entry("RN-mini")
     more = {**was.counts, "macs": {**was.counts["macs"], "extra": {"dense": 1, "effective": 1}}}
-    (first, second) = compare(was, replace(was, counts=more), Tolerance(count=1e12))
+    (first, second) = compare_entries(was, replace(was, counts=more), Tolerance(count=1e12))
     assert (first.was, first.now, second.kind) == (None, 1, "effective MACs")
     assert "extra: dense MACs none -> 1" in str(first)
 
@@ -146,7 +154,7 @@ def test_tolerances(was: int, now: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "much", "1%%", "nan", "inf", "0x1"])
 def test_no_tolerance(text: str) -> None:
-    with pytest.raises(InputError, match="--tolerance"):
+    with pytest.raises(InputError, match="`tolerance="):
         Tolerance.parse(text)
 
 
@@ -162,24 +170,24 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         "deeplabv3 --set model.width=16 --batch 2 --image-size 64x96",
     ]
     read = load_lock(path)
-    assert all(compare(old, new) == [] for old, new in zip(entries[::-1], read.values(), strict=True))
+    assert all(compare_entries(old, new) == [] for old, new in zip(entries[::-1], read.values(), strict=True))
     (masked, _) = read.values()
-    assert Path(str(masked.request.mask)).resolve() == (tmp_path / "masks.safetensors").resolve()
+    assert Path(str(masked.spec.mask)).resolve() == (tmp_path / "masks.safetensors").resolve()
     again = folder / "again.json"
     save_lock(again, read)
     assert again.read_bytes() == path.read_bytes()
 
 
 def test_keys_tell_targets_apart() -> None:
-    requests = [
-        Request("a", (1, 2)),
-        Request("a", (2, 1)),
-        Request("a", (1, 2), batch=2),
-        Request("a", (1, 2), settings=("model.x=1",)),
-        Request("a", (1, 2), mask="m"),
-        Request("a", (1, 2), plan="m"),
+    specs = [
+        TargetSpec("a", (1, 2)),
+        TargetSpec("a", (2, 1)),
+        TargetSpec("a", (1, 2), batch=2),
+        TargetSpec("a", (1, 2), settings=("model.x=1",)),
+        TargetSpec("a", (1, 2), mask="m"),
+        TargetSpec("a", (1, 2), plan="m"),
     ]
-    assert len({key(request) for request in requests}) == len(requests)
+    assert len({spec.key for spec in specs}) == len(specs)
 
 
 @pytest.mark.parametrize(
@@ -201,3 +209,27 @@ def test_broken_locks(text: str | None, message: str) -> None:
         Path("costs.lock.json").write_text(text)
     with pytest.raises(InputError, match=message):
         load_lock("costs.lock.json")
+
+
+def test_the_library_updates_and_checks_a_lock() -> None:
+    made = update_lock("costs.lock.json", ["RN-mini", "RN101"], image_size="64x96", batch=None, settings=())
+    assert made.targets == ("RN-mini --image-size 64x96", "RN101 --image-size 64x96") and made.total == 2
+    assert made.changes == () and set(load_lock("costs.lock.json")) == set(made.targets)
+    heard: list[tuple[int, int]] = []
+    same = check_lock("costs.lock.json", progress=lambda each: heard.append((each.done, each.total)))
+    assert same.changes == () and same.changed_targets == () and heard == [(0, 2), (1, 2), (2, 2)]
+    moved = check_lock("costs.lock.json", ["RN-mini"], image_size=(64, 64))
+    assert moved.targets == moved.changed_targets == ("RN-mini --image-size 64x96",) and moved.total == 2
+    assert {change.kind for change in moved.changes} == {"width", "dense MACs", "effective MACs"}
+    assert "3 changes in 1 targets" in repr(moved)
+    assert check_lock("costs.lock.json", ["RN-mini"], image_size=(64, 64), tolerance="50%").changed_targets
+    again = update_lock("costs.lock.json", ["RN-mini"], image_size=(64, 96))
+    assert again.changes == () and again.total == 2
+
+
+def test_the_library_refuses_targets_that_a_lock_does_not_hold() -> None:
+    update_lock("costs.lock.json", ["RN-mini"], image_size=64)
+    with pytest.raises(InputError, match=r"RN101: is not in costs.lock.json; add it"):
+        check_lock("costs.lock.json", ["RN101"])
+    with pytest.raises(FileNotFoundError, match="no such lock"):
+        check_lock("gone.lock.json")

@@ -13,8 +13,8 @@ LOCK = Path(__file__).with_name("costs.lock.json")
 def test_every_recipe_and_the_bare_trunk_at_the_papers_size() -> None:
     entries = load_lock(LOCK)
     recipes = {name for name in recipe_names() if "framework" in load_recipe(name).get("model", {})}
-    assert {entry.request.name for entry in entries.values()} == {*recipes, "RN50"}
-    assert {entry.request.image_size for entry in entries.values()} == {(800, 1216)}
+    assert {entry.spec.name for entry in entries.values()} == {*recipes, "RN50"}
+    assert {entry.spec.image_size for entry in entries.values()} == {(800, 1216)}
 
 
 def test_the_trunk_costs_what_arithmetic_says() -> None:

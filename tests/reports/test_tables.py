@@ -2,35 +2,63 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
-from ovstrans.costs.target import load_target
-from ovstrans.reports.report import cost_report
-from ovstrans.reports.tables import Row, comparison, csv_lines, csv_text, markdown, rows
+from ovstrans.costs.flops import Flops, Macs
+from ovstrans.costs.latency import ArmLatency, Latency
+from ovstrans.costs.params import ParamCounts, Params
+from ovstrans.costs.target import Costs, TargetInfo, count_costs, load_target
+from ovstrans.costs.training_run import TrainingCosts
+from ovstrans.costs.training_step import TrainingStep
+from ovstrans.evaluation.evaluate import DatasetResult
+from ovstrans.evaluation.inference import Inference
+from ovstrans.evaluation.metrics import ClassMetrics
+from ovstrans.evaluation.panoptic import PanopticResult, Quality
+from ovstrans.evaluation.video import VideoResult, WindowConsistency
+from ovstrans.reports.report import Report
+from ovstrans.reports.tables import (
+    Row,
+    compare_reports,
+    format_csv,
+    format_markdown,
+    make_class_table,
+    make_csv_table,
+    make_layer_table,
+    make_table,
+)
 
 
-def report(name: str, dense: int, miou: float | None = None, **components: int) -> dict[str, Any]:
-    parts = {part: {"dense": macs, "effective": macs // 2} for part, macs in components.items()}
-    params = {"total": 10, "nonzero": 8, "trainable": 8}
-    found: dict[str, Any] = {
-        "target": {"name": name},
-        "params": {**params, "components": {"trunk": params}},
-        "flops": {
-            "image_size": [8, 16],
-            "batch": 1,
-            "counter": "torch",
-            "dense": dense,
-            "effective": dense // 2,
-            "components": parts,
-        },
-        "training": {"unit": "MAC", "executed": {"forward": 1, "backward": 2, "total": 3}},
-        "datasets": {},
-    }
-    if miou is not None:
-        found["datasets"]["scenes:val"] = {"mIoU": miou}
-    return found
+def report(name: str, dense: int, miou: float | None = None, **components: int) -> Report:
+    parts = {part: Macs(macs, macs // 2) for part, macs in components.items()}
+    params = Params(10, 8, 8, {"trunk": ParamCounts(10, 8, 8)})
+    flops = Flops((8, 16), 1, "torch", dense, dense // 2, parts)
+    step = TrainingStep(1, 1, 1)
+    costs = Costs(params, flops, TrainingCosts(step, step, step))
+    datasets = {} if miou is None else {"scenes:val": result(miou)}
+    return Report(TargetInfo(name, "model", "RN50"), {}, costs, datasets)
+
+
+def result(miou: float | None, *classes: ClassMetrics) -> DatasetResult:
+    return DatasetResult(
+        dataset="scenes",
+        split="val",
+        images=1,
+        inference=Inference(),
+        miou=miou,
+        denominator="present",
+        miou_present=miou,
+        miou_union=None,
+        num_classes=len(classes),
+        per_class=classes,
+        fwiou=None,
+        macc=None,
+        pacc=None,
+        miou_base=None,
+        miou_novel=None,
+        hiou=None,
+    )
 
 
 REPORTS = [
@@ -39,8 +67,8 @@ REPORTS = [
 ]
 
 
-def cells(reports: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {line[0]: line[1:] for line in rows(reports)[1]}
+def cells(reports: list[Report]) -> dict[str, list[str]]:
+    return {line[0]: line[1:] for line in make_table(reports)[1]}
 
 
 def test_values_and_changes_side_by_side() -> None:
@@ -55,7 +83,7 @@ def test_values_and_changes_side_by_side() -> None:
 
 def test_settings_show_where_they_differ() -> None:
     other = report("d", 1)
-    other["flops"]["image_size"] = [9, 9]
+    other.costs.flops = replace(other.flops, image_size=(9, 9))
     assert cells([REPORTS[0], other])["image size"] == ["8x16", "9x9"]
     assert "image size" not in cells(REPORTS)
 
@@ -68,7 +96,7 @@ def test_nothing_to_compare_with() -> None:
 
 
 def test_csv_has_plain_values() -> None:
-    table = list(csv.DictReader(io.StringIO(csv_text(csv_lines(REPORTS)))))
+    table = list(csv.DictReader(io.StringIO(format_csv(make_csv_table(REPORTS)))))
     found = {(line["quantity"], line["part"]): line for line in table}
     dense = found["dense MACs", ""]
     assert (dense["unit"], dense["a|b"], dense["c"]) == ("MAC", "2000000000", "1000000000")
@@ -78,26 +106,77 @@ def test_csv_has_plain_values() -> None:
 
 
 def test_markdown() -> None:
-    columns, lines = rows(REPORTS)
-    text = markdown(columns, lines).splitlines()
+    text = format_markdown(*make_table(REPORTS)).splitlines()
     assert text[0].count("|") == 5 and "a\\|b" in text[0]  # four borders, and the escaped one
     assert text[1].startswith("| :--") and text[1].endswith("-: |")
     assert any(line.startswith("| &nbsp;&nbsp;trunk ") for line in text)
     assert len({len(line) for line in text}) == 1
 
 
-def test_a_recipe_has_the_cost_of_its_run() -> None:
-    found = cost_report(load_target("deeplabv3-mini"), (32, 32))
-    run = found["training"]["run"]
-    assert run["steps"] * run["batch"] > 0 and run["executed"]["total"] > run["executed"]["framework"] > 0
-    shown = cells([found])["whole run as autograd runs it, PMAC"]
-    assert shown == [f"{run['executed']['total'] / 1e15:,.4f}"]
-    assert cost_report(load_target("deeplabv3"), (32, 32))["training"]["run"] is None
+def test_the_cost_of_a_recipes_run_is_in_the_table() -> None:
+    costs = count_costs(load_target("deeplabv3-mini"), (32, 32))
+    run = costs.training.run
+    assert run is not None and run.steps * run.batch > 0
+    assert run.total("executed") > run.steps_macs["executed"] > 0
+    shown = cells([replace(REPORTS[0], costs=costs)])["whole run as autograd runs it, PMAC"]
+    assert shown == [f"{run.total('executed') / 1e15:,.4f}"]
+    assert count_costs(load_target("deeplabv3"), (32, 32)).training.run is None
+
+
+def latency(median: float | None) -> Latency:
+    arm = ArmLatency("", median, 1, 2, 1, 1, 2, 10.0, None, None)  # type: ignore[arg-type]
+    return Latency("cpu", 1, None, "float32", (8, 8), 1, 1, 0, 4, None, {"dense": arm}, None)
 
 
 @pytest.mark.parametrize("value", [None, 0])
-def test_what_no_report_has_is_no_row(value: int | None) -> None:
+def test_a_figure_that_no_report_has_is_no_row(value: int | None) -> None:
     reports = [report("a", 1), report("b", 1)]
-    reports[0]["latency"] = {"arms": {"dense": {"median_s": value}}}
-    found = [row.quantity for row in comparison(reports)]
+    reports[0].latency = latency(value)
+    found = [row.quantity for row in compare_reports(reports)]
     assert ("dense: time a batch, median" in found) == (value is not None)
+    assert "dense: throughput" in found and "sparse: times as fast as dense" not in found
+
+
+def test_latency_is_shown_in_readable_units() -> None:
+    timed = report("a", 1)
+    timed.latency = replace(latency(0.25), speedup=2.5)
+    assert cells([timed])["dense: time a batch, median, ms"] == ["250.00"]
+    assert cells([timed])["sparse: times as fast as dense, x"] == ["2.50"]
+
+
+def test_panoptic_quality_and_video_consistency() -> None:
+    nothing = Quality(None, None, None)
+    panoptic = PanopticResult(Quality(12.34, 50.0, 20.0), nothing, nothing, 1, 0, 1, ())
+    video = VideoResult({8: WindowConsistency(56.78, 1.0, 3), 16: WindowConsistency(None, None, 0)}, 1)
+    found = report("a", 1)
+    found.datasets["scenes:val"] = replace(result(1.0), panoptic=panoptic, video=video)
+    shown = cells([found, report("b", 1, miou=2.0)])
+    assert shown["scenes:val PQ, %"] == ["12.34", "-"] and shown["scenes:val RQ, %"] == ["20.00", "-"]
+    assert shown["scenes:val mVC8, %"] == ["56.78", "-"] and "scenes:val mVC16, %" not in shown
+
+
+def test_the_table_of_classes() -> None:
+    sky = ClassMetrics("sky", 50.0, 75.0, 30, 30, False)
+    car = ClassMetrics("car", None, None, 0, 10, True)
+    road = ClassMetrics("road", 20.0, 25.0, 10, 0, False)
+    first, second, model = report("a", 1), report("b", 1), report("RN50", 1)
+    first.datasets["d"] = result(35.0, sky, car, road)
+    second.datasets["d"] = result(40.0, replace(sky, iou=60.0), car, road)
+    columns, lines = make_class_table([first, model], "d")
+    assert columns == ["class", "IoU %", "accuracy %", "pixels %"]
+    assert lines == [
+        ["sky", "50.00", "75.00", "75.00"],
+        ["car*", "-", "-", "0.00"],
+        ["road", "20.00", "25.00", "25.00"],
+    ]
+    columns, lines = make_class_table([first, second, model], "d")
+    assert columns == ["class", "a IoU %", "b IoU %", "pixels %"] and lines[0] == ["sky", "50.00", "60.00", "75.00"]
+
+
+def test_the_table_of_layers() -> None:
+    target = load_target("RN-mini")
+    costs = count_costs(target, (32, 32))
+    lines = make_layer_table(replace(REPORTS[0], costs=costs))
+    assert len(lines) == len(costs.flops.layers or ()) > 20 and lines[0][4] == "100.0%"
+    assert lines[0][:2] == ["conv1", "trunk"] and float(lines[0][2]) == round(costs.flops.layers[0].dense / 1e6, 3)  # type: ignore[index]
+    assert make_layer_table(replace(REPORTS[0], costs=costs.without_layers())) == []

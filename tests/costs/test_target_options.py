@@ -4,19 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from ovstrans.costs.target import load_target, parse_size
 from ovstrans.datasets.catalog import find_vocabulary
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
-from ovstrans.reports.request import Request, parse_size
-
-SIZE = (64, 64)
 
 
 def test_settings_of_a_recipe_and_of_a_framework() -> None:
     for name in ("deeplabv3-mini", "deeplabv3"):
-        module = Request(name, SIZE, settings=("model.width=24",)).open().module
+        module = load_target(name, settings=("model.width=24",)).module
         assert isinstance(module, Framework) and module.options["width"] == 24
-    assert Request("deeplabv3", SIZE, settings=("model.clip=RN50",)).open().model == "RN50"
+    assert load_target("deeplabv3", settings=("model.clip=RN50",)).model == "RN50"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +28,7 @@ def test_settings_of_a_recipe_and_of_a_framework() -> None:
 )
 def test_settings_that_do_not_fit(name: str, setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Request(name, SIZE, settings=(setting,)).open()
+        load_target(name, settings=(setting,))
 
 
 def test_a_vocabulary_is_a_datasets_or_a_files(tmp_path: Path) -> None:
@@ -59,7 +57,7 @@ def test_vocabularies_that_there_are_not(spec: str, message: str) -> None:
 
 
 def test_the_vocabulary_decides_how_many_rows_are_compared() -> None:
-    modules = [Request("deeplabv3", SIZE, vocabulary=name).open().module for name in ("pas-20", "ade20k-150")]
+    modules = [load_target("deeplabv3", vocabulary=name).module for name in ("pas-20", "ade20k-150")]
     classes = [len(module.text.vocabulary) for module in modules if isinstance(module, Framework)]
     assert classes == [20, 150]
 
