@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ovstrans.interop.inspect import inspect as inspect
     from ovstrans.masks.file import load_mask as load_mask
     from ovstrans.masks.mask import Mask as Mask
+    from ovstrans.pruning.prune import prune as prune
     from ovstrans.reports.bench import bench as bench
     from ovstrans.reports.lock import check_lock as check_lock
     from ovstrans.reports.lock import update_lock as update_lock
@@ -59,6 +60,7 @@ _HOMES = {
     "predict": "ovstrans.segmenter.predict",
     "prepare_dataset": "ovstrans.datasets.published.prepare",
     "progress_bar": "ovstrans.console",
+    "prune": "ovstrans.pruning.prune",
     "show_dataset": "ovstrans.datasets.show",
     "update_lock": "ovstrans.reports.lock",
 }
@@ -86,6 +88,7 @@ __all__ = [
     "predict",
     "prepare_dataset",
     "progress_bar",
+    "prune",
     "show_dataset",
     "update_lock",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -117,13 +117,30 @@ def use_data_root(root: Path | None) -> None:
         os.environ[ROOT_VARIABLES[0]] = str(root)
 
 
-def check_json(destination: str | None, *, force: bool = False) -> Path | None:
-    """The file that `--json` names, None for stdout; InputError, before any work, where it could not be written."""
+def check_json(destination: str | None, *, force: bool = False, outputs: Iterable[Path | None] = ()) -> Path | None:
+    """Refuse a --json that could not be written, before any work.
+
+    Args:
+        destination: Value of --json.
+        force: Whether an existing file may be replaced.
+        outputs: Other files and folders that the command writes; None stands for one that was not asked for.
+
+    Returns:
+        The file, or None if JSON goes to stdout or nowhere.
+
+    Raises:
+        InputError: The file exists, cannot be written, is one of `outputs`, or is one of the folders in their paths.
+    """
     from ovstrans import files
+    from ovstrans.errors import InputError
 
     if destination is None or destination == "-":
         return None
-    return files.check_output(Path(destination), force=force, option="json")
+    path = Path(destination)
+    for output in outputs:
+        if output is not None and path.resolve() in (output.resolve(), *output.resolve().parents):
+            raise InputError(f"`json={destination}`: is in the way of {output}, which the command writes; give another")
+    return files.check_output(path, force=force, option="json")
 
 
 def emit_json(destination: str | None, value: Any, *, force: bool = False) -> None:

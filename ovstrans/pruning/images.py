@@ -1,6 +1,6 @@
-"""Unlabelled images for distillation: batches that depend on (seed, step) and on nothing else.
+"""Unlabelled images for distillation. The batch of a step depends on seed and step only.
 
-So a resumed run sees the very images an uninterrupted one would, without replaying what came before.
+Therefore a resumed run sees the same images as an uninterrupted one, without a replay of earlier steps.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ class Images:
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def indices(self, step: int) -> list[int]:
-        """The images of a step: every image comes once before any comes again."""
+        """Return the indices of the images of a step. Every image comes once before any comes again."""
         first = step * self.batch
         return [self._index(place) for place in range(first, first + self.batch)]
 
     def views(self, step: int) -> Tensor:
-        """The images of a step: float32 [B, 3, size, size] in [0, 1]."""
+        """Return the images of a step, float32 [B, 3, size, size] in [0, 1]."""
         return _stack([self._view(step, place, index) for place, index in enumerate(self.indices(step))])
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """The batches of steps `start` to `stop` - 1; the next one is read while one is used."""
+        """Yield the batches of steps `start` to `stop` - 1, reading each while the one before is used."""
         if not self.workers:
             yield from (Batch(self.views(step)) for step in range(start, stop))
             return

@@ -1,6 +1,6 @@
-"""Labelled images for distillation losses that look at segments.
+"""Labelled images for distillation losses that compare segments.
 
-As with `images`, the batch of a step depends on (seed, step) and on nothing else.
+As with `pruning.images`, the batch of a step depends on seed and step only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LabelledViews:
         )
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """The batches of steps `start` to `stop` - 1, on the device."""
+        """Yield the batches of steps `start` to `stop` - 1, on the device."""
         found = stream_batches(
             self.dataset,
             batch_size=self.batch,

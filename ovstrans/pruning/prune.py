@@ -1,109 +1,222 @@
-"""Pruning a CLIP's image encoder, from settings to mask and pruned weights."""
+"""Pruning the image encoder of a CLIP into a mask and the weights that were tuned under it."""
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ovstrans.clip.load import Clip
+from ovstrans.clip.load import DEFAULT_MODEL, Clip, load_clip
 from ovstrans.clip.text import embed_vocabulary
+from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.sample import Dataset
-from ovstrans.errors import InputError
-from ovstrans.masks.mask import Mask, density_rows
-from ovstrans.pruning.distill import Distillation
+from ovstrans.environment import pick_device
+from ovstrans.errors import InputError, did_you_mean
+from ovstrans.frameworks import registry
+from ovstrans.masks.file import load_mask
+from ovstrans.masks.mask import Mask
+from ovstrans.progress import ProgressCallback
 from ovstrans.pruning.images import Images
-from ovstrans.pruning.losses import make_distillation
+from ovstrans.pruning.losses import LOSSES, Distillation, make_distillation
 from ovstrans.pruning.methods import make_plan
-from ovstrans.pruning.rounds import BatchStream, Round, RoundCallbacks, run_rounds
-from ovstrans.recipes.schema import SEGMENT_LOSSES, PruneRecipe
+from ovstrans.pruning.result import PruneResult, check_outputs, state_path
+from ovstrans.pruning.rounds import BatchStream, run_rounds
+from ovstrans.recipes.load import Settings, load_recipe, read_settings, resolve
+from ovstrans.recipes.options import accepts_options
+from ovstrans.recipes.schema import FEATURES, SEGMENT_LOSSES, PruneRecipe
 from ovstrans.training.precision import pick_precision
 from ovstrans.training.state import seed_step
 
-SCHEMA = "ovstrans.prune/1"
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What pruning made.
-
-    mask: the mask.  encoder: the pruned image encoder, tuned under the mask (CPU, eval mode).  rounds: one
-    entry a round.  seconds: of this call (a resumed run's earlier rounds are in `rounds`).
-    """
-
-    mask: Mask
-    encoder: nn.Module
-    rounds: list[Round]
-    seconds: float
-
-    def summary(self) -> dict[str, Any]:
-        """The JSON report, schema "ovstrans.prune/1"."""
-        return {
-            "schema": SCHEMA,
-            "model": self.mask.model,
-            "pretrained": self.mask.pretrained,
-            "weights_sha256": self.mask.weights_sha256,
-            "method": self.mask.method,
-            "sparsity": self.mask.sparsity,
-            "kept": self.mask.kept,
-            "total": self.mask.total,
-            "layers": [
-                {"name": name, "shape": list(shape), "kept": kept, "weights": weights, "density": density}
-                for name, shape, kept, weights, density in density_rows(self.mask)
-            ],
-            "rounds": [
-                {
-                    "round": each.number,
-                    "kept": each.kept,
-                    "loss": each.loss if each.losses else None,
-                    "losses": each.losses,
-                    "seconds": round(each.seconds, 3),
-                }
-                for each in self.rounds
-            ],
-            "seconds": round(self.seconds, 3),
-            "recipe": self.mask.recipe,
-        }
-
-
+@accepts_options(PruneRecipe)
 def prune(
-    clip: Clip,
-    recipe: PruneRecipe,
-    dataset: Dataset | None = None,
+    clip: Clip | str = DEFAULT_MODEL,
     *,
-    like: Mask | None = None,
-    device: torch.device | str = "cpu",
-    state: Path | None = None,
+    pretrained: str | Path | None = None,
+    data: str | Dataset | None = None,
+    data_root: Path | str | None = None,
+    like: Mask | Path | str | None = None,
+    recipe: str | Path | PruneRecipe | None = None,
+    settings: Settings = (),
+    out: Path | str | None = None,
+    plot: bool = True,
     resume: bool = False,
-    watch: RoundCallbacks | None = None,
-) -> Result:
-    """Prune and distil a CLIP's image encoder as `recipe` says; the CLIP itself is left as it is.
+    force: bool = False,
+    device: torch.device | str = "auto",
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> PruneResult:
+    """Prune the image encoder of a CLIP and distil it from the dense one; the CLIP itself is left as it is.
 
-    dataset: images, labelled where the distillation loss looks at segments; may be None where
-    `recipe.prune.steps` is 0.  like: a mask whose
-    layers and densities `random` takes.  state, resume: a file to keep after every round, and whether
-    to go on from it, see `run_rounds`. Raises InputError for settings that do not go together, damaged
-    weights, a diverging loss, or the state of another run; MismatchError for a `like` of another
-    architecture.
+    Args:
+        clip: A CLIP, or the open_clip name of one.
+        pretrained: open_clip tag or file of weights, if `clip` is a name.
+        data: Images to distil from, `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`, or a dataset. They must be labelled if the
+            distillation loss compares segments. Default: those of the recipe.
+        data_root: Folder of published datasets.
+        like: Mask, or mask file, whose layers and densities `method="random"` takes.
+        recipe: Name of a shipped recipe, path of a file, or a recipe. Default: the one for the model and the loss.
+        settings: Changes to the recipe: `["optimizer.lr=0.001"]` or `{"optimizer.lr": 0.001}`.
+        out: Mask file to write; the weights and the plot go beside it. While the run is unfinished, a state to resume
+            from is kept there too. Without it nothing is written.
+        plot: Draw the density of every layer.
+        resume: Go on with the interrupted run at `out`, if there is one.
+        force: Replace existing files.
+        device: auto, cpu, cuda or cuda:N.
+        progress: Receives the progress of the distillation steps.
+        **options: Values of the recipe by the names of the options: method, sparsity, rate, scope, steps, distill, lr,
+            batch, image_size, precision, seed.
+
+    Raises:
+        InputError: An argument is wrong, two contradict each other, files are in the way, the weights hold NaN or
+            infinity, or distillation diverges.
+        MismatchError: `like` is of another architecture.
     """
     start = time.perf_counter()
-    device = torch.device(device)
+    chosen = _choose(clip, data, like, recipe, settings, options)
+    if out is not None:
+        check_outputs(out, plot=plot, force=force, resume=resume)
+    elif resume:
+        raise InputError("`resume=True`: goes on with the run at `out`, which is not given")
+    place = pick_device(device)
+    pattern = load_mask(like) if isinstance(like, (str, Path)) else like
+    loaded = load_clip(clip, None if pretrained is None else str(pretrained)) if isinstance(clip, str) else clip
+    dataset = _open_data(chosen, data, data_root)
+    state = None if out is None else state_path(out)
+    if state is not None:
+        _prepare_state(state, resume=resume)
+    try:
+        result = _prune(loaded, chosen, dataset, pattern, place, state, resume=resume, progress=progress)
+    except BaseException as stop:
+        if state is not None and state.exists() and not isinstance(stop, Exception):
+            logger.warning("%s keeps the last finished round; the same call with `resume=True` goes on from it", state)
+        raise
+    result.seconds = time.perf_counter() - start
+    if out is not None and state is not None:
+        result.save(out, plot=plot, force=True)  # check_outputs has asked before
+        state.unlink(missing_ok=True)
+    return result
+
+
+def choose_recipe(
+    model: str = DEFAULT_MODEL,
+    *,
+    recipe: str | Path | PruneRecipe | None = None,
+    settings: Settings = (),
+    **options: Any,
+) -> PruneRecipe:
+    """Return the recipe of a run: a recipe file, settings over it, and options over both.
+
+    Args:
+        model: open_clip name of the model to prune.
+        recipe: Name of a shipped recipe, path of a file, or a recipe. By default `prune-mini` for the mini CLIP and
+            `prune-rn50` for every other model, with `-regions` appended for a loss that compares segments.
+        settings: Changes by key.
+        **options: Changes by name of the option; None stands for an option that was not given.
+
+    Raises:
+        InputError: A recipe, key or loss is unknown, the recipe is for another kind of loss, or a value does not fit.
+    """
+    if isinstance(recipe, PruneRecipe):
+        return resolve(PruneRecipe, recipe.to_table(), "given", settings=settings, options=options)
+    default = "prune-mini" if model == DEFAULT_MODEL else "prune-rn50"
+    wanted = options.get("distill") or read_settings(settings).get("distill.loss")
+    if wanted is not None and wanted not in LOSSES:
+        hint = did_you_mean(str(wanted), LOSSES)
+        raise InputError(f"`distill={wanted}`: unknown; {hint}losses are {', '.join(LOSSES)}")
+    name = str(recipe) if recipe else f"{default}-regions" if wanted in SEGMENT_LOSSES else default
+    table = load_recipe(name)
+    if isinstance(table.get("distill"), dict):
+        own = table["distill"].get("loss")
+        if wanted in (FEATURES, *SEGMENT_LOSSES) and (wanted in SEGMENT_LOSSES) != (own in SEGMENT_LOSSES):
+            other = f"{default}-regions" if wanted in SEGMENT_LOSSES else default
+            raise InputError(f"recipe {name}: is for the distillation loss {own}, not {wanted}; {other} is for that")
+        if (wanted or own) == "semantic":  # every option of GKC can be set, and the mask records it
+            table["distill"] = {**registry.default_options("gkc"), **table["distill"]}
+    chosen = resolve(PruneRecipe, table, name, settings=settings, options=options)
+    if chosen.distill.loss == FEATURES:  # its options are the weights of its terms
+        for key, value in chosen.distill.options.items():
+            if type(value) not in (int, float) or value < 0:
+                raise InputError(f"recipe {name}: distill.{key} = {value!r}: a number of at least 0 is needed")
+    return chosen
+
+
+def _choose(
+    clip: Clip | str,
+    data: str | Dataset | None,
+    like: Mask | Path | str | None,
+    recipe: str | Path | PruneRecipe | None,
+    settings: Settings,
+    options: dict[str, Any],
+) -> PruneRecipe:
+    """Return the recipe of the arguments of `prune`."""
+    options = {**options, "data": data if data is None or isinstance(data, str) else f"{data.name}:{data.split}"}
+    if like is not None:
+        if options.get("sparsity") is not None or options.get("scope") is not None:
+            raise InputError("`like`: takes sparsity and scope from its mask; leave `sparsity` and `scope` out")
+        options["method"] = options.get("method") or "random"
+    model = clip if isinstance(clip, str) else clip.name
+    return choose_recipe(model, recipe=recipe, settings=settings, **options)
+
+
+def _open_data(recipe: PruneRecipe, data: str | Dataset | None, data_root: Path | str | None) -> Dataset | None:
+    """Return the dataset to distil from; None without distillation."""
+    if not recipe.prune.steps:
+        return None
+    if data is not None and not isinstance(data, str):
+        return data
+    spec, labelled = recipe.data.dataset, recipe.distill.loss in SEGMENT_LOSSES
+    # A described folder has a train split; images without labels are a split of their own.
+    split = "train" if labelled or spec.startswith("folder:") else "unlabelled"
+    return open_dataset(spec, split=split, size=recipe.data.size, labels=labelled, data_root=data_root)
+
+
+def _prepare_state(state: Path, *, resume: bool) -> None:
+    """Remove the state of an earlier run, unless this one goes on with it."""
+    if not resume:
+        state.unlink(missing_ok=True)
+    elif not state.exists():
+        logger.info("%s: no such file, so there is nothing to resume; starting at the beginning", state)
+
+
+def _prune(
+    clip: Clip,
+    recipe: PruneRecipe,
+    dataset: Dataset | None,
+    like: Mask | None,
+    device: torch.device,
+    state: Path | None,
+    *,
+    resume: bool,
+    progress: ProgressCallback | None,
+) -> PruneResult:
+    """Run the rounds and make the mask."""
     _require_finite(clip)
     plan = make_plan(clip.visual, recipe.prune, recipe.run.seed, like)
     seed_step(recipe.run.seed, -1)  # a loss may have a head, which starts at random
-    loss, images = _lesson(clip, recipe, dataset if recipe.prune.steps else None, device)
+    loss, images = _make_loss(clip, recipe, dataset, device)
     identity = {
         "model": clip.name,
         "weights_sha256": clip.weights_sha256,
         "like": like.title if like is not None else "",
         "images": images.count if images is not None else 0,
     }
-    encoder, masks, rounds = run_rounds(
-        clip, plan, loss, images, recipe, device=device, state=state, resume=resume, identity=identity, watch=watch
+    weights, masks, rounds = run_rounds(
+        clip,
+        plan,
+        loss,
+        images,
+        recipe,
+        device=device,
+        state=state,
+        resume=resume,
+        identity=identity,
+        progress=progress,
     )
     recorded = recipe.to_table()
     recorded["rounds"] = len(plan.counts)
@@ -119,47 +232,41 @@ def prune(
         method=recipe.prune.method,
         recipe=recorded,
     )
-    return Result(mask, encoder, rounds, time.perf_counter() - start)
+    return PruneResult(mask, weights, rounds)
 
 
-def _lesson(
+def _make_loss(
     clip: Clip, recipe: PruneRecipe, dataset: Dataset | None, device: torch.device
 ) -> tuple[Distillation, BatchStream | None]:
-    """The distillation loss and the images it looks at."""
-    data, name = recipe.data, recipe.distill.loss
+    """Return the distillation loss and the images that it sees; no images without a dataset."""
+    data, augment, loss_name = recipe.data, recipe.augment, recipe.distill.loss
+    if dataset is None:
+        return Distillation(), None
     views: dict[str, Any] = {
         "batch": recipe.training.batch,
-        "size": recipe.augment.crop,
+        "size": augment.crop,
         "seed": recipe.run.seed,
-        "min_crop": recipe.augment.min_crop,
-        "flip": recipe.augment.flip,
+        "min_crop": augment.min_crop,
+        "flip": augment.flip,
         "workers": data.workers,
     }
-    if dataset is None:  # not a step will be made
-        return Distillation(), None
-    if name not in SEGMENT_LOSSES:
-        loss = make_distillation(name, clip, recipe.distill.options)
+    if loss_name not in SEGMENT_LOSSES:
+        loss = make_distillation(loss_name, clip, recipe.distill.options)
         return loss, Images(dataset, limit=data.images, cache=data.cache, **views)
-    from ovstrans.frameworks.registry import with_prompts
     from ovstrans.pruning.labelled import LabelledViews
     from ovstrans.training.batches import Labelled
     from ovstrans.training.teacher_targets import TeacherTargets, warn_of_captions
 
     labelled = Labelled(dataset, limit=data.images, cache=data.cache)
-    vocabulary = with_prompts(labelled.vocabulary, "gkc", recipe.distill.options)  # whose head and losses these are
-    loss = make_distillation(name, clip, recipe.distill.options, embed_vocabulary(clip, vocabulary))
-    warn_of_captions(labelled, loss.target_requirements, "distill.grounding_weight=0")
+    # Head and losses are those of GKC, so names are put into its prompts.
+    vocabulary = registry.with_prompts(labelled.vocabulary, "gkc", recipe.distill.options)
+    loss = make_distillation(loss_name, clip, recipe.distill.options, embed_vocabulary(clip, vocabulary))
+    requirements = loss.target_requirements
+    warn_of_captions(labelled, requirements, "distill.grounding_weight=0")
     precision = pick_precision(recipe.training.precision, device)
-    targets = TeacherTargets(
-        clip, loss.target_requirements, vocabulary, device=device, precision=precision, seed=recipe.run.seed
-    )
+    targets = TeacherTargets(clip, requirements, vocabulary, device=device, precision=precision, seed=recipe.run.seed)
     return loss, LabelledViews(
-        labelled,
-        requirements=loss.target_requirements,
-        region_size=clip.image_size,
-        targets=targets,
-        device=device,
-        **views,
+        labelled, requirements=requirements, region_size=clip.image_size, targets=targets, device=device, **views
     )
 
 

@@ -1,10 +1,10 @@
-"""Distillation losses that look at segments: the paper's own (OpenTrans sec. 3.2), and its baseline.
+"""Distillation losses that compare segments: those of the paper (OpenTrans sec. 3.2) and its baseline.
 
-The student is the trunk under a Mask2Former head with a projection of its queries; both are trained
-along and thrown away. `text-guided` and `vision-guided` draw each query to what the teacher sees in the
-region it is matched with (see `frameworks.gkc_distillation`). Names of classes enter by the likeness of
-their texts alone: queries and regions are matched by how well they agree, not by class, and nothing is
-asked of masks. `semantic` is the baseline that learns from labels too: all of GKC's losses.
+The student is a backbone under a Mask2Former head, with a projection of the queries. Head and projection are trained
+along and then dropped. `text-guided` and `vision-guided` pull each query towards the teacher's embedding of the region
+that it is matched with (see `frameworks.gkc_distillation`). They match queries and regions by similarity and not by
+class, use class names only for the similarity of their texts, and do not train masks. `semantic` is the baseline that
+learns from labels too, with all losses of GKC.
 
 Shapes: `B` batch, `Q` queries, `N` regions of an image, `D` width of the head, `E` embedding.
 """
@@ -26,20 +26,26 @@ from ovstrans.frameworks.base import Batch, TargetRequirements, resolve_options
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.frameworks.gkc_distillation import distillation_loss
 from ovstrans.frameworks.mask2former_head import FEATURES, MaskHead
-from ovstrans.pruning.distill import Distillation
+from ovstrans.pruning.losses import Distillation
 
 HEAD: Mapping[str, Any] = {
     key: GKC.defaults[key]
     for key in ("queries", "width", "heads", "encoder_layers", "encoder_ffn", "decoder_layers", "decoder_ffn")
 }
-"""The head's sizes as GKC has them; options of the losses here."""
+"""Sizes of the head, as in GKC; they are the options of `RegionDistillation`."""
 
 
 class RegionDistillation(Distillation):
-    """What queries hold of regions against what the teacher sees there; every prediction of the decoder counts alike.
+    """Distance of query embeddings to the teacher's embeddings of regions, the mean over the decoder's predictions.
 
-    kind: "text-guided" or "vision-guided".  text: the classifier of the data's vocabulary.  options: of
-    the head, see `HEAD`. Raises InputError for an option that is not one or does not fit.
+    Args:
+        kind: "text-guided" (OpenTrans eq. 3) or "vision-guided" (eq. 4).
+        encoder: Image encoder whose stages the head takes.
+        text: Text classifier of the vocabulary of the data.
+        options: Options of the head, see `HEAD`.
+
+    Raises:
+        InputError: An option is unknown or does not fit.
     """
 
     target_requirements = TargetRequirements(segments=True, teacher=True)
@@ -47,19 +53,19 @@ class RegionDistillation(Distillation):
     def __init__(self, kind: str, encoder: nn.Module, text: TextClassifier, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.kind = kind
-        sizes = resolve_options(f"--distill {kind}", HEAD, options)
+        sizes = resolve_options(f"`distill={kind}`", HEAD, options)
         found = stage_channels(encoder)
         self.head = MaskHead([found[name] for name in FEATURES], **sizes)
         dim = text.embeddings.shape[1]
         self.project = nn.ModuleList(nn.Linear(sizes["width"], dim) for _ in range(sizes["decoder_layers"] + 1))
         self.text_scale = nn.Parameter(torch.ones(())) if kind == "text-guided" else None
         self.names: Tensor
-        # A class has one place in the structure of texts, whatever it is called besides.
+        # The first name of a class stands for it in the similarity of texts; synonyms do not.
         first = [int((text.owner == kind).nonzero()[0]) for kind in range(text.num_classes)]
         self.register_buffer("names", text.embeddings[first].detach().clone().float(), persistent=False)
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """{"regions"}: the mean over predictions. The teacher's views of the regions come with the batch."""
+        """Return the loss `regions`. The teacher's embeddings of the regions come with the batch."""
         assert batch.segments is not None and batch.teacher is not None
         found = self.head(encode_stages(student, batch.images))
         words = [self.names[segments.classes] for segments in batch.segments]
@@ -71,7 +77,7 @@ class RegionDistillation(Distillation):
         return {"regions": torch.stack(losses).mean() + unused}
 
     def _loss(self, rows: Tensor, teacher: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
-        """The loss of one prediction: its queries' unit rows [B, Q, E], per image the regions' [N, E]."""
+        """Return the loss of one prediction from unit rows of queries [B, Q, E] and of each image's regions [N, E]."""
         pairs = [match_by_similarity(row, known) for row, known in zip(rows, teacher, strict=True)]
         return distillation_loss(
             self.kind,
@@ -83,7 +89,7 @@ class RegionDistillation(Distillation):
 
 
 class SemanticDistillation(Distillation):
-    """All training losses of GKC, labels and all: the baseline that the paper prunes against (sec. 5.3)."""
+    """All training losses of GKC, labels included: the baseline of the paper (sec. 5.3)."""
 
     def __init__(self, clip: Clip, text: TextClassifier, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -92,25 +98,34 @@ class SemanticDistillation(Distillation):
         self.target_requirements = self.gkc.target_requirements
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """GKC's losses: mask, dice, class, and those of its options."""
+        """Return the losses of GKC: mask, dice, class, and those of its options."""
         height, width = self.gkc.padded_size(batch.images)
         images = F.pad(batch.images, (0, width - batch.images.shape[-1], 0, height - batch.images.shape[-2]))
         return self.gkc.losses_from_features(encode_stages(student, images), batch)
 
 
 def match_by_similarity(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Each region's query, so that their embeddings agree best in sum; (queries, regions), int64 [min(Q, N)] each.
+    """Match queries and regions one to one so that the sum of their cosine similarities is largest.
 
-    rows: [Q, E].  known: [N, E]; unit rows both.
+    Args:
+        rows: Unit rows of the queries [Q, E].
+        known: Unit rows of the regions [N, E].
+
+    Returns:
+        Indices of the matched queries and of their regions, int64 [min(Q, N)] each.
     """
-    # Where a student has diverged any pairing will do: the loss is what is to say so.
+    # NaN of a student that diverged may be matched anyhow: the loss, which is NaN too, ends the run.
     likeness = (rows.detach() @ known.t()).nan_to_num().cpu().numpy()
     query, region = linear_sum_assignment(likeness, maximize=True)
     return torch.as_tensor(query, device=rows.device), torch.as_tensor(region, device=rows.device)
 
 
 def make_region_loss(name: str, clip: Clip, text: TextClassifier, options: Mapping[str, Any]) -> Distillation:
-    """The loss of a name: "text-guided", "vision-guided" or "semantic". InputError for an option that is not one."""
+    """Make the loss "text-guided", "vision-guided" or "semantic".
+
+    Raises:
+        InputError: An option is unknown or does not fit.
+    """
     if name == "semantic":
         return SemanticDistillation(clip, text, options)
     return RegionDistillation(name, clip.visual, text, options)

@@ -1,8 +1,8 @@
-"""The rounds: prune, distil, prune further, without rewinding (OpenTrans Alg. 1).
+"""The rounds of pruning and distillation, without rewinding (OpenTrans Alg. 1).
 
-The student starts as a copy of the teacher and keeps its weights and its optimizer state from round
-to round; masked weights are exactly zero from the first step to the last. The tower's head is
-neither pruned nor trained: it carries the trunk into the space of the text embeddings.
+The student starts as a copy of the teacher and keeps its weights and its optimizer state from round to round. Masked
+weights are exactly zero from the first step to the last. The head of the image encoder is neither pruned nor trained:
+it projects features into the space of the text embeddings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +24,9 @@ from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
-from ovstrans.pruning.distill import Distillation
-from ovstrans.pruning.methods import Plan, weights_of
-from ovstrans.pruning.scores import Masks
+from ovstrans.progress import ProgressCallback, ProgressReporter
+from ovstrans.pruning.losses import Distillation
+from ovstrans.pruning.methods import Masks, Plan, weights_of
 from ovstrans.recipes.load import differences
 from ovstrans.recipes.schema import PruneRecipe
 from ovstrans.training.distributed import World
@@ -37,16 +37,25 @@ from ovstrans.training.state import load_state, save_state
 
 
 class BatchStream(Protocol):
-    """What is distilled from: `count` images, and the batches of steps, [B, 3, H, W] in [0, 1]."""
+    """Images to distil from: `count` of them, in batches of images [B, 3, H, W] in [0, 1]."""
 
     count: int
 
-    def stream(self, start: int, stop: int) -> Generator[Batch, None, None]: ...
+    def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """Yield the batches of steps `start` to `stop` - 1."""
+        ...
 
 
 @dataclass(frozen=True)
 class Round:
-    """A finished round: its number from 1, weights kept, mean losses by name, seconds."""
+    """A finished round.
+
+    Attributes:
+        number: Number of the round, from 1.
+        kept: Number of weights kept.
+        losses: Mean over the steps of the round, by name; empty without distillation.
+        seconds: Duration.
+    """
 
     number: int
     kept: int
@@ -59,18 +68,8 @@ class Round:
         return sum(self.losses.values())
 
 
-@dataclass
-class RoundCallbacks:
-    """Called while rounds run: at the start with (steps in all, steps done before), after every step, and
-    after every round once its state is saved."""
-
-    begin: Callable[[int, int], None] = lambda total, done: None
-    step: Callable[[Step], None] = lambda step: None
-    round: Callable[[Round], None] = lambda round: None
-
-
 class DistillationModel(nn.Module):
-    """Student, teacher and loss as one module: a batch with images in [0, 1] to named losses."""
+    """Student, teacher and loss as one module that maps a batch with images in [0, 1] to losses by name."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, loss: Distillation, clip: Clip) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ class DistillationModel(nn.Module):
         self.register_buffer("std", torch.tensor(clip.std).view(1, 3, 1, 1))
 
     def set_mode(self, norms: str) -> None:
-        """Student to train mode (its BatchNorm too, unless `norms` is "frozen"), teacher to eval."""
+        """Put the student in train mode, its BatchNorms only if `norms` is "train", and the teacher in eval mode."""
         self.train()
         self.teacher.eval()
         if norms == "frozen":
@@ -90,12 +89,12 @@ class DistillationModel(nn.Module):
                     module.eval()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """batch: its images float32 [B, 3, H, W] in [0, 1]."""
+        """Return the losses of a batch with images float32 [B, 3, H, W] in [0, 1]."""
         normalised = replace(batch, images=(batch.images - self.mean) / self.std)
         losses = self.loss(self.student, self.teacher, normalised)
         for name, value in ((name, float(loss.detach())) for name, loss in losses.items()):
             if not math.isfinite(value):
-                raise InputError(f"distillation: the loss {name} is {value}; lower --lr, or use --precision fp32")
+                raise InputError(f"distillation: the loss {name} is {value}; lower `lr`, or use `precision=fp32`")
         return losses
 
 
@@ -110,19 +109,32 @@ def run_rounds(
     state: Path | None = None,
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
-    watch: RoundCallbacks | None = None,
-) -> tuple[nn.Module, Masks, list[Round]]:
-    """Run the plan; returns the pruned tower (on the CPU, in eval mode), its masks and the rounds.
+    progress: ProgressCallback | None = None,
+) -> tuple[dict[str, Tensor], Masks, list[Round]]:
+    """Run the rounds of a plan.
 
-    images: may be None where no step is to run.  state: file kept up to date after every round.
-    resume: go on from it, if it is there; on the CPU with the same thread count the result is then the same to the
-    last bit as without the interruption.  identity: what else must be equal for that. Raises
-    InputError where the state is of other settings, or where distillation diverges.
+    Args:
+        clip: CLIP to prune; it is left as it is.
+        plan: Rounds of the method.
+        loss: Distillation loss.
+        images: Images to distil from; None without distillation.
+        recipe: Recipe of the run.
+        device: Device to compute on.
+        state: File that is kept up to date after every round.
+        resume: Continue from `state` if it exists. On a CPU with the same number of threads the result equals that of
+            an uninterrupted run to the last bit.
+        identity: What else must be equal in the state, besides the recipe.
+        progress: Receives the progress of the steps.
+
+    Returns:
+        State dict of the pruned image encoder on the CPU, masks, rounds.
+
+    Raises:
+        InputError: The state is of another run, images are missing, or distillation diverges.
     """
-    watch = watch or RoundCallbacks()
     total = recipe.prune.total_steps(len(plan.counts))
     if total and images is None:
-        raise InputError("distillation needs images; give a dataset, or 0 steps")
+        raise InputError("distillation needs images; give `data`, or `steps=0`")
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
     distillation = DistillationModel(student, teacher.requires_grad_(False), loss, clip)
     to_device(distillation, device)
@@ -138,7 +150,7 @@ def run_rounds(
         masks, finished = _load(state, signature, distillation, optimizer, device)
 
     first = recipe.prune.steps_of(len(finished), len(plan.counts)).start if len(finished) < len(plan.counts) else total
-    watch.begin(total, first)
+    reporter = ProgressReporter(progress, f"prune {clip.name}".strip(), total, done=first)
     with contextlib.ExitStack() as stack:
         views: Iterator[Batch] = iter(())
         if images is not None and total:
@@ -156,13 +168,13 @@ def run_rounds(
                         losses = {
                             name: losses.get(name, 0.0) + value / len(steps) for name, value in step.losses.items()
                         }
-                        watch.step(step)
+                        reporter.advance(loss=step.loss)
             finished.append(Round(number + 1, plan.counts[number], losses, time.perf_counter() - start))
             if total and state is not None:
                 _save(state, signature, distillation, optimizer, masks, finished)
-            watch.round(finished[-1])
     assert masks is not None  # a plan has at least one round
-    return student.cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(True), masks, finished  # type: ignore[call-overload]
+    weights = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
+    return weights, masks, finished
 
 
 def _distil(
@@ -221,10 +233,12 @@ def _load(
 ) -> tuple[Masks, list[Round]]:
     state = load_state(path, device)
     if not {"recipe", "student", "loss", "optimizer", "masks", "rounds"} <= state.keys():
-        raise InputError(f"{path}: is not the state of a pruning run; start anew with --force")
+        raise InputError(f"{path}: is not the state of a pruning run; start anew with `force=True`")
     changed = differences(state["recipe"], signature)
     if changed:
-        raise InputError(f"{path}: cannot resume, its {changed[0]}; give the same options, or start anew with --force")
+        raise InputError(
+            f"{path}: cannot resume, its {changed[0]}; give the same options, or start anew with `force=True`"
+        )
     distillation.student.load_state_dict(state["student"])
     distillation.loss.load_state_dict(state["loss"])
     optimizer.load_state_dict(state["optimizer"])

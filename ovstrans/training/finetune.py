@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
+from ovstrans.checkpoints.weights import pruned_weights_path
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.datasets.sample import Dataset
@@ -38,7 +39,7 @@ from ovstrans.training import distributed
 from ovstrans.training.batches import Labelled, training_batches
 from ovstrans.training.distributed import World, is_worker_rank
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
-from ovstrans.training.initial_weights import initial_image_encoder, pruned_weights_path, text_encoder
+from ovstrans.training.initial_weights import initial_image_encoder, text_encoder
 from ovstrans.training.inputs import (
     Inputs,
     open_clip_of,

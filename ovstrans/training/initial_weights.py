@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ovstrans.checkpoints.weights import pruned_weights_path
 from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.weights import VISUAL, fit_state, read_state_dict, require_finite
 from ovstrans.errors import InputError, MissingFileError
@@ -17,12 +18,6 @@ from ovstrans.training.state import derive_seed
 
 TEXT_ENCODER_LIMIT = 10_000_000
 """Largest text encoder, in parameters, that a checkpoint contains by default."""
-
-
-def pruned_weights_path(mask: Path | str) -> Path:
-    """Return where `prune` writes the pruned weights of a mask: `mask.weights.safetensors` for `mask.safetensors`."""
-    mask = Path(mask)
-    return mask.with_name(f"{mask.stem}.weights.safetensors")
 
 
 def initial_image_encoder(clip: Clip, recipe: FinetuneRecipe, weights: Mapping[str, Tensor] | None = None) -> nn.Module:

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from ovstrans import files
 from ovstrans.checkpoints.file import load_checkpoint, save_checkpoint
+from ovstrans.checkpoints.weights import save_weights
 from ovstrans.cli.main import run
 from ovstrans.clip.load import random_clip
 from ovstrans.interop.published_names import to_published
 from ovstrans.masks.file import load_mask, save_mask
-from ovstrans.pruning.output import save_weights
 from tests.checkpoints.dummies import make_checkpoint
 from tests.interop.test_export import assert_equal, assert_masks_equal, draw_mask
 from tests.interop.test_import_framework import make
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask = draw_mask(clip, pretrained="clip.safetensors", weights_sha256=clip.weights_sha256)
     save_mask("mask.safetensors", mask)
     mask.apply(clip.visual)
-    save_weights("mask.weights.safetensors", clip.visual, mask, "mask.safetensors")
+    save_weights("mask.weights.safetensors", clip.visual.state_dict(), mask, "mask.safetensors")
     files.write_tensors("whole.safetensors", clip.model.state_dict(), {})
     return tmp_path
 

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ovstrans.checkpoints.weights import load_weights
 from ovstrans.cli import main
 from ovstrans.clip.load import bundled_folder, random_clip
 from ovstrans.masks.file import load_mask
 from ovstrans.pruning import rounds
-from ovstrans.pruning.output import load_weights
 
 QUICK = [
     "--image-size",
@@ -252,6 +252,11 @@ def test_force_replaces(prune: Callable[..., int], folder: Path) -> None:
         (["--batch", "99999"], "between 1 and 65536"),
         (["--lr", "inf"], "--lr inf: a finite number"),
         (["--json", "empty"], "give another --json"),
+        (
+            ["--json", "ovstrans-out/mask.weights.safetensors"],
+            "--json ovstrans-out/mask.weights.safetensors: is in the way",
+        ),
+        (["--json", "ovstrans-out"], "--json ovstrans-out: is in the way of ovstrans-out/mask.safetensors"),
         ([word for term in ("dense", "pooled", "stages") for word in ("--set", f"distill.{term}=0")], "are all 0"),
     ],
 )

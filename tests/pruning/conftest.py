@@ -10,7 +10,7 @@ from torch import nn
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.datasets.sample import Sample
-from ovstrans.pruning.recipe import choose_recipe
+from ovstrans.pruning.prune import choose_recipe
 from ovstrans.recipes.schema import PruneRecipe
 from ovstrans.vocabulary.vocabulary import Vocabulary
 

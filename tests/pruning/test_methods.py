@@ -75,7 +75,7 @@ def test_like_takes_layers_densities_and_rounds(clip: Clip) -> None:
 
 def test_like_needs_random_and_the_same_architecture(clip: Clip) -> None:
     pattern = Mask({"layer1.0.conv1.weight": torch.ones(8, 8, 1, 1, dtype=torch.bool)}, model="")
-    with pytest.raises(InputError, match="--method random"):
+    with pytest.raises(InputError, match="`method=random`"):
         make_plan(clip.visual, IMP, 0, like=pattern)
     with torch.device("meta"):
         other = create_image_encoder("RN-mini")

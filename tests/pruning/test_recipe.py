@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ovstrans.errors import InputError
-from ovstrans.pruning.recipe import choose_recipe
+from ovstrans.pruning.prune import choose_recipe
 from ovstrans.recipes.load import load_recipe
 from ovstrans.recipes.schema import PruneRecipe
 

@@ -13,16 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import ovstrans.pruning.prune as run
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
-from ovstrans.pruning import prune as run
-from ovstrans.pruning.distill import Distillation
-from ovstrans.pruning.losses import make_distillation
-from ovstrans.pruning.recipe import choose_recipe
+from ovstrans.pruning.losses import Distillation, make_distillation
+from ovstrans.pruning.prune import choose_recipe
 from ovstrans.pruning.region_losses import match_by_similarity
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -130,7 +129,7 @@ def test_learns_regions(clip: Clip) -> None:
 
 
 def test_bad_options(clip: Clip) -> None:
-    with pytest.raises(InputError, match="labelled --data"):
+    with pytest.raises(InputError, match="labelled `data`"):
         make_distillation("text-guided", clip, SMALL)
     with pytest.raises(InputError, match="no option 'thickness'"):
         make_distillation("text-guided", clip, {"thickness": 1}, text_of(clip))
@@ -157,6 +156,6 @@ def test_names_are_worded_as_gkc_words_them(
     monkeypatch.setattr(run, "embed_vocabulary", lambda clip, vocabulary: seen.append(vocabulary) or text_of(clip))
     monkeypatch.setattr(run, "make_distillation", lambda *given: Distillation())
     settings = choose_recipe(recipe="prune-mini-regions", settings=[f"distill.loss='{loss}'", *changes])
-    run._lesson(load_clip("RN-mini"), settings, data, torch.device("cpu"))
+    run._make_loss(load_clip("RN-mini"), settings, data, torch.device("cpu"))
     (asked,) = seen
     assert asked.templates == templates and asked.classes[0] == (data.vocabulary.names[0],)

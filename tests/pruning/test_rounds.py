@@ -12,10 +12,13 @@ from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
-from ovstrans.pruning.distill import Distillation, FeatureDistillation
-from ovstrans.pruning.losses import LOSSES
-from ovstrans.pruning.prune import Result, prune
-from ovstrans.pruning.rounds import RoundCallbacks
+from ovstrans.progress import Progress
+from ovstrans.pruning.losses import LOSSES, Distillation, FeatureDistillation
+from ovstrans.pruning.methods import make_plan
+from ovstrans.pruning.prune import prune as run
+from ovstrans.pruning.result import PruneResult, state_path
+from ovstrans.pruning.rounds import run_rounds
+from ovstrans.recipes.schema import PruneRecipe
 from tests.pruning.conftest import Pictures, small_clip, small_settings
 
 
@@ -23,11 +26,15 @@ class Killed(BaseException):
     """Stands for a signal."""
 
 
-def state_of(result: Result) -> dict[str, torch.Tensor]:
-    return result.encoder.state_dict()
+def prune(clip: Clip, recipe: PruneRecipe, data: Any = None, **arguments: Any) -> PruneResult:
+    return run(clip, recipe=recipe, data=data, device="cpu", plot=False, **arguments)
 
 
-def assert_same(one: Result, other: Result) -> None:
+def state_of(result: PruneResult) -> dict[str, torch.Tensor]:
+    return result.weights
+
+
+def assert_same(one: PruneResult, other: PruneResult) -> None:
     assert one.mask.tensors.keys() == other.mask.tensors.keys()
     assert all(torch.equal(one.mask.tensors[key], other.mask.tensors[key]) for key in one.mask.tensors)
     first, second = state_of(one), state_of(other)
@@ -52,7 +59,7 @@ def test_masks_nest_and_counts_are_exact(clip: Clip, pictures: Pictures, monkeyp
 def test_zeros_hold_and_the_rest_learns(clip: Clip, pictures: Pictures, method: str) -> None:
     # Half the weights, so that no layer of this small tower dies.
     result = prune(clip, small_settings(f"prune.method={method}", "prune.sparsity=0.5", "prune.rate=0.3"), pictures)
-    assert result.mask.violations(result.encoder) == []
+    assert result.mask.violations(result.weights) == []
     assert result.mask.sparsity == pytest.approx(0.5, abs=1e-4)
     before, after = clip.visual.state_dict(), state_of(result)
     weights = [key for key in before if key.endswith(("conv1.weight", "conv2.weight", "conv3.weight", "bn2.bias"))]
@@ -61,8 +68,8 @@ def test_zeros_hold_and_the_rest_learns(clip: Clip, pictures: Pictures, method: 
     assert nonzero == set()
     pool = [key for key in before if key.startswith("attnpool")]
     assert pool and all(torch.equal(before[key], after[key]) for key in pool)
-    assert not result.encoder.training
-    assert next(result.encoder.parameters()).requires_grad
+    assert result.weights.keys() == before.keys()
+    assert all(value.is_contiguous() and not value.requires_grad for value in result.weights.values())
 
 
 def test_zeros_hold_after_every_step(clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,50 +123,82 @@ def test_without_steps_imp_is_magnitude(clip: Clip) -> None:
 
 @pytest.mark.parametrize("method", ["imp", "random"])
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_resumed_is_uninterrupted(pictures: Pictures, tmp_path: Path, method: str, after: int) -> None:
+def test_resumed_is_uninterrupted(
+    pictures: Pictures, tmp_path: Path, method: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = small_settings(f"prune.method={method}", "prune.final_steps=2")
     wanted = prune(small_clip(), settings, pictures)
 
-    def die(round: Any) -> None:
-        if round.number == after:
+    def die(progress: Progress) -> None:
+        if progress.done == 3 * after + 1 and after < 3:
             raise Killed
 
-    state = tmp_path / "state.pt"
-    with pytest.raises(Killed):
-        prune(small_clip(), settings, pictures, state=state, watch=RoundCallbacks(round=die))
-    begun: list[tuple[int, int]] = []
-    watch = RoundCallbacks(begin=lambda total, done: begun.append((total, done)))
-    assert_same(prune(small_clip(), settings, pictures, state=state, resume=True, watch=watch), wanted)
-    assert begun == [(11, 3 * after if after < 3 else 11)]
+    def die_late(self: PruneResult, *arguments: Any, **options: Any) -> None:
+        raise Killed
+
+    out = tmp_path / "mask.safetensors"
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        patch.setattr(PruneResult, "save", die_late)
+        prune(small_clip(), settings, pictures, out=out, progress=die)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.resume.pt"]
+    begun: list[Progress] = []
+    assert_same(prune(small_clip(), settings, pictures, out=out, resume=True, progress=begun.append), wanted)
+    assert (begun[0].total, begun[0].done) == (11, 3 * after if after < 3 else 11)
+    assert [each.done for each in begun] == list(range(begun[0].done, 12))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.safetensors", "mask.weights.safetensors"]
 
 
-def test_a_kill_inside_a_round_goes_back_to_the_one_before(pictures: Pictures, tmp_path: Path) -> None:
+def test_a_kill_inside_a_round_goes_back_to_the_one_before(
+    pictures: Pictures, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = small_settings("training.precision='bf16'")
     wanted = prune(small_clip(), settings, pictures)
 
-    def die(step: Any) -> None:
-        if step.number == 5:
+    def die(progress: Progress) -> None:
+        if progress.done == 5:
             raise Killed
 
-    state = tmp_path / "state.pt"
+    out = tmp_path / "mask.safetensors"
     with pytest.raises(Killed):
-        prune(small_clip(), settings, pictures, state=state, watch=RoundCallbacks(step=die))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt"]
-    assert_same(prune(small_clip(), settings, pictures, state=state, resume=True), wanted)
+        prune(small_clip(), settings, pictures, out=out, progress=die)
+    assert "keeps the last finished round; the same call with `resume=True`" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.resume.pt"]
+    assert_same(prune(small_clip(), settings, pictures, out=out, resume=True), wanted)
 
 
 def test_resume_refuses_another_run(clip: Clip, pictures: Pictures, tmp_path: Path) -> None:
-    state = tmp_path / "state.pt"
-    prune(clip, small_settings(), pictures, state=state)
+    out = tmp_path / "mask.safetensors"
+
+    def die(progress: Progress) -> None:
+        if progress.done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prune(clip, small_settings(), pictures, out=out, progress=die)
+    again: dict[str, Any] = {"out": out, "resume": True}
     with pytest.raises(InputError, match=r"optimizer\.lr is 0\.002, not 0\.5"):
-        prune(clip, small_settings("optimizer.lr=0.5"), pictures, state=state, resume=True)
+        prune(clip, small_settings("optimizer.lr=0.5"), pictures, **again)
     with pytest.raises(InputError, match="weights_sha256"):
-        prune(small_clip(seed=1), small_settings(), pictures, state=state, resume=True)
+        prune(small_clip(seed=1), small_settings(), pictures, **again)
     with pytest.raises(InputError, match="images is 12, not 5"):
-        prune(clip, small_settings(), Pictures(5), state=state, resume=True)
+        prune(clip, small_settings(), Pictures(5), **again)
+    state = state_path(out)
+    earlier = torch.load(state)
+    torch.save({key: value for key, value in earlier.items() if key != "masks"}, state)
+    with pytest.raises(InputError, match="is not the state of a pruning run; start anew with `force=True`"):
+        prune(clip, small_settings(), pictures, **again)
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"state\.pt"):
-        prune(clip, small_settings(), pictures, state=state, resume=True)
+    with pytest.raises(InputError, match=r"resume\.pt"):
+        prune(clip, small_settings(), pictures, **again)
+    with pytest.raises(InputError, match="`out`, which is not given"):
+        prune(clip, small_settings(), pictures, resume=True)
+
+
+def test_a_run_started_anew_forgets_the_old_state(clip: Clip, pictures: Pictures, tmp_path: Path) -> None:
+    out = tmp_path / "mask.safetensors"
+    state_path(out).write_text("of another run")
+    prune(clip, small_settings(), pictures, out=out, force=True)
+    assert not state_path(out).exists()
 
 
 def test_seeds_change_what_is_seen(clip: Clip, pictures: Pictures) -> None:
@@ -212,12 +251,19 @@ def test_a_losss_own_parameters_are_trained_and_resumed(
             return {"own": (self.scale * student(batch.images) - teacher(batch.images)).square().mean()}
 
     monkeypatch.setitem(LOSSES, "scaled", lambda clip, options, text: Scaled())
-    settings = small_settings("distill.loss=scaled")
-    prune(small_clip(), settings, pictures, state=tmp_path / "state.pt")
+    settings, out = small_settings("distill.loss=scaled"), tmp_path / "mask.safetensors"
+    prune(small_clip(), settings, pictures)
     final = float(made[0].scale.detach())
     assert final != 1.0
-    prune(small_clip(), settings, pictures, state=tmp_path / "state.pt", resume=True)
-    assert float(made[1].scale.detach()) == final
+
+    def die(progress: Progress) -> None:
+        if progress.done == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prune(small_clip(), settings, pictures, out=out, progress=die)
+    prune(small_clip(), settings, pictures, out=out, resume=True)
+    assert float(made[2].scale.detach()) == final
 
 
 def test_trunk_and_head_learn_at_their_own_rates_and_embeddings_do_not_decay(
@@ -256,13 +302,15 @@ def test_a_loss_that_is_not_finite(clip: Clip, pictures: Pictures, monkeypatch: 
             return {"bad": student(batch.images).sum() * float("nan")}
 
     monkeypatch.setitem(LOSSES, "broken", lambda clip, options, text: Broken())
-    with pytest.raises(InputError, match="bad is nan; lower --lr"):
+    with pytest.raises(InputError, match="bad is nan; lower `lr`"):
         prune(clip, small_settings("distill.loss=broken"), pictures)
 
 
 def test_steps_need_images(clip: Clip) -> None:
-    with pytest.raises(InputError, match="images"):
-        prune(clip, small_settings())
+    recipe = small_settings()
+    plan = make_plan(clip.visual, recipe.prune, 0)
+    with pytest.raises(InputError, match="distillation needs images"):
+        run_rounds(clip, plan, Distillation(), None, recipe, device=torch.device("cpu"))
 
 
 def test_damaged_weights_are_named(clip: Clip) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovstrans.errors import InputError
-from ovstrans.pruning.schedule import kept_counts, target_count
+from ovstrans.pruning.methods import kept_counts, target_count
 
 
 def test_rn50_body() -> None:
@@ -45,13 +45,13 @@ def test_target_is_the_rounded_rest(total: int, sparsity: float) -> None:
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 90.0, math.nan])
 def test_sparsity_out_of_range(sparsity: float) -> None:
-    with pytest.raises(InputError, match="--sparsity"):
+    with pytest.raises(InputError, match="`sparsity="):
         target_count(1000, sparsity)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.5, math.nan])
 def test_rate_out_of_range(rate: float) -> None:
-    with pytest.raises(InputError, match="--rate"):
+    with pytest.raises(InputError, match="`rate="):
         kept_counts(1000, 100, rate)
 
 

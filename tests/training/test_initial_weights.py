@@ -10,14 +10,9 @@ from ovstrans import files
 from ovstrans.clip.load import create_image_encoder, random_clip
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.recipes.schema import FinetuneRecipe
-from ovstrans.training.initial_weights import initial_image_encoder, pruned_weights_path, text_encoder
+from ovstrans.training.initial_weights import initial_image_encoder, text_encoder
 
 Tiny = Callable[..., FinetuneRecipe]
-
-
-def test_pruned_weights_lie_beside_the_mask() -> None:
-    assert pruned_weights_path("out/mask.safetensors") == Path("out/mask.weights.safetensors")
-    assert pruned_weights_path("m90.v2.safetensors") == Path("m90.v2.weights.safetensors")
 
 
 @pytest.mark.parametrize("beside", [True, False])

@@ -10,8 +10,7 @@ from ovstrans.clip.backbone import encode_stages
 from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
-from ovstrans.pruning.distill import FeatureDistillation, pooled_embedding
-from ovstrans.pruning.losses import make_distillation
+from ovstrans.pruning.losses import FeatureDistillation, make_distillation, pooled_embedding
 from tests.clip.encoders import small_convnext
 
 
@@ -86,7 +85,7 @@ def test_pooled_embedding_interpolates_positions(clip: Clip) -> None:
 
 
 def test_unknown_names(clip: Clip) -> None:
-    with pytest.raises(InputError, match=r"--distill nothing.*features"):
+    with pytest.raises(InputError, match=r"`distill=nothing.*features"):
         make_distillation("nothing", clip, {})
     with pytest.raises(InputError, match="thick"):
         make_distillation("features", clip, {"thick": 1.0})

@@ -1,0 +1,166 @@
+"""The result of pruning and the files it is saved to: mask, pruned weights and density plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ovstrans import files
+from ovstrans.checkpoints.weights import pruned_weights_path, save_weights
+from ovstrans.errors import InputError
+from ovstrans.masks.file import save_mask
+from ovstrans.masks.mask import Mask, density_rows
+from ovstrans.pruning.rounds import Round
+
+SCHEMA = "ovstrans.prune/1"
+
+
+@dataclass
+class PruneResult:
+    """A mask and the weights that were tuned under it.
+
+    Attributes:
+        mask: The mask.
+        weights: State dict of the pruned image encoder, on the CPU, without the prefix `visual.`.
+        rounds: The rounds, in order.
+        seconds: Duration of the call. The rounds that an interrupted run finished before are not in it.
+        files: Files that were written: mask, weights and, if there is one, plot.
+    """
+
+    mask: Mask
+    weights: dict[str, Tensor]
+    rounds: list[Round]
+    seconds: float = 0.0
+    files: list[Path] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        mask = self.mask
+        lines = [
+            f"PruneResult of {mask.model or 'an image encoder'} by {mask.method}: {mask.sparsity:.2%} zeros, "
+            f"{mask.kept:,} of {mask.total:,} weights kept in {len(mask.tensors)} layers",
+            f"  rounds: {len(self.rounds)}{self._describe_losses()}",
+        ]
+        if self.files:
+            lines.append(f"  files: {', '.join(map(str, self.files))}")
+        return "\n".join(lines)
+
+    def _describe_losses(self) -> str:
+        losses = [each.loss for each in self.rounds if each.losses]
+        return f", distillation loss {losses[0]:.3g} in the first, {losses[-1]:.3g} in the last" if losses else ""
+
+    def summary(self) -> dict[str, Any]:
+        """Return the JSON report, schema "ovstrans.prune/1"."""
+        report = {
+            "schema": SCHEMA,
+            "model": self.mask.model,
+            "pretrained": self.mask.pretrained,
+            "weights_sha256": self.mask.weights_sha256,
+            "method": self.mask.method,
+            "sparsity": self.mask.sparsity,
+            "kept": self.mask.kept,
+            "total": self.mask.total,
+            "layers": [
+                {"name": name, "shape": list(shape), "kept": kept, "weights": weights, "density": density}
+                for name, shape, kept, weights, density in density_rows(self.mask)
+            ],
+            "rounds": [
+                {
+                    "round": each.number,
+                    "kept": each.kept,
+                    "loss": each.loss if each.losses else None,
+                    "losses": each.losses,
+                    "seconds": round(each.seconds, 3),
+                }
+                for each in self.rounds
+            ],
+            "seconds": round(self.seconds, 3),
+            "recipe": self.mask.recipe,
+        }
+        return {**report, **dict(zip(("mask", "weights"), map(str, self.files), strict=False))}
+
+    def save(self, path: Path | str, *, plot: bool = True, force: bool = False) -> list[Path]:
+        """Write mask, pruned weights and density plot.
+
+        Args:
+            path: Mask file, `NAME.safetensors`. The weights go to `NAME.weights.safetensors`, the plot to `NAME.png`.
+            plot: Draw the plot.
+            force: Replace existing files.
+
+        Returns:
+            The files written, which `files` holds from then on.
+
+        Raises:
+            InputError: A file exists or cannot be written.
+        """
+        paths = output_paths(path, plot=plot)
+        for each in paths:
+            files.check_output(each, force=force)
+        # The mask comes after the weights: where finetune finds a mask, its weights are there too.
+        save_weights(paths[1], self.weights, self.mask, paths[0].name)
+        save_mask(paths[0], self.mask)
+        if plot:
+            plot_densities(paths[2], self.mask)
+        self.files = paths
+        return paths
+
+
+def output_paths(out: Path | str, *, plot: bool = True) -> list[Path]:
+    """Return the files of a result: mask, weights and plot.
+
+    Raises:
+        InputError: `out` is not the name of a safetensors file.
+    """
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise InputError(f"`out={out}`: a mask is a .safetensors file; give a name that ends so")
+    return [out, pruned_weights_path(out), *([out.with_suffix(".png")] if plot else [])]
+
+
+def state_path(out: Path | str) -> Path:
+    """Return the file that keeps the state of an unfinished run: `mask.resume.pt` for `mask.safetensors`."""
+    out = Path(out)
+    return out.with_name(f"{out.stem}.resume.pt")
+
+
+def check_outputs(out: Path | str, *, plot: bool, force: bool, resume: bool) -> None:
+    """Refuse, before any work, what could not be written after it.
+
+    Raises:
+        InputError: A file exists and may not be replaced, its folder cannot be written, its name is not that of a
+            safetensors file, or an interrupted run left a state and neither `resume` nor `force` is given.
+    """
+    paths, state = output_paths(out, plot=plot), state_path(out)
+    if state.exists() and not resume and not force:
+        raise InputError(f"{state}: is of an interrupted run; `resume=True` goes on with it, `force=True` starts anew")
+    # A run that left a state has passed this check, so it may replace what is there.
+    force = force or (resume and state.exists())
+    for path in paths:
+        files.check_output(path, force=force)
+
+
+def plot_densities(path: Path | str, mask: Mask) -> Path:
+    """Draw the density of every layer of a mask as a bar, in one color for each stage; return the path."""
+    from ovstrans import figures
+    from ovstrans.clip.backbone import stage_name
+
+    rows = density_rows(mask)
+    stages: Sequence[str] = list(dict.fromkeys(stage_name(name) for name, *_ in rows))
+    figure = figures.new_figure(max(5.0, 1.6 + 0.2 * len(rows)), 4.2)
+    axes = figure.add_subplot()
+    for number, stage in enumerate(stages):
+        bars = [(place, row[4]) for place, row in enumerate(rows) if stage_name(row[0]) == stage]
+        color = figures.COLORS[number % len(figures.COLORS)]
+        axes.bar([place for place, _ in bars], [100 * density for _, density in bars], color=color, width=0.78)
+    axes.axhline(100 * mask.density, color=figures.INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+    axes.set_xticks(range(len(rows)), [name for name, *_ in rows], rotation=90)
+    axes.set_xlim(-0.7, len(rows) - 0.3)
+    axes.set_ylabel("weights kept (%)", fontsize=9)
+    kept = f"{mask.kept:,} of {mask.total:,} weights kept ({100 * mask.density:.4g} %, dashed)"
+    axes.set_title(f"{mask.model or 'mask'}, {mask.method}: {kept}", fontsize=10, loc="left")
+    figures.tidy(axes)
+    axes.tick_params(axis="x", labelsize=7, length=0)
+    return figures.save_figure(figure, path)
