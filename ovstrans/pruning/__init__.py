@@ -1,0 +1,1 @@
+"""Pruning: how masks are made, by scores, schedules and rounds of distillation."""

@@ -99,8 +99,8 @@ class Images:
         height, width = image.shape[-2:]
         side = max(1, round(min(height, width) * (self.min_crop + (1.0 - self.min_crop) * draw[0])))
         top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
-        view = transforms.resized_crop(image, top, left, side, side, [self.size, self.size], antialias=True)
-        return transforms.horizontal_flip(view) if draw[3] < self.flip else view
+        view: Tensor = transforms.resized_crop(image, top, left, side, side, [self.size, self.size], antialias=True)
+        return view.flip(-1) if draw[3] < self.flip else view
 
     def _image(self, index: int) -> Tensor:
         if index in self._cache:

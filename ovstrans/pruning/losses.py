@@ -93,11 +93,11 @@ def pooled_embedding(encoder: nn.Module, res5: Tensor) -> Tensor:
     height, width = res5.shape[-2:]
     side = round((positions.shape[0] - 1) ** 0.5)
     if (height, width) == (side, side):
-        return pool(res5)
+        return cast(Tensor, pool(res5))
     grid = positions[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid.float(), (height, width), mode="bicubic", align_corners=False).to(positions.dtype)
     resized = torch.cat([positions[:1], resized.flatten(2).squeeze(0).t()])
-    return torch.func.functional_call(pool, {"positional_embedding": resized}, (res5,))
+    return cast(Tensor, torch.func.functional_call(pool, {"positional_embedding": resized}, (res5,)))
 
 
 def _cosine_distance(one: Tensor, other: Tensor) -> Tensor:

@@ -201,10 +201,13 @@ def _largest(scores: Tensor, keep: int) -> Tensor:
 
 
 def _split(flat: Tensor, weights: Mapping[str, Tensor]) -> Masks:
-    pieces = flat.split([weight.numel() for weight in weights.values()])
-    return {
-        name: piece.reshape(weight.shape).clone() for (name, weight), piece in zip(weights.items(), pieces, strict=True)
-    }
+    """Return the parts of a flat tensor in the shapes of the weights."""
+    masks: Masks = {}
+    start = 0
+    for name, weight in weights.items():
+        masks[name] = flat[start : start + weight.numel()].reshape(weight.shape).clone()
+        start += weight.numel()
+    return masks
 
 
 def _require_count(keep: int, available: int) -> None:

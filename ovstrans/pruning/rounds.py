@@ -91,7 +91,7 @@ class DistillationModel(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of a batch with images float32 [B, 3, H, W] in [0, 1]."""
         normalised = replace(batch, images=(batch.images - self.mean) / self.std)
-        losses = self.loss(self.student, self.teacher, normalised)
+        losses: dict[str, Tensor] = self.loss(self.student, self.teacher, normalised)
         for name, value in ((name, float(loss.detach())) for name, loss in losses.items()):
             if not math.isfinite(value):
                 raise InputError(f"distillation: the loss {name} is {value}; lower `lr`, or use `precision=fp32`")

@@ -18,7 +18,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 from ovstrans.errors import InputError, did_you_mean
@@ -366,7 +365,6 @@ def kind_of(table: Mapping[str, Any]) -> type[Recipe] | None:
     return PruneRecipe if "prune" in table else FinetuneRecipe if "model" in table else None
 
 
-@lru_cache
 def keys_of(kind: type[Recipe]) -> dict[str, Key]:
     """Return the keys of a kind of recipe by full name, in the order of the fields."""
     found = {}

@@ -319,3 +319,53 @@ def test_damaged_weights_are_named(clip: Clip) -> None:
     for method in ("imp", "random"):
         with pytest.raises(InputError, match=r"layer3\.0\.conv2"):
             prune(clip, small_settings(f"prune.method={method}", "prune.steps=0"))
+
+
+def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(
+    clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each step, all parameters together; 0 leaves the gradient as it is."""
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def measured(self: torch.optim.AdamW, *arguments: Any, **options: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()))
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    prune(clip, small_settings("prune.steps=1", "optimizer.clip_norm=0"), pictures)
+    free = list(norms)
+    norms.clear()
+    assert min(free) > 0.02
+    prune(clip, small_settings("prune.steps=1", "optimizer.clip_norm=0.01"), pictures)
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3) and len(norms) == len(free)
+
+
+def test_the_schedule_of_the_recipe_sets_the_rate(
+    clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def measured(self: torch.optim.AdamW, *arguments: Any, **options: Any) -> Any:
+        rates.append(max(group["lr"] for group in self.param_groups))
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    settings = small_settings("optimizer.lr=0.01", "schedule.warmup=3", "schedule.cooldown=0.4")
+    prune(clip, settings, pictures)
+    assert rates == pytest.approx([0.01 * settings.schedule.factor(number, 9) for number in range(9)])
+    assert rates[0] == pytest.approx(0.01 / 3) and rates[3] == pytest.approx(0.01) and rates[8] < 0.005
+
+
+def test_data_and_options_may_be_objects_and_are_recorded(clip: Clip, pictures: Pictures) -> None:
+    first = run(clip, recipe=small_settings(), data=pictures, sparsity=0.5, device="cpu")
+    assert first.mask.sparsity == pytest.approx(0.5, abs=1e-4)
+    assert first.mask.recipe["data"]["dataset"] == "pictures:all" and first.mask.recipe["prune"]["sparsity"] == 0.5
+    alike = run(clip, recipe=small_settings("prune.steps=0"), like=first.mask, device="cpu")
+    assert alike.mask.method == "random" and alike.mask.layer_densities() == first.mask.layer_densities()
+    with pytest.raises(TypeError, match="unknown option 'sparcity'; did you mean 'sparsity'"):
+        run(clip, recipe=small_settings(), sparcity=0.5)
+    with pytest.raises(InputError, match="`like`: takes sparsity and scope from its mask"):
+        run(clip, recipe=small_settings(), like=first.mask, sparsity=0.5)
