@@ -70,6 +70,9 @@ class Criterion:
         class_cost: Weight of the class cost.
         mask_cost: Weight of the cross entropy cost.
         dice_cost: Weight of the dice cost.
+
+    Attributes:
+        points: As given.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Criterion:
         mask_cost: float = 5.0,
         dice_cost: float = 5.0,
     ) -> None:
+        self.points = points
         config = Mask2FormerConfig(
             train_num_points=points,
             oversample_ratio=oversample,

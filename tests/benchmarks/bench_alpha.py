@@ -1,4 +1,4 @@
-"""Speed and accuracy of `ovstrans analyze` on the RN50 tower, side by side with its peers.
+"""Speed and accuracy of `ovstrans analyze` on the image encoder of RN50, side by side with its peers.
 
     python -m tests.benchmarks.bench_alpha [--repeat 3] [--threads 2] [--json report.json]
 

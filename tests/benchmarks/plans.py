@@ -1,12 +1,12 @@
 """Which layers are worth training? Freeze plans against each other, with and without a mask.
 
     python -m tests.benchmarks.plans --out FOLDER [--seeds 3] [--frameworks deeplabv3,gkc]
-        [--plans none,random,largest,median,warm-up] [--trunks dense,imp] [--set KEY=VALUE ...] [--time]
+        [--plans none,random,largest,median,warm-up] [--backbones dense,imp] [--set KEY=VALUE ...] [--time]
 
 none: everything trains. random: half of the layers at random. largest: the half with the largest
 alpha. median: the half with the smallest, the method's. warm-up: that plan made after a fifth of the
 steps. AuxiliaryCost mIoU: training MACs of a step and an image as autograd runs them, seconds a step, and the
-linear CKA of the fine-tuned trunk's features with CLIP's. Goes on where it stopped; prints a
+linear CKA of the fine-tuned backbone's features with CLIP's. Goes on where it stopped; prints a
 Markdown table.
 
 With --time, processor seconds a step are measured last, apart from the training runs: a few steps of every arm in
@@ -66,7 +66,7 @@ def median_file(options: argparse.Namespace) -> Path:
 
 
 def with_similarity(report: Report, name: str, options: argparse.Namespace) -> Report:
-    """The report with `cka` of the run's trunk, computed where it is missing."""
+    """The report with `cka` of the run's backbone, computed where it is missing."""
     if "cka" not in report:
         import torch
 
@@ -74,13 +74,13 @@ def with_similarity(report: Report, name: str, options: argparse.Namespace) -> R
         from ovstrans.clip.load import load_clip
         from ovstrans.datasets.catalog import open_dataset
         from ovstrans.frameworks.registry import restore
-        from tests.benchmarks.similarity import trunk_similarity
+        from tests.benchmarks.similarity import backbone_similarity
 
         framework = restore(load_checkpoint(options.out / name / "checkpoint.safetensors"))
         data = open_dataset(TEST, split="test", size=160)
         images = torch.stack([data[index].image for index in range(IMAGES)]).float() / 255
         batches = framework.prepare(images).split(BATCH)
-        report["cka"] = trunk_similarity(framework.backbone, load_clip().visual, batches)
+        report["cka"] = backbone_similarity(framework.backbone, load_clip().visual, batches)
         (options.out / f"{name}.report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--frameworks", default="deeplabv3,gkc")
     parser.add_argument("--plans", default="none,random,largest,median,warm-up")
-    parser.add_argument("--trunks", default="dense,imp")
+    parser.add_argument("--backbones", default="dense,imp")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--time", action="store_true")
     options = parser.parse_args()
@@ -115,23 +115,23 @@ def main() -> None:
 
     began = time.monotonic()
     mask = options.out / "imp.safetensors"
-    if "imp" in options.trunks and not mask.exists():
+    if "imp" in options.backbones and not mask.exists():
         call("prune", "--out", mask)
     results: dict[tuple[str, str, str], list[Report]] = {}
     arms: dict[str, Sequence[object]] = {}
-    cases = product(range(options.seeds), options.frameworks.split(","), options.trunks.split(","))
-    for seed, framework, trunk in cases:
-        masked = ["--no-mask"] if trunk == "dense" else ["--mask", mask, "--init", "pruned"]
+    cases = product(range(options.seeds), options.frameworks.split(","), options.backbones.split(","))
+    for seed, framework, backbone in cases:
+        masked = ["--no-mask"] if backbone == "dense" else ["--mask", mask, "--init", "pruned"]
         steps = load_recipe(f"{framework}-mini", options.set)["training"]["steps"]
         for rule in options.plans.split(","):
-            name = f"{framework}-{trunk}-{rule}-{seed}"
+            name = f"{framework}-{backbone}-{rule}-{seed}"
             arguments = [
                 framework, "--seed", seed, *masked, *plan(rule, seed, steps, options), *changes(options.set),
             ]  # fmt: skip
             report = with_similarity(trained(options.out, name, arguments, [TEST]), name, options)
-            results.setdefault((framework, trunk, rule), []).append(report)
+            results.setdefault((framework, backbone, rule), []).append(report)
             if rule != "warm-up":
-                arms.setdefault("-".join((framework, trunk, rule)), arguments)
+                arms.setdefault("-".join((framework, backbone, rule)), arguments)
             (options.out / name / "checkpoint.safetensors").unlink(missing_ok=True)
     seconds = timings(arms, options) if options.time else {}
     print_heading(options.seeds, (time.monotonic() - began) / 60)

@@ -1,6 +1,6 @@
-"""How alike two trunks' features are: linear centred kernel alignment.
+"""How alike the features of two backbones are: linear centred kernel alignment.
 
-Kornblith et al. 2019 (arXiv 1905.00414), sec. 3; OpenTrans compares fine-tuned trunks with CLIP by it.
+Kornblith et al. 2019 (arXiv 1905.00414), sec. 3; OpenTrans compares fine-tuned backbones with CLIP by it.
 Samples are the positions of all images, features are channels; sums are kept in float64, so any
 number of images takes the memory of a few C x C matrices.
 
@@ -55,10 +55,10 @@ class LinearCKA:
         return float(centred(xy, x, y) ** 2 / (centred(xx, x, x) * centred(yy, y, y)))
 
 
-def trunk_similarity(one: nn.Module, other: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
+def backbone_similarity(one: nn.Module, other: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     """Linear CKA of two image encoders of one architecture at res2 to res5, and `mean` of the four.
 
-    batches: normalised images [B, 3, H, W], on the towers' device. Where one tower's map is finer
+    batches: normalised images [B, 3, H, W], on the encoders' device. Where one encoder's map is finer
     (another output stride) it is averaged down to the other's.
     """
     found = {name: LinearCKA() for name in COMPARED}

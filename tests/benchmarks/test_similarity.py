@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.errors import InputError, MismatchError
-from tests.benchmarks.similarity import LinearCKA, trunk_similarity
+from tests.benchmarks.similarity import LinearCKA, backbone_similarity
 
 
 def cka(one: torch.Tensor, other: torch.Tensor, pieces: int = 1) -> float:
@@ -55,11 +55,11 @@ def test_constant_features_and_bad_input() -> None:
         LinearCKA().value()
 
 
-def test_towers_are_like_themselves_and_less_like_others() -> None:
+def test_encoders_are_like_themselves_and_less_like_others() -> None:
     torch.manual_seed(0)
     one, other = create_image_encoder(), create_image_encoder()
     images = [torch.randn(2, 3, 64, 64) for _ in range(2)]
-    same = trunk_similarity(one, one, images)
+    same = backbone_similarity(one, one, images)
     assert list(same) == ["res2", "res3", "res4", "res5", "mean"]
     assert all(value == pytest.approx(1) for value in same.values())
-    assert trunk_similarity(one, other, images)["res5"] < 0.999
+    assert backbone_similarity(one, other, images)["res5"] < 0.999

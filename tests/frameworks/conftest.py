@@ -20,7 +20,7 @@ def make_text(vocabulary: Vocabulary, dim: int, seed: int = 0) -> TextClassifier
 
 @pytest.fixture(scope="session")
 def clip() -> Clip:
-    """RN-mini with random weights; tests must not change it (frameworks copy the tower)."""
+    """RN-mini with random weights; tests must not change it (frameworks copy the encoder)."""
     return random_clip("RN-mini", seed=1)
 
 

@@ -17,7 +17,7 @@ TINY = {**SMALL, "encoder_layers": 1, "decoder_layers": 2, "points": 64}
 
 
 def make(clip: Clip, text: TextClassifier, **options: Any) -> FCCLIP:
-    """In eval mode, its trunk trainable."""
+    """In eval mode, its backbone trainable."""
     torch.manual_seed(0)
     framework = FCCLIP(
         encoder=clip.visual, mean=clip.mean, std=clip.std, text=text, options={"trunk": "train", **TINY, **options}

@@ -41,7 +41,7 @@ def test_resize_undoes_padding(height: int, width: int, stride: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_what_has_its_size_is_not_interpolated(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_the_target_size_are_not_interpolated(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(2, 3, 64, 96).to(kind)
     copied = torch.nn.functional.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False)
     monkeypatch.setattr("torch.nn.functional.interpolate", None)

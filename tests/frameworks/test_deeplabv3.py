@@ -79,7 +79,7 @@ def test_output_stride_sets_map_and_rates(clip: Clip, text: TextClassifier, stri
     assert tuple(dilations) == RATES[stride]
 
 
-def test_without_the_decoder_the_head_is_drawn_as_ever(clip: Clip, text: TextClassifier) -> None:
+def test_initial_weights_are_drawn_in_a_fixed_order(clip: Clip, text: TextClassifier) -> None:
     """Seeds of old runs mean the same weights: ASPP, two convolutions and a norm, the non-object, in this order."""
     assert DeepLabV3.defaults["decoder"] == "none"
     framework = make(clip, text)  # seeds with 0
@@ -102,7 +102,7 @@ def test_without_the_decoder_the_head_is_drawn_as_ever(clip: Clip, text: TextCla
         assert torch.equal(framework.features(images)[0], embed.eval()(aspp.eval()(res5)))
 
 
-def test_trunk_is_exactly_clips(clip: Clip, text: TextClassifier) -> None:
+def test_the_backbone_computes_exactly_what_clips_does(clip: Clip, text: TextClassifier) -> None:
     framework = make(clip, text, output_stride=32).eval()
     images = torch.rand(1, 3, 64, 64)
     seen: list[Tensor] = []
@@ -111,7 +111,7 @@ def test_trunk_is_exactly_clips(clip: Clip, text: TextClassifier) -> None:
         framework.logits(images)
         expected = encode_stages(clip.visual, normalised(clip, images))["res5"]
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=0)
-    assert "attnpool" in dict(clip.visual.named_children())  # the given tower stays whole
+    assert "attnpool" in dict(clip.visual.named_children())  # the given encoder keeps its head
     assert clip.visual.attnpool is not None
 
 
@@ -141,7 +141,7 @@ def test_the_loss_is_a_plain_mean(clip: Clip, text: TextClassifier, decoder: str
     torch.testing.assert_close(framework.losses(twice)["cross_entropy"], once, rtol=1e-4, atol=1e-5)
 
 
-def test_class_0_is_learnt(clip: Clip, text: TextClassifier) -> None:
+def test_class_0_is_trained(clip: Clip, text: TextClassifier) -> None:
     """COCO's person has index 0; so has unlabelled in other encodings. Here it is a class like any other."""
     framework = undropped(clip, text)
     images = torch.rand(2, 3, 64, 64)
@@ -241,8 +241,16 @@ def test_clip_path_sum_starts_at_clips_own_answer(clip: Clip, text: TextClassifi
         torch.testing.assert_close(framework.logits(images), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_clip_path_sum_weighs_clips_embedding(clip: Clip, text: TextClassifier) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        one, three = (make(clip, text, clip_path="sum", clip_weight=w).eval().features(images)[0] for w in (1.0, 3.0))
+    torch.testing.assert_close(three, 3 * one)  # the head starts at zero
+    assert float(one.norm(dim=1).max()) == pytest.approx(1.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_clip_path_ensemble_ends_are_its_two_parts(clip: Clip, text: TextClassifier, decoder: str) -> None:
+def test_ensemble_weights_of_0_and_1_give_one_classifier(clip: Clip, text: TextClassifier, decoder: str) -> None:
     images = torch.rand(1, 3, 64, 64)
 
     def logits(**options: Any) -> Tensor:
@@ -255,6 +263,8 @@ def test_clip_path_ensemble_ends_are_its_two_parts(clip: Clip, text: TextClassif
         sides = [logits(clip_path="ensemble", alpha=1.0, beta=beta) for beta in (0.0, 1.0)]
     torch.testing.assert_close(head, plain, rtol=1e-4, atol=1e-4)
     assert torch.equal(own[0].argmax(1), own[1].argmax(1))
+    differences = [(scores[:, :1] - scores[:, 1:]) for scores in own]  # of log probabilities: they grow with the scale
+    torch.testing.assert_close(differences[1], 2 * differences[0], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(own[0], plain, atol=1e-2)
     # Only the novel class, 1, goes by beta.
     torch.testing.assert_close(sides[0][:, 1], plain[:, 1], rtol=1e-4, atol=1e-4)
@@ -305,7 +315,7 @@ def test_a_batch_of_one_cannot_train_but_is_segmented(clip: Clip, text: TextClas
 NEWER = ("decoder", "low_width", "last_dropout", "templates")
 
 
-def test_checkpoints_older_than_the_decoder_restore(clip: Clip, text: TextClassifier, tmp_path: Path) -> None:
+def test_a_checkpoint_without_newer_options_restores(clip: Clip, text: TextClassifier, tmp_path: Path) -> None:
     framework = make(clip, text, clip_path="sum", output_stride=8).eval()
     recorded = {k: v for k, v in framework.options.items() if k not in NEWER}
     assert len(recorded) == 8

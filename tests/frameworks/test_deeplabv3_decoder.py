@@ -18,7 +18,7 @@ from ovstrans.recipes.load import load_recipe
 from tests.frameworks.test_deeplabv3 import DECODERS, batch_of, make, normalised
 
 
-def test_decoder_is_deeplabv3_pluss(clip: Clip, text: TextClassifier) -> None:
+def test_decoder_computes_what_deeplabv3_plus_does(clip: Clip, text: TextClassifier) -> None:
     """Chen et al. 2018, fig. 2, written out: reduce res2, raise ASPP, join, two 3x3, a 1x1 embedding."""
     framework = make(clip, text, decoder="plus").train()
     for module in framework.modules():
@@ -77,7 +77,7 @@ def test_parameters_on_rn50(row: list[str]) -> None:
     assert parts.total - parts.trainable == expected["clip_path"]
 
 
-def test_published_parameters_are_those_of_plus_with_the_dead_pooling_branch() -> None:
+def test_published_parameters_leave_out_the_image_pooling_branch() -> None:
     """OpenTrans Tab. 1 says 40.3M without the class embedding; the code it counts drops the image-pooling branch
     and joins res5 itself in its place, 2048 channels for 256. What works has 40.37M."""
     recipe = load_recipe("deeplabv3-rn50-coco")["model"]
@@ -108,5 +108,5 @@ def test_multiply_accumulates_on_rn50(decoder: str) -> None:
         assert macs["decoder"] == stride4 * (256 * 48 + 9 * 304 * 256 + 9 * 256 * 256)
         assert round(macs["decoder"] / 1e9, 2) == 79.19
         assert macs["embed"] == stride4 * 256 * 1024
-        # OpenTrans Tab. 1, 241.3G: the head of stride 16 on a trunk of stride 32, norms counted too.
+        # OpenTrans Tab. 1, 241.3G: the head of stride 16 on a backbone of stride 32, norms counted too.
         assert (104_058_470_400 + macs["aspp"] + macs["decoder"]) / 241.3e9 == pytest.approx(1, abs=0.005)

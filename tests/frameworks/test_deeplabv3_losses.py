@@ -16,7 +16,7 @@ def test_targets_leave_novel_classes_out(vocabulary: Vocabulary) -> None:
     assert targets.tolist() == [[0, IGNORED, 1], [2, IGNORED, IGNORED]]
 
 
-def test_targets_refuse_what_is_neither_class_nor_ignore(vocabulary: Vocabulary) -> None:
+def test_labels_that_are_no_class_are_refused(vocabulary: Vocabulary) -> None:
     targets, columns = training_targets(torch.tensor([[4]]), 255, vocabulary)
     with pytest.raises((IndexError, RuntimeError)):
         pixel_cross_entropy(torch.zeros(1, len(columns), 1, 1), targets[None])

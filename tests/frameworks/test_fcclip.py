@@ -37,7 +37,7 @@ def golden() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("size", case.SIZES)
-def test_agrees_with_upstream(golden: dict[str, Tensor], size: tuple[int, int]) -> None:
+def test_agrees_with_the_released_code(golden: dict[str, Tensor], size: tuple[int, int]) -> None:
     """Masks and both kinds of class logits of every prediction, and the blend of both, empty masks included."""
     name = f"{size[0]}x{size[1]}"
     picture = golden[f"{name}.image"]
@@ -96,7 +96,7 @@ def test_parts_do_not_overlap(clip: Clip, text: TextClassifier) -> None:
     assert len(counted) == len(set(counted)) and set(counted) == {id(each) for each in framework.parameters()}
     alone = make(clip, text, ensemble=False)
     assert "clip_head" not in alone.components() and not any("attnpool" in key for key in alone.state_dict())
-    assert clip.visual.attnpool is not None  # the given tower stays whole
+    assert clip.visual.attnpool is not None  # the given encoder keeps its head
 
 
 # --- Classification ---------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_empty_masks(clip: Clip, text: TextClassifier, valid: str) -> None:
 
 @settings(max_examples=20)
 @given(size=st.floats(0, 1e4), seed=st.integers(0, 100))
-def test_probabilities_are_safe_in_logs(clip: Clip, size: float, seed: int) -> None:
+def test_probabilities_are_finite_however_confident(clip: Clip, size: float, seed: int) -> None:
     """However sure the heads are, p to the power of w never underflows to 0 times infinity."""
     text = make_text(Vocabulary.from_names("toy", ["cat", "dog", "sky", "sea"], novel=frozenset({1})), clip.embed_dim)
     generator = torch.Generator().manual_seed(seed)
@@ -180,7 +180,7 @@ def test_probabilities_are_safe_in_logs(clip: Clip, size: float, seed: int) -> N
         torch.testing.assert_close(found.sum(-1), torch.ones(1, 6), atol=1e-5, rtol=0)
 
 
-def test_a_class_is_as_good_as_its_best_name(clip: Clip) -> None:
+def test_a_class_scores_as_its_best_synonym(clip: Clip) -> None:
     """Another vocabulary at inference; a synonym repeated changes nothing."""
     trained = make_text(Vocabulary.from_names("trained", ["cat", "dog"]), clip.embed_dim)
     framework = make(clip, trained)
@@ -211,7 +211,7 @@ def test_novel_classes_give_no_signal(clip: Clip, text: TextClassifier) -> None:
     }
 
 
-def test_the_three_kinds_of_segmentation(clip: Clip, text: TextClassifier) -> None:
+def test_semantic_panoptic_and_instance_segmentation(clip: Clip, text: TextClassifier) -> None:
     things = replace(text, vocabulary=replace(text.vocabulary, things=frozenset({0})))
     framework = make(clip, things)
     images = torch.rand(2, 3, 50, 70)

@@ -42,7 +42,7 @@ def steps(framework: FCCLIP, count: int, batch: Batch = USUAL, *, amp: bool = Tr
 
 @pytest.mark.parametrize("trunk", ["frozen", "train"])
 def test_trains_in_mixed_precision(clip: Clip, text: TextClassifier, trunk: str) -> None:
-    """Finite for three steps; a frozen trunk keeps weights and BatchNorm, CLIP's head is frozen either way."""
+    """Finite for three steps; a frozen backbone keeps weights and BatchNorm, CLIP's head is frozen either way."""
     framework = make(clip, text, trunk=trunk).train()
     before = {key: value.clone() for key, value in framework.state_dict().items()}
     for losses in steps(framework, 3):
@@ -50,20 +50,20 @@ def test_trains_in_mixed_precision(clip: Clip, text: TextClassifier, trunk: str)
     assert all(torch.isfinite(each).all() for each in framework.parameters())
     moved = {key for key, value in framework.state_dict().items() if not torch.equal(value, before[key])}
     assert not any(key.startswith("clip_head.") for key in moved)
-    in_trunk = {key for key in before if key.startswith("backbone.")}
+    in_backbone = {key for key in before if key.startswith("backbone.")}
     if trunk == "frozen":
-        assert not moved & in_trunk
+        assert not moved & in_backbone
         assert not any(each.requires_grad for each in framework.backbone.parameters())
         assert not any(module.training for module in framework.backbone.modules())
     else:
         assert {"backbone.conv1.weight", "backbone.layer4.1.conv3.weight", "backbone.bn1.running_mean"} <= moved
-        assert not {key for key in in_trunk if key.endswith("weight")} - moved
+        assert not {key for key in in_backbone if key.endswith("weight")} - moved
     untouched = {key for key in before if not key.startswith(("backbone.", "clip_head."))} - moved
     assert untouched == set()
 
 
 @pytest.mark.parametrize("norms", ["train", "frozen"])
-def test_a_frozen_trunk_stays_frozen_in_train_mode(clip: Clip, text: TextClassifier, norms: str) -> None:
+def test_a_frozen_backbone_stays_frozen_in_train_mode(clip: Clip, text: TextClassifier, norms: str) -> None:
     framework = make(clip, text, trunk="frozen")
     train_mode(framework, norms=norms)
     assert framework.training and framework.class_head.training
@@ -73,7 +73,7 @@ def test_a_frozen_trunk_stays_frozen_in_train_mode(clip: Clip, text: TextClassif
     assert framework.head(framework.backbone_features(USUAL.images)).masks[-1].requires_grad
 
 
-def test_a_pruned_frozen_trunk_can_have_its_statistics_renewed(clip: Clip, text: TextClassifier) -> None:
+def test_batchnorm_of_a_frozen_backbone_can_be_recalibrated(clip: Clip, text: TextClassifier) -> None:
     framework = make(clip, text, trunk="frozen")
     before = framework.backbone.bn1.running_mean.clone()
     assert recalibrate(framework, [USUAL], Precision("cpu", None)) == 1
@@ -166,7 +166,7 @@ def test_restore_gives_the_same_answers(
 
 
 def test_convnext(text: TextClassifier) -> None:
-    """Trains, ensembles over empty masks too (as published), and takes only its head off the tower."""
+    """Trains, ensembles over empty masks too (as published), and takes only its head off the encoder."""
     encoder = small_convnext(seed=1)
     words = make_text(text.vocabulary, 32)
     torch.manual_seed(0)

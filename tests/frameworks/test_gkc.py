@@ -57,7 +57,7 @@ def rows(n: int, seed: int) -> Tensor:
 
 
 def batch(*kinds: tuple[int, ...], nouns: tuple[int, ...] | None = None) -> Batch:
-    """Images whose segments are of these classes, with all that a targets fills in; nouns: how many of each caption."""
+    """Images with segments of these classes and everything that losses may need; nouns: how many of each caption."""
     generator = torch.Generator().manual_seed(3)
     found = tuple(segments(*each) for each in kinds)
     return Batch(
@@ -71,7 +71,7 @@ def batch(*kinds: tuple[int, ...], nouns: tuple[int, ...] | None = None) -> Batc
 
 @pytest.mark.parametrize("variant", case.VARIANTS)
 @pytest.mark.parametrize("size", case.SIZES)
-def test_as_the_released_code(variant: str, size: tuple[int, int]) -> None:
+def test_agrees_with_the_released_code(variant: str, size: tuple[int, int]) -> None:
     """Mask and class logits at every prediction, and losses, to 1e-4 of the largest."""
     golden, _ = files.read_tensors(case.GOLDEN)
     found = case.answers(case.model(**case.VARIANTS[variant]), size)
@@ -82,7 +82,7 @@ def test_as_the_released_code(variant: str, size: tuple[int, int]) -> None:
         assert difference(found[key], value) < 1e-4, key
 
 
-def test_what_it_needs_follows_from_its_options(clip: Clip, text: TextClassifier) -> None:
+def test_target_requirements_follow_from_the_options(clip: Clip, text: TextClassifier) -> None:
     assert make(clip, text).target_requirements == TargetRequirements(segments=True, teacher=True, captions=True)
     assert make(clip, text, synonyms="random").target_requirements.synonyms
     bare = make(clip, text, distill="none", grounding_weight=0)
@@ -99,10 +99,12 @@ def test_what_it_needs_follows_from_its_options(clip: Clip, text: TextClassifier
         ("synonyms", {"synonyms": "random"}, "synonyms of the segments"),
     ],
 )
-def test_a_batch_without_its_guide(clip: Clip, text: TextClassifier, field: str, options: dict, words: str) -> None:
-    unguided = replace(batch((0, 2), (3,)), **{field: None})
+def test_a_batch_without_required_embeddings_is_refused(
+    clip: Clip, text: TextClassifier, field: str, options: dict, words: str
+) -> None:
+    incomplete = replace(batch((0, 2), (3,)), **{field: None})
     with pytest.raises(InputError, match=f"need {words}.*`training.teacher_targets`"):
-        make(clip, text, **options).losses(unguided)
+        make(clip, text, **options).losses(incomplete)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_the_name_of_a_novel_class_does_not_train(clip: Clip, vocabulary: Vocabu
     assert found[0] == found[1]
 
 
-def test_text_guides_by_the_name_or_by_its_synonym(clip: Clip, text: TextClassifier) -> None:
+def test_distillation_is_guided_by_first_name_or_synonym(clip: Clip, text: TextClassifier) -> None:
     """The first name of a class where no synonym was chosen; whatever was chosen where one was."""
     given = batch((0, 2), (3,))
     plain, other = make(clip, text), make(clip, text, synonyms="random")
@@ -230,7 +232,7 @@ def test_a_loss_is_the_sum_over_predictions_of_the_same_regions(
         torch.testing.assert_close(losses[1][name], 2 * losses[0][name])
 
 
-def test_grounding_takes_few_regions_of_an_image(
+def test_grounding_regions_are_limited_per_image(
     clip: Clip, text: TextClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
@@ -245,7 +247,7 @@ def test_grounding_takes_few_regions_of_an_image(
     assert seen == [[2, 1]] * 3
 
 
-def test_inference_leaves_alone_what_only_training_needs(clip: Clip, text: TextClassifier) -> None:
+def test_inference_does_not_use_training_only_parameters(clip: Clip, text: TextClassifier) -> None:
     framework = make(clip, text).eval()
     images = torch.rand(1, 3, 70, 64)
     with torch.no_grad():
@@ -261,7 +263,7 @@ def test_inference_leaves_alone_what_only_training_needs(clip: Clip, text: TextC
 
 
 def test_parameters_at_the_published_size(vocabulary: Vocabulary) -> None:
-    """44.1 M of trunk and head (OpenTrans, Tab. 1); the projections into CLIP's space come on top."""
+    """44.1 M of backbone and head (OpenTrans, Tab. 1); the projections into CLIP's space come on top."""
     with torch.device("meta"):
         text = TextClassifier(torch.empty(5, 1024), torch.empty(5, dtype=torch.long), vocabulary)
         framework = GKC(encoder=create_image_encoder("RN50"), mean=(0.5,) * 3, std=(0.2,) * 3, text=text)
@@ -282,7 +284,7 @@ def test_parameters_at_the_published_size(vocabulary: Vocabulary) -> None:
 
 @pytest.mark.parametrize("encoder", ["RN-mini", "convnext_base"])
 @pytest.mark.parametrize("path", ["none", "sum"])
-def test_any_trunk_will_do(vocabulary: Vocabulary, encoder: str, path: str) -> None:
+def test_any_clip_backbone_works(vocabulary: Vocabulary, encoder: str, path: str) -> None:
     with torch.device("meta"):
         visual = create_image_encoder(encoder)
         text = TextClassifier(torch.empty(5, visual.output_dim), torch.empty(5, dtype=torch.long), vocabulary)
@@ -303,6 +305,15 @@ def test_clip_path_starts_at_clips_own_answer(clip: Clip, text: TextClassifier) 
     assert "clip_path" in framework.components()
 
 
+def test_clip_path_weighs_clips_embedding(clip: Clip, text: TextClassifier) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        made = (make(clip, text, clip_path="sum", clip_weight=weight).eval() for weight in (1.0, 3.0))
+        one, three = (each.embedding(each.head(each.backbone_features(images)), 1) for each in made)
+    torch.testing.assert_close(three, 3 * one)  # the projections start at zero
+    torch.testing.assert_close(one.norm(dim=-1), torch.ones(1, 6))
+
+
 def test_the_temperature_is_bounded_where_asked(clip: Clip, text: TextClassifier) -> None:
     for bound, expected in ((0.0, 1000.0), (100.0, 100.0)):
         framework = make(clip, text, max_scale=bound)
@@ -311,7 +322,7 @@ def test_the_temperature_is_bounded_where_asked(clip: Clip, text: TextClassifier
         assert framework.classifier.scale.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_checkpoint_brings_it_back_to_the_last_bit(clip: Clip, text: TextClassifier, tmp_path: Path) -> None:
+def test_a_checkpoint_restores_bit_for_bit(clip: Clip, text: TextClassifier, tmp_path: Path) -> None:
     framework = make(clip, text, clip_path="sum", synonyms="random").eval()
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(

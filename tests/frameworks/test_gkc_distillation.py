@@ -55,10 +55,10 @@ def test_pairs_are_taken_within_an_image() -> None:
 
 
 @given(counts, st.integers(0, 99))
-def test_a_student_that_equals_its_teacher_loses_nothing(sizes: list[int], seed: int) -> None:
+def test_a_student_equal_to_its_teacher_has_no_loss(sizes: list[int], seed: int) -> None:
     teacher = images(sizes, seed)
-    for kind in ("plain", "vision-guided"):
-        assert distillation_loss(kind, teacher, teacher).item() == pytest.approx(0, abs=1e-10)
+    for method in ("plain", "vision-guided"):
+        assert distillation_loss(method, teacher, teacher).item() == pytest.approx(0, abs=1e-10)
     # Text-guided: where names are as far apart as what CLIP sees, as in a space turned by any rotation.
     turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(seed)))
     names = [each @ turn for each in teacher]
@@ -66,32 +66,32 @@ def test_a_student_that_equals_its_teacher_loses_nothing(sizes: list[int], seed:
 
 
 @given(st.lists(st.integers(2, 5), min_size=1, max_size=3), st.integers(0, 99))
-def test_any_other_student_loses(sizes: list[int], seed: int) -> None:
+def test_any_other_student_has_a_loss(sizes: list[int], seed: int) -> None:
     student, teacher = images(sizes, seed), images(sizes, seed + 100)
-    for kind in METHODS:
-        assert distillation_loss(kind, student, teacher, teacher).item() > 1e-3
+    for method in METHODS:
+        assert distillation_loss(method, student, teacher, teacher).item() > 1e-3
     names = images(sizes, seed + 200)
     plain, pairs = distillation_terms("text-guided", teacher, teacher, names)
     assert plain.sum().item() == pytest.approx(0, abs=1e-10) and pairs.sum().item() > 1e-3
 
 
-def test_the_scale_of_texts_is_learnt() -> None:
+def test_the_text_scale_gets_a_gradient() -> None:
     teacher, names = images([4], 1), images([4], 2)
     scale = torch.tensor(1.0, requires_grad=True)
     distillation_loss("text-guided", teacher, teacher, names, scale).backward()
     assert scale.grad is not None and scale.grad.abs() > 1e-3
 
 
-@pytest.mark.parametrize("kind", METHODS)
-def test_no_region_gives_zero_and_gradients_of_zero(kind: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_no_region_gives_zero_and_gradients_of_zero(method: str) -> None:
     weight, scale = torch.randn(6, 6, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     nothing = [torch.zeros(0, 6) @ weight] * 2
-    loss = distillation_loss(kind, nothing, [torch.zeros(0, 6)] * 2, [torch.zeros(0, 6)] * 2, scale)
+    loss = distillation_loss(method, nothing, [torch.zeros(0, 6)] * 2, [torch.zeros(0, 6)] * 2, scale)
     loss.backward()
     assert loss.item() == 0 and weight.grad is not None and not weight.grad.any()
 
 
-def test_unknown_kinds() -> None:
+def test_unknown_methods_are_refused() -> None:
     with pytest.raises(ValueError, match="text-guided needs names"):
         distillation_loss("text-guided", [unit(2)], [unit(2)])
     with pytest.raises(ValueError, match="'L2'"):

@@ -27,7 +27,7 @@ def spelled(found: Diversified) -> list[list[str]]:
     ]
 
 
-def test_the_first_choice_takes_the_classs_place_and_others_follow() -> None:
+def test_the_first_synonym_replaces_the_class_and_others_follow() -> None:
     found = other_names(
         [(0, "kitty"), (2, "lawn"), (0, "cat"), (0, "kitty"), (0, "tom"), (2, "lawn"), (0, "cat")], [(1, "plant")]
     )
@@ -35,7 +35,7 @@ def test_the_first_choice_takes_the_classs_place_and_others_follow() -> None:
     assert [each.classes.tolist() for each in found.targets] == [[0, 2, 3, 0, 4, 2, 3], [1]]
 
 
-def test_a_further_name_is_one_column_for_all_classes() -> None:
+def test_a_further_synonym_has_one_column_for_all_classes() -> None:
     found = other_names([(1, "lawn"), (2, "turf"), (1, "plant"), (2, "plant")])
     assert spelled(found) == [["0", "lawn", "turf", "plant"]]
     assert found.targets[0].classes.tolist() == [1, 2, 3, 3]
@@ -48,7 +48,7 @@ def test_images_without_segments_keep_the_plain_names() -> None:
     assert spelled(nothing) == [["0", "1", "2"]] * 2 and nothing.rows.shape == (0, 8)
 
 
-def test_scores_stand_where_their_names_do() -> None:
+def test_scores_are_gathered_by_column() -> None:
     found = other_names([(0, "kitty"), (0, "cat")], [(1, "plant")])
     place = {name: number for number, name in enumerate(sorted(("kitty", "cat", "plant")))}
     words = [next(name for name, row in WORDS.items() if torch.equal(row, chosen)) for chosen in found.rows]

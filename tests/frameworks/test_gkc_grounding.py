@@ -53,7 +53,7 @@ def test_one_noun_and_one_region_by_hand() -> None:
     assert loss.item() == pytest.approx((sum(rows) + sum(columns)) / 4, abs=1e-6)
 
 
-def test_attention_leans_on_the_nearest_by_hand() -> None:
+def test_attention_prefers_the_nearest_by_hand() -> None:
     """Noun at 0 degrees, regions at 0 and 90: weights e^s and 1, and the region at 90 has no other noun."""
     scale = 3.0
     near = math.exp(scale) / (math.exp(scale) + 1)
@@ -77,7 +77,7 @@ def test_attention_leans_on_the_nearest_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=2, max_size=4), st.integers(0, 99))
-def test_the_same_as_one_at_a_time(sizes: list[tuple[int, int]], seed: int) -> None:
+def test_matches_a_loop_over_pairs(sizes: list[tuple[int, int]], seed: int) -> None:
     words = [some(nouns, 6, seed=seed + 10 * number) for number, (nouns, _) in enumerate(sizes)]
     regions = [some(regions, 6, seed=seed + 10 * number + 1) for number, (_, regions) in enumerate(sizes)]
     loss = grounding_loss(words, regions, 4.0).item()
@@ -87,7 +87,7 @@ def test_the_same_as_one_at_a_time(sizes: list[tuple[int, int]], seed: int) -> N
 
 
 @given(st.integers(2, 9), st.floats(0.5, 50))
-def test_where_all_look_alike_it_is_the_log_of_the_batch(images: int, scale: float) -> None:
+def test_identical_images_cost_the_log_of_the_batch_size(images: int, scale: float) -> None:
     """The published start: 2 x ln 7 = 3.89 with 7 images and a weight of 2."""
     words = [torch.ones(1 + number % 3, 4) for number in range(images)]
     regions = [torch.ones(1 + number % 4, 4) for number in range(images)]
@@ -95,7 +95,7 @@ def test_where_all_look_alike_it_is_the_log_of_the_batch(images: int, scale: flo
     assert 2 * math.log(7) == pytest.approx(3.89, abs=0.005)
 
 
-def test_captions_that_fit_cost_nothing() -> None:
+def test_matching_captions_cost_nothing() -> None:
     own = list(torch.eye(5)[:, None])
     assert grounding_loss(own, own, 50.0).item() < 1e-6
     assert grounding_loss(own, own[::-1], 50.0).item() > 10

@@ -61,7 +61,7 @@ def uniform_within(weight: Tensor, deviation: float) -> bool:
     return near and 0.95 * bound < float(weight.abs().max()) <= bound * (1 + 1e-6)
 
 
-def test_deformable_attention_starts_from_rays(head: MaskHead) -> None:
+def test_deformable_attention_is_initialised_to_rays(head: MaskHead) -> None:
     """Head k looks along angle 2 pi k / 8, point p of 4 at p steps, the same on all levels; no weight moves it."""
     attention = head.pixel_decoder.encoder.layers[0].self_attn
     bias = attention.sampling_offsets.bias.detach().view(8, 3, 4, 2)
@@ -104,7 +104,7 @@ def test_decoder_starts_as_published(head: MaskHead) -> None:
     assert len(mask_mlp) == 3 and all(uniform_within(each.weight, 1 / math.sqrt(3 * 256)) for each in mask_mlp)
 
 
-def test_no_parameter_is_left_to_chance_memory(head: MaskHead) -> None:
+def test_every_parameter_is_initialised(head: MaskHead) -> None:
     """Twice the same seed gives the same parameters, all of them finite."""
     torch.manual_seed(0)
     again = dict(MaskHead((256, 512, 1024, 2048), **PUBLISHED).named_parameters())
@@ -137,7 +137,7 @@ def test_pixel_decoder_is_in_full_precision_under_autocast() -> None:
     assert found.masks[-1].dtype == torch.bfloat16
 
 
-def test_training_needs_no_look_at_the_values() -> None:
+def test_training_does_not_inspect_values() -> None:
     """Meta tensors have none: the head runs on them in train mode too, and in eval mode to the same shapes."""
     with torch.device("meta"):
         head, features = MaskHead(CHANNELS, **SMALL), pyramid(64, 64)

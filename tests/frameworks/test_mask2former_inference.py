@@ -46,8 +46,8 @@ def test_panoptic_merges_stuff_and_keeps_things_apart() -> None:
     ]
 
 
-def test_panoptic_leaves_out_the_void_and_the_unsure() -> None:
-    probabilities = torch.tensor([[0.4, 0.1, 0.5], [0.6, 0.3, 0.1], [0.5, 0.3, 0.2]])
+def test_panoptic_leaves_out_void_and_low_probabilities() -> None:
+    probabilities = torch.tensor([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1], [0.5, 0.3, 0.2]])
     masks = logits("##....", "..##..", "....##")
     segment_map, segments = panoptic(probabilities, masks, things=(), object_threshold=0.5)
     assert segment_map.tolist() == [[0, 0, 1, 1, 0, 0]] and len(segments) == 1
@@ -85,7 +85,7 @@ def test_instances_rank_pairs_of_query_and_class() -> None:
     assert found.masks.dtype == torch.bool and found.masks[0, 0].tolist() == [True, False, False]
 
 
-def test_instances_weigh_by_how_sure_the_mask_is() -> None:
+def test_instance_scores_include_the_mean_mask_probability() -> None:
     masks = torch.tensor([[[1.0, -SURE]], [[SURE, SURE]], [[-SURE, -SURE]]])
     found = instances(torch.tensor([[0.9], [0.8], [1.0]]), masks, things={0})
     inside = torch.tensor(1.0).sigmoid()

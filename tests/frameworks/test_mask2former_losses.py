@@ -68,6 +68,25 @@ def test_segments_are_counted_over_the_batch() -> None:
     assert float(segment_count([none_of(), none_of()])) == 1.0  # never a division by zero
 
 
+def test_segments_are_counted_as_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with 3 and 5 segments both divide by 4; where the mean is below 1 they divide by 1."""
+    others = [5.0, 0.0]
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda count: count.add_(others.pop(0)))
+    assert float(segment_count([rectangles(3, 0)])) == 4.0
+    assert float(segment_count([rectangles(1, 0)])) == 1.0
+
+
+def test_matching_and_losses_are_set_as_published() -> None:
+    """Cheng et al. 2022, sec. 4.1: costs 2, 5 and 5; 12,544 points, three in four of them the least certain."""
+    criterion = Criterion()
+    published = criterion._published
+    assert (published.matcher.cost_class, published.matcher.cost_mask, published.matcher.cost_dice) == (2.0, 5.0, 5.0)
+    assert (criterion.points, published.num_points, published.matcher.num_points) == (12544,) * 3
+    assert (published.oversample_ratio, published.importance_sample_ratio) == (3.0, 0.75)
+
+
 def test_class_targets_name_matched_queries() -> None:
     targets = [Targets(torch.zeros(2, 4, 4), torch.tensor([3, 1])), none_of()]
     none = torch.zeros(0, dtype=torch.int64)
@@ -75,7 +94,7 @@ def test_class_targets_name_matched_queries() -> None:
     assert class_targets((2, 4), 9, targets, matches).tolist() == [[1, 9, 3, 9], [9, 9, 9, 9]]
 
 
-def test_region_drop_takes_its_share_of_matched_queries_only() -> None:
+def test_region_drop_ignores_matched_queries_at_its_rate() -> None:
     count, torch_seed = 4000, 5
     torch.manual_seed(torch_seed)
     order = torch.arange(count)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +55,16 @@ def test_every_name_is_a_framework(name: str) -> None:
     kind = registry.framework_class(name)
     assert issubclass(kind, Framework) and kind.name == name
     assert registry.default_options(name) == dict(kind.defaults)
+
+
+@pytest.mark.parametrize("name", registry.list_frameworks())
+def test_every_option_is_documented(name: str) -> None:
+    """In the section Options of the class or of a base, one paragraph each."""
+    documented: set[str] = set()
+    for cls in registry.framework_class(name).__mro__:
+        _, _, options = inspect.cleandoc(cls.__doc__ or "").partition("\nOptions")
+        documented |= set(re.findall(r"(?m)^    (\w+): \S", options))
+    assert documented == set(registry.default_options(name))
 
 
 def test_frameworks_are_imported_when_they_are_asked_for() -> None:

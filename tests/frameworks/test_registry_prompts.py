@@ -43,7 +43,7 @@ def checkpoint_of(clip: Clip, text: TextClassifier) -> Checkpoint:
     )
 
 
-def test_new_names_are_embedded_by_the_carried_tower(text: TextClassifier) -> None:
+def test_new_names_are_embedded_by_the_checkpoints_text_encoder(text: TextClassifier) -> None:
     trained = random_clip("RN-mini", seed=5)
     other = Vocabulary.from_names("other", ["red circle, red disc", "water"])
     found = classifier_for(checkpoint_of(trained, text), other)
@@ -62,7 +62,7 @@ def test_new_names_are_prompted_as_in_training(text: TextClassifier) -> None:
     torch.testing.assert_close(found.embeddings, expected.embeddings)
 
 
-def test_words_without_prompts_get_those_of_the_training(text: TextClassifier) -> None:
+def test_class_names_without_templates_get_those_of_training(text: TextClassifier) -> None:
     clip = random_clip("RN-mini", seed=5)
     checkpoint = checkpoint_of(clip, replace(text, vocabulary=replace(text.vocabulary, templates=("a sketch of {}",))))
     bare = Vocabulary.from_names("bare", ["water"])
@@ -74,7 +74,7 @@ def test_words_without_prompts_get_those_of_the_training(text: TextClassifier) -
     assert classifier_for(checkpoint, plain).embeddings is checkpoint.text_embeddings
 
 
-def test_known_names_need_no_text_tower(clip: Clip, text: TextClassifier) -> None:
+def test_known_names_need_no_text_encoder(clip: Clip, text: TextClassifier) -> None:
     checkpoint = checkpoint_of(clip, text)
     checkpoint.text_encoder = None
     renamed = Vocabulary("renamed", text.vocabulary.classes)
@@ -85,7 +85,7 @@ def test_known_names_need_no_text_tower(clip: Clip, text: TextClassifier) -> Non
         classifier_for(checkpoint, Vocabulary.from_names("other", ["water"]))
 
 
-def test_a_foreign_text_tower_is_refused(clip: Clip, text: TextClassifier) -> None:
+def test_a_text_encoder_of_another_model_is_refused(clip: Clip, text: TextClassifier) -> None:
     checkpoint = checkpoint_of(clip, text)
     assert checkpoint.text_encoder is not None
     checkpoint.text_encoder["text_projection"] = torch.zeros(2, 2)
@@ -111,7 +111,7 @@ def test_a_framework_chooses_its_prompts(vocabulary: Vocabulary) -> None:
         with_prompts(own, "fclip", {})
 
 
-def test_a_framework_may_choose_its_words(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_framework_may_format_class_names(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     def first_names(_cls: type, given: Vocabulary) -> Vocabulary:
         return replace(given, classes=tuple(names[:1] for names in given.classes))
 
@@ -154,7 +154,7 @@ def test_names_may_be_chosen(framework: str) -> None:
         with_prompts(vocabulary, framework, {}, "synonym")
 
 
-def test_chosen_names_reach_the_text_tower(text: TextClassifier) -> None:
+def test_chosen_names_are_embedded(text: TextClassifier) -> None:
     trained = random_clip("RN-mini", seed=5)
     checkpoint = checkpoint_of(trained, text)
     vocabulary = load_published_vocabulary("coco-panoptic").subset([131, 87, 0])
@@ -171,7 +171,7 @@ def test_chosen_names_reach_the_text_tower(text: TextClassifier) -> None:
     assert torch.equal(found["auto"].embeddings, found["clean"].embeddings)  # of deeplabv3
 
 
-def test_the_carried_tower_computes_as_the_recorded_weights_want(
+def test_the_text_encoder_has_the_activation_of_the_recorded_weights(
     text: TextClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenAI's RN50 was trained with QuickGELU, open_clip's RN50 has GELU: the tag says which; here, of RN-mini."""

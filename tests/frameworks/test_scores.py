@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -124,7 +125,7 @@ def test_both_orders_differ_and_the_mirror_image_is_brought_back() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(5, 30), st.integers(5, 40), st.integers(1, 4), st.integers(1, 4))
 def test_windows_average_where_they_overlap(height: int, width: int, down: int, across: int) -> None:
-    """Any starts that cover the image; what was asked for in order is looked at once."""
+    """Any starts that cover the image; read in order, each is predicted once."""
     window = (min(height, 5), min(width, 7))
     tops = sorted({*range(0, height - window[0], down), height - window[0]})
     lefts = sorted({*range(0, width - window[1], across), width - window[1]})
@@ -133,20 +134,36 @@ def test_windows_average_where_they_overlap(height: int, width: int, down: int, 
         for top in tops
         for left in lefts
     }
-    looks: list[int] = []
+    predicted: list[int] = []
 
-    def look(top: int) -> list[Scores]:
-        looks.append(top)
+    def predict(top: int) -> list[Scores]:
+        predicted.append(top)
         return [MapScores(maps[top, left], window) for left in lefts]
 
     total, count = torch.zeros(3, height, width), torch.zeros(height, width)
     for (top, left), each in maps.items():
         total[:, top : top + window[0], left : left + window[1]] += each
         count[top : top + window[0], left : left + window[1]] += 1
-    scores = WindowScores((height, width), window, tops, lefts, look)
+    scores = WindowScores((height, width), window, tops, lefts, predict)
     torch.testing.assert_close(whole(scores), total / count)
-    assert looks == tops
+    assert predicted == tops
     assert_same(scores.resize((11, 13)), F.interpolate((total / count)[None], (11, 13), mode="bilinear")[0])
+
+
+def test_windows_that_reading_has_passed_are_dropped() -> None:
+    """Two rows of windows overlap at a time; no third one stays in memory."""
+    made: list[weakref.ref[Scores]] = []
+
+    def predict(top: int) -> list[Scores]:
+        scores = [MapScores(torch.ones(2, 4, 6), (4, 6))]
+        made.extend(map(weakref.ref, scores))
+        return scores
+
+    scores = WindowScores((20, 6), (4, 6), range(0, 17, 2), [0], predict)
+    for row in range(20):
+        scores.rows(row, row + 1)
+        assert sum(each() is not None for each in made) <= 2
+    assert len(made) == 9
 
 
 @pytest.mark.usefixtures("band_numbers")
