@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework, resolve_options
 
@@ -24,6 +25,9 @@ def test_batch_moves_together() -> None:
     batch = Batch(torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), ignore=7).to("meta")
     assert batch.images.is_meta and batch.labels is not None and batch.labels.is_meta
     assert batch.ignore == 7
+    segments = Segments(torch.ones(1, 4, 4, dtype=torch.bool), torch.zeros(1).long(), torch.ones(1).long())
+    moved = Batch(torch.rand(1, 3, 4, 4), segments=(segments,)).to("meta").segments
+    assert moved is not None and moved[0].masks.is_meta and moved[0].classes.is_meta
     assert Batch(torch.rand(1, 3, 4, 4)).to("cpu").labels is None
 
 

@@ -75,6 +75,23 @@ def test_panoptic_shows_a_query_only_inside_its_own_mask() -> None:
     assert not nothing.any() and none == []
 
 
+def test_panoptic_gives_a_pixel_to_the_higher_product() -> None:
+    """A class probability of 0.9 times a mask probability of 1/2 loses to 0.6 times 1; both pixels are inside masks."""
+    masks = torch.tensor([[[0.0, SURE]], [[SURE, 0.0]]])
+    segment_map, segments = panoptic(
+        torch.tensor([[0.9, 0.0, 0.1], [0.0, 0.6, 0.4]]), masks, {0, 1}, object_threshold=0.0, overlap_threshold=0.5
+    )
+    assert segment_map.tolist() == [[2, 1]] and [each.area for each in segments] == [1, 1]
+    sure = torch.tensor([[[1.0]], [[1.5]]])  # 0.9 * 0.73 against 0.6 * 0.82
+    probabilities = torch.tensor([[0.9, 0.0, 0.1], [0.0, 0.6, 0.4]])
+    assert [each.class_index for each in panoptic(probabilities, sure, {0, 1}, object_threshold=0.0)[1]] == [0]
+
+
+def test_panoptic_counts_a_mask_probability_of_one_half_as_inside() -> None:
+    segment_map, _ = panoptic(torch.tensor([[0.9, 0.1]]), torch.zeros(1, 1, 2), things=(), object_threshold=0.0)
+    assert segment_map.tolist() == [[1, 1]]
+
+
 def test_instances_rank_pairs_of_query_and_class() -> None:
     probabilities = torch.tensor([[0.6, 0.3, 0.05], [0.1, 0.2, 0.9]])
     masks = torch.tensor([[[SURE, 0.0, -1.0]], [[-SURE, SURE, SURE]]])
