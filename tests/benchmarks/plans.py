@@ -5,7 +5,7 @@
 
 none: everything trains. random: half of the layers at random. largest: the half with the largest
 alpha. median: the half with the smallest, the method's. warm-up: that plan made after a fifth of the
-steps. AuxiliaryCost mIoU: training MACs of a step and an image as autograd runs them, seconds a step, and the
+steps. Beside mIoU: training MACs of a step and an image as autograd runs them, seconds a step, and the
 linear CKA of the fine-tuned backbone's features with CLIP's. Goes on where it stopped; prints a
 Markdown table.
 
