@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from ovstrans.checkpoints.file import TEXT_ENCODER, save_checkpoint
+from ovstrans.checkpoints.file import TEXT_ENCODER, load_checkpoint, save_checkpoint
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.weights import weights_sha256
-from ovstrans.masks.file import save_mask
+from ovstrans.masks.file import load_mask, save_mask
+from ovstrans.spectrum.file import load_plan
 from tests.checkpoints.dummies import make_checkpoint
-from tests.docs.pages import DOCS, blocks
+from tests.docs.pages import DOCS, ROOT, blocks
 from tests.masks.dummies import make_mask
 
 PAGE = DOCS / "reference" / "formats.md"
+OLD = ROOT / "tests" / "data"
 LONGEST = 20
 """Lines of code that reading a file may take."""
 
@@ -60,6 +62,16 @@ def test_checkpoints_read_as_documented(tmp_path: Path, masked: bool) -> None:
     assert np.array_equal(tensors["text.owner"], checkpoint.text_owner.numpy())
     assert any(name.startswith(TEXT_ENCODER) for name in tensors)
     assert metadata["framework"] == "dummy"
+
+
+def test_files_of_version_0_1_read_as_documented() -> None:
+    kept = function("read_mask")(OLD / "mask.safetensors")
+    mask = load_mask(OLD / "mask.safetensors")
+    assert all(np.array_equal(kept[name], bits.numpy()) for name, bits in mask.tensors.items())
+    tensors, _ = function("read_checkpoint")(OLD / "checkpoint.safetensors")
+    state = load_checkpoint(OLD / "checkpoint.safetensors").state
+    assert all(np.array_equal(tensors[name], value.numpy()) for name, value in state.items())
+    assert function("read_plan")(OLD / "alpha.json") == list(load_plan(OLD / "alpha.json").frozen)
 
 
 def test_hashes_are_computed_as_documented() -> None:

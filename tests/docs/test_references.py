@@ -1,4 +1,4 @@
-"""The generated reference of the command line lists every command, argument and option."""
+"""The generated references list every command, argument, option and key of a recipe."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def test_exit_statuses_are_listed() -> None:
     for status in (InputError.exit_status, CheckFailed.exit_status):
         assert f"\n| {status} |" in TEXT
     assert f"\n| {INTERRUPTED}, {TERMINATED} |" in TEXT
+
+
+def test_every_key_of_every_recipe_is_there() -> None:
+    from ovstrans.recipes.schema import FinetuneRecipe, PruneRecipe, keys_of
+
+    text = load_script("recipe_reference")["recipe_reference"]()
+    for kind in (FinetuneRecipe, PruneRecipe):
+        part = text.split(f"## Keys of {kind.command}\n")[1].split("\n## ")[0]
+        for name in keys_of(kind):
+            section, _, key = name.partition(".")
+            assert f"| `{key}` |" in part.split(f"### [{section}] of {kind.command}\n")[1].split("\n### ")[0], name
