@@ -158,9 +158,11 @@ def cosine_scores(
 class TextScores(nn.Module):
     """Scores against text embeddings, with a learned temperature and a learned non-object vector.
 
-    The temperature is `exp(logit_scale)`, at most 100, and starts where CLIP's does, at 1 / 0.07. The
-    non-object vector competes with the classes in the softmax: a feature that fits no name has
-    somewhere to go.
+    The similarity is multiplied by `exp(logit_scale)`, at most 100, which starts at 1 / 0.07 as CLIP's does. The
+    non-object vector competes with the classes in the softmax, so that a feature that fits no name has a class.
+
+    Args:
+        dim: Dimension E of the embeddings.
     """
 
     def __init__(self, dim: int) -> None:

@@ -26,7 +26,7 @@ from tests.interop.test_import_framework import make
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a CLIP's weights, a mask made from them, and the pruned tower beside it."""
+    """A working directory with a CLIP's weights, a mask made from them, and the pruned encoder beside it."""
     monkeypatch.chdir(tmp_path)
     clip = random_clip(seed=4)
     files.write_tensors("clip.safetensors", clip.model.state_dict(), {})

@@ -1,4 +1,4 @@
-"""Small towers of both kinds, with weights and inputs that are the same on every machine."""
+"""Small encoders of both kinds, with weights and inputs that are the same on every machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = ((96, 128), (128, 160))
 
 
 def small_convnext(seed: int | None = None) -> nn.Module:
-    """A ConvNeXt tower of 0.3 M weights that embeds in 32 dimensions, as open_clip would wrap it."""
+    """A ConvNeXt encoder of 0.3 M weights that embeds in 32 dimensions, as open_clip would wrap it."""
     encoder = TimmModel("test_convnext", embed_dim=32, image_size=96, pool="", proj="mlp")
     return (encoder if seed is None else filled(encoder, seed)).eval()
 
@@ -34,7 +34,7 @@ def uniform(source: np.random.PCG64, *shape: int) -> Tensor:
 
 
 def filled(encoder: nn.Module, seed: int) -> nn.Module:
-    """The tower with all its weights and statistics drawn anew, so that every path through it matters."""
+    """The encoder with all its weights and statistics drawn anew, so that every path through it matters."""
     source = np.random.PCG64(seed)
     for name, value in sorted(encoder.state_dict().items()):
         if not value.is_floating_point():

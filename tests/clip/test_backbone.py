@@ -18,7 +18,7 @@ def encoder():
     return encoder
 
 
-def test_stages_are_the_towers_own(encoder):
+def test_stages_are_the_encoders_own(encoder):
     images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         features = encode_stages(encoder, images)

@@ -1,4 +1,4 @@
-"""ConvNeXt towers: loading, counts, stages, names of layers."""
+"""ConvNeXt encoders: loading, counts, stages, names of layers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def mini(monkeypatch):
 
 @functools.cache
 def on_meta(name):
-    """A tower of full size, without its memory; tests share it and leave it as it is."""
+    """An encoder of full size, without its memory; tests share it and leave it as it is."""
     with torch.device("meta"):
         return create_image_encoder(name).eval()
 
@@ -85,7 +85,7 @@ def test_info_says_what_the_model_is(mini):
         assert clip.model.encode_text(clip.tokenizer(["a star"])).shape == (1, 24)
 
 
-def test_tower_on_meta_matches_the_model(mini):
+def test_encoder_on_meta_matches_the_model(mini):
     with torch.device("meta"):
         encoder = create_image_encoder(mini)
     assert all(value.is_meta for value in encoder.state_dict().values())
@@ -98,7 +98,7 @@ def test_tower_on_meta_matches_the_model(mini):
 
 def test_weights_from_files_and_tags(mini, tmp_path, monkeypatch):
     clip = random_clip(mini, seed=3)
-    whole, alone = tmp_path / "clip.safetensors", tmp_path / "tower.pt"
+    whole, alone = tmp_path / "clip.safetensors", tmp_path / "encoder.pt"
     save_file({key: value.contiguous() for key, value in clip.model.state_dict().items()}, whole)
     torch.save(clip.visual.state_dict(), alone)
     loaded = load_clip(mini, str(whole))
@@ -146,7 +146,7 @@ def test_large_has_fcclips_counts(large):
     ],
 )
 def test_channels_and_strides(name, widths):
-    """The taps of FC-CLIP, at 512x512, without running the tower and by running it."""
+    """The taps of FC-CLIP, at 512x512, without running the encoder and by running it."""
     encoder = on_meta(name)
     features = encode_stages(encoder, torch.empty(1, 3, 512, 512, device="meta"))
     assert tuple(stage_channels(encoder)) == ("res2", "res3", "res4", "res5")
@@ -158,7 +158,7 @@ def test_channels_and_strides(name, widths):
     assert features["stem"].shape[-2:] == (128, 128)
 
 
-def test_stages_are_the_towers_own():
+def test_stages_are_the_encoders_own():
     encoder, images = small_convnext(seed=1), torch.rand(2, 3, 64, 96)
     assert encoder_kind(encoder) == "convnext" and encoder_kind(small_resnet(seed=1)) == "resnet"
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_depthwise_rows_are_the_filters():
     assert torch.equal(matrix[5], layer.weight[5, 0].flatten())
 
 
-def test_tower_is_found_inside_wrappers(mini):
+def test_encoder_is_found_inside_wrappers(mini):
     clip = random_clip(mini)
     wrapped = torch.nn.Module()
     wrapped.module = clip.model

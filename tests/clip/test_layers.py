@@ -54,7 +54,7 @@ def test_fused_attention_is_split():
     assert torch.equal(matrices["attn.k"], block.attn.in_proj_weight[8:16])
 
 
-def test_tower_is_found_inside_wrappers(rn50):
+def test_encoder_is_found_inside_wrappers(rn50):
     clip, framework, wrapped = nn.Module(), nn.Module(), nn.Module()
     clip.visual, framework.backbone = rn50, rn50
     wrapped.module = framework

@@ -32,12 +32,12 @@ def test_whole_clip_from_a_file(tmp_path, mini):
     assert torch.equal(clip.model.encode_image(images), mini.model.encode_image(images))
 
 
-def test_image_tower_alone(tmp_path, mini):
+def test_image_encoder_alone(tmp_path, mini):
     save_file(
         {key: value.contiguous() for key, value in mini.visual.state_dict().items()},
-        tmp_path / "tower.safetensors",
+        tmp_path / "encoder.safetensors",
     )
-    clip = load_clip(pretrained=str(tmp_path / "tower.safetensors"))
+    clip = load_clip(pretrained=str(tmp_path / "encoder.safetensors"))
     assert clip.weights_sha256 == mini.weights_sha256
     assert not clip.has_text
 
@@ -117,7 +117,7 @@ def test_nan_weights_are_refused(tmp_path, mini):
         load_clip(pretrained=str(tmp_path / "w.safetensors"))
 
 
-def test_tower_on_meta_matches_the_model(mini):
+def test_encoder_on_meta_matches_the_model(mini):
     with torch.device("meta"):
         encoder = create_image_encoder()
     assert {k: v.shape for k, v in encoder.state_dict().items()} == {

@@ -29,7 +29,7 @@ def test_rows_are_averaged_templates(clip, tmp_path, monkeypatch):
     assert classifier.embeddings.norm(dim=1).allclose(torch.ones(4))
 
 
-def test_cache_is_used_and_belongs_to_the_text_tower(clip, tmp_path, monkeypatch):
+def test_cache_is_used_and_belongs_to_the_text_encoder(clip, tmp_path, monkeypatch):
     monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path))
     first = embed_vocabulary(clip, VOCABULARY)
     calls = []
@@ -48,9 +48,9 @@ def test_damaged_cache_is_made_again(clip, tmp_path, monkeypatch):
     assert torch.equal(embed_vocabulary(clip, VOCABULARY).embeddings, first.embeddings)
 
 
-def test_tower_without_text_is_refused(clip):
+def test_encoder_without_text_is_refused(clip):
     alone = random_clip(seed=5)
-    alone.has_text, alone.pretrained = False, "tower.safetensors"
+    alone.has_text, alone.pretrained = False, "encoder.safetensors"
     with pytest.raises(InputError, match="image encoder only"):
         embed_vocabulary(alone, VOCABULARY, cache=False)
 

@@ -95,12 +95,12 @@ def test_checkpoint_whose_text_is_not_of_unit_length(tmp_path: Path) -> None:
         describe_tensors(tmp_path / "x.safetensors", verify=True)
 
 
-def test_weights_of_a_clip_and_of_a_tower(tmp_path: Path) -> None:
+def test_weights_of_a_clip_and_of_an_encoder(tmp_path: Path) -> None:
     clip = CLIP()
     save_file(clip.state_dict(), tmp_path / "clip.safetensors")
-    torch.save(clip.visual.state_dict(), tmp_path / "tower.pt")
+    torch.save(clip.visual.state_dict(), tmp_path / "encoder.pt")
     whole = describe_tensors(tmp_path / "clip.safetensors", verify=True)
-    encoder = describe_tensors(tmp_path / "tower.pt", verify=True)
+    encoder = describe_tensors(tmp_path / "encoder.pt", verify=True)
     assert (whole.facts["holds"], encoder.facts["holds"]) == ("a whole CLIP", "an image encoder")
     expected = weights_sha256(clip.visual.state_dict())
     assert whole.facts["encoder_sha256"] == encoder.facts["encoder_sha256"] == expected

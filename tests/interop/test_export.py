@@ -116,18 +116,18 @@ def test_clip_comes_back(
 ) -> None:
     path = tmp_path / f"out{suffix}"
     write(path, pruned, kind, like)
-    foreign = read_external(path)
-    assert key in foreign.state
-    texts = [name for name in foreign.state if name.endswith("token_embedding.weight")]
+    external = read_external(path)
+    assert key in external.state
+    texts = [name for name in external.state if name.endswith("token_embedding.weight")]
     assert texts == ([] if like == "gkc" else [key.partition("visual.")[0] + "token_embedding.weight"])
 
-    about = parse_origin(foreign.origin, "file")
-    mask = recorded_mask(about, foreign.state, "file")
+    about = parse_origin(external.origin, "file")
+    mask = recorded_mask(about, external.state, "file")
     assert mask is not None and pruned.mask is not None and mask.method == "random"
     assert all(torch.equal(mask.tensors[name], kept) for name, kept in pruned.mask.tensors.items())
     assert mask.weights_sha256 == pruned.mask.weights_sha256 and about["clip"]["model"] == "RN-mini"
 
-    back = clip_from_weights(foreign.state, "file", model="RN-mini", pretrained=str(clip_file), mask=mask)
+    back = clip_from_weights(external.state, "file", model="RN-mini", pretrained=str(clip_file), mask=mask)
     assert_equal(dict(back.clip.model.state_dict()), dict(pruned.clip.model.state_dict()))
     assert back.fit is not None and back.fit.unexpected == ()
     assert len(back.fit.missing) == (0 if like != "gkc" else 42)
@@ -201,9 +201,7 @@ def test_backbone_of_a_framework_without_published_names(tmp_path: Path) -> None
     ("kind", "like", "says"),
     [("sparse", None, "this is a CLIP alone"), ("detectron2", "mmseg", "`like=mmseg`: unknown; use fcclip or gkc")],
 )
-def test_what_a_plain_clip_cannot_be(
-    tmp_path: Path, pruned: MaskedClip, kind: str, like: str | None, says: str
-) -> None:
+def test_what_a_clip_cannot_be(tmp_path: Path, pruned: MaskedClip, kind: str, like: str | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
         write(tmp_path / f"m{'.safetensors' if kind == 'sparse' else '.pth'}", pruned, kind, like)
     assert not list(tmp_path.iterdir())
@@ -308,9 +306,9 @@ def test_mask_for_another_model_is_refused() -> None:
 
 
 def test_a_clip_without_its_text_is_refused(tmp_path: Path, pruned: MaskedClip) -> None:
-    files.write_tensors(tmp_path / "tower.safetensors", pruned.encoder, {})
-    with pytest.raises(InputError, match="tower.safetensors: holds the image encoder only"):
-        clip_of_mask(draw_mask(pruned.clip), "RN-mini", str(tmp_path / "tower.safetensors"))
+    files.write_tensors(tmp_path / "encoder.safetensors", pruned.encoder, {})
+    with pytest.raises(InputError, match="encoder.safetensors: holds the image encoder only"):
+        clip_of_mask(draw_mask(pruned.clip), "RN-mini", str(tmp_path / "encoder.safetensors"))
 
 
 def test_a_mask_on_other_weights_is_a_transfer(clip_file: Path, pruned: MaskedClip) -> None:

@@ -60,7 +60,7 @@ def test_what_is_theirs_alone_is_left_out() -> None:
     assert from_gkc({**to_gkc(ours), **extra}).keys() == ours.keys()
 
 
-def test_a_text_tower_comes_back_where_it_is_whole() -> None:
+def test_a_text_encoder_comes_back_where_it_is_whole() -> None:
     encoder = {"text_tower.ln_final.weight": torch.rand(4), "text_tower.logit_scale": torch.rand(())}
     theirs = to_gkc(encoder)
     assert set(theirs) == {"text_encoder.ln_final.weight", "text_encoder.logit_scale"}

@@ -92,7 +92,7 @@ def make_mask(density: float = 0.3, seed: int = 1, **fields: Any) -> Mask:
 
 
 def cut_values(mask: Mask, encoder: nn.Module) -> Tensor:
-    """The masked weights of a tower, found without the code under test."""
+    """The masked weights of an encoder, found without the code under test."""
     named = dict(encoder.named_parameters())
     return torch.cat([named[key].detach()[~kept] for key, kept in mask.tensors.items()])
 

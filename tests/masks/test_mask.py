@@ -15,12 +15,12 @@ from ovstrans.masks.mask import Mask, density_rows
 from tests.masks.dummies import CLIP, MASKED, Compiled, Encoder, Framework, Wrapped, cut_values, make_mask
 
 HOLDERS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
-    "tower": lambda: (encoder := Encoder(), encoder),
+    "encoder": lambda: (encoder := Encoder(), encoder),
     "clip": lambda: (clip := CLIP(), clip.visual),
     "framework": lambda: (framework := Framework(), framework.backbone),
     "ddp": lambda: (wrapped := Wrapped(Framework()), wrapped.module.backbone),
     "ddp of a clip": lambda: (wrapped := Wrapped(CLIP()), wrapped.module.visual),
-    "compiled tower": lambda: (compiled := Compiled(Encoder()), compiled._orig_mod),
+    "compiled encoder": lambda: (compiled := Compiled(Encoder()), compiled._orig_mod),
     "compiled inside": lambda: (outer := Framework(Compiled(Encoder())), outer.backbone._orig_mod),
     "ddp of compiled": lambda: (outer := Wrapped(Compiled(Framework())), outer.module._orig_mod.backbone),
 }
@@ -77,7 +77,7 @@ def test_state_dict(prefix: str) -> None:
     assert mask.violations(state) == []
 
 
-def test_state_dict_of_a_clip_leaves_the_text_tower_alone() -> None:
+def test_state_dict_of_a_clip_leaves_the_text_encoder_alone() -> None:
     clip = CLIP()
     text = clip.layer1[0].conv1.weight.clone()
     make_mask().apply(clip.state_dict())
