@@ -51,7 +51,7 @@ def test_unknown_stride(encoder):
         set_output_stride(encoder, 4)
 
 
-def test_dense_embedding_is_the_value_path(encoder):
+def test_encode_dense_is_the_value_path(encoder):
     """Attention over equal tokens returns their value, so there the pool gives the dense result."""
     res5 = torch.rand(2, 768, 1, 1)
     with torch.no_grad():

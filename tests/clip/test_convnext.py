@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from ovstrans.clip import load
 from ovstrans.clip.backbone import (
     backbone_convs,
+    drop_head,
     encode_dense,
     encode_stages,
     encoder_kind,
     find_image_encoder,
+    head_modules,
     scope_convs,
     set_output_stride,
     stage_channels,
@@ -176,7 +178,17 @@ def test_stages_and_channels_outlive_the_heads(mini):
         assert {name: found[name] for name in stage_channels(encoder)} == stage_channels(encoder)
 
 
-def test_dense_embedding_is_the_head_at_every_position():
+def test_head_is_what_turns_features_into_embeddings():
+    convnext, resnet = small_convnext(seed=1), small_resnet(seed=1)
+    assert head_modules(convnext) == [convnext.trunk.head, convnext.head] and head_modules(resnet) == [resnet.attnpool]
+    backbone = sum(p.numel() for p in [*convnext.trunk.stem.parameters(), *convnext.trunk.stages.parameters()])
+    for encoder in (convnext, resnet):
+        drop_head(encoder)
+    assert resnet.attnpool is None and convnext.trunk.norm_pre is None
+    assert sum(parameter.numel() for parameter in convnext.parameters()) == backbone
+
+
+def test_encode_dense_is_the_head_at_every_position():
     encoder = small_convnext(seed=2)
     res5 = torch.rand(2, 64, 3, 4)
     with torch.no_grad():

@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.backbone import backbone_convs, find_image_encoder, scope_convs, stage_name, weight_matrices
-from ovstrans.clip.load import create_image_encoder
+from ovstrans.clip.backbone import (
+    backbone_convs,
+    backbone_shapes,
+    find_image_encoder,
+    norm_name,
+    scope_convs,
+    stage_name,
+    weight_matrices,
+)
+from ovstrans.clip.load import create_image_encoder, model_shapes
 from ovstrans.errors import InputError
 from tests.clip.encoders import small_convnext
 
@@ -84,7 +92,33 @@ def test_stages(layer, stage):
     assert stage_name(layer) == stage
 
 
-def test_both_kinds_of_trunk_have_four_stages_and_a_stem(rn50):
+def test_both_kinds_of_backbone_have_four_stages_and_a_stem(rn50):
     for encoder in (rn50, small_convnext()):
         assert len(dict.fromkeys(map(stage_name, backbone_convs(encoder)))) == 5
         assert len(dict.fromkeys(map(stage_name, scope_convs(encoder)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [
+        ("conv1", "bn1"),
+        ("conv3", "bn3"),
+        ("layer1.0.conv2", "layer1.0.bn2"),
+        ("layer3.0.downsample.0", "layer3.0.downsample.1"),
+    ],
+)
+def test_norm_after_a_convolution(rn50, layer, norm):
+    assert norm_name(layer) == norm
+    assert isinstance(rn50.get_submodule(norm), nn.BatchNorm2d)
+
+
+def test_encoder_is_found_inside_a_compiled_module(rn50):
+    clip = nn.Module()
+    clip.visual = rn50
+    assert find_image_encoder(torch.compile(clip)) is find_image_encoder(torch.compile(rn50)) is rn50
+
+
+def test_shapes_of_a_model_leave_the_pool_out(rn50):
+    shapes = model_shapes("RN50")
+    assert shapes == backbone_shapes(dict(rn50.named_parameters())) and model_shapes("none") is None
+    assert shapes["layer1.0.conv1.weight"] == (64, 64, 1, 1) and len(shapes) == 55

@@ -153,3 +153,8 @@ def test_bundled_weights_keep_the_cards_promise():
         truth = [getattr(scene.elements[at], "shape" if at else "stuff") for scene in scenes]
         right = sum(names[guess] == name for guess, name in zip(best, truth, strict=True))
         assert right >= least * len(scenes)
+
+
+def test_repr_holds_no_weights():
+    clip = random_clip(seed=1)
+    assert repr(clip).startswith("Clip(name='RN-mini', pretrained=''") and len(repr(clip)) < 400

@@ -61,3 +61,16 @@ def test_best_synonym_scores_the_class():
     torch.testing.assert_close(scores, torch.tensor([[0.1, 0.9, 0.5], [0.2, -0.1, 0.0]]))
     maps = similarity[..., None, None].expand(-1, -1, 2, 3)
     assert torch.equal(reduce_synonyms(maps, torch.tensor([0, 1, 1, 2]), 3)[..., 1, 2], scores)
+
+
+def test_cache_tells_templates_names_and_models_apart(clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("OVSTRANS_CACHE", str(tmp_path))
+    first = embed_vocabulary(clip, VOCABULARY)
+    others = (
+        Vocabulary(name="v", classes=VOCABULARY.classes, templates=("a {}",)),
+        Vocabulary(name="v", classes=(("star",), ("grass", "lawn"), ("blue car",)), templates=VOCABULARY.templates),
+    )
+    for other in others:
+        found = embed_vocabulary(clip, other)
+        assert torch.equal(found.embeddings, embed_vocabulary(clip, other, cache=False).embeddings)
+        assert not torch.equal(found.embeddings, first.embeddings)

@@ -102,7 +102,7 @@ def test_other_shape_is_named() -> None:
         make_mask(path="m.safetensors").violations(encoder)
 
 
-def test_deeper_trunk_of_equal_shapes_is_another_architecture() -> None:
+def test_deeper_backbone_of_equal_shapes_is_another_architecture() -> None:
     from ovstrans.clip.backbone import scope_convs
     from ovstrans.clip.load import create_image_encoder
 
