@@ -71,7 +71,7 @@ def draw_instances(image: Tensor, instances: Instances, vocabulary: Vocabulary) 
 
     Args:
         image: uint8 [3, H, W].
-        instances: The instances; drawn are those of `coco.select_distinct`.
+        instances: The instances; drawn are those of `segmenter.coco.select_distinct`.
         vocabulary: Names and colours of the classes.
     """
     shown = select_distinct(instances.scores.tolist(), list(instances.masks.numpy()))

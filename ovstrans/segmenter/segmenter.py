@@ -132,7 +132,7 @@ class Segmenter:
         """Segment one image.
 
         Args:
-            image: A path, PIL image, numpy array or torch tensor; see `inputs.to_pixels`.
+            image: A path, PIL image, numpy array or torch tensor; see `segmenter.inputs.to_pixels`.
             classes: The classes to tell apart, in any words: "road, a red car" or a list of names. None for those of
                 the training. Their text embeddings are kept for later calls.
             vocabulary: In place of `classes`, a vocabulary, the name of a published one, or a file.
