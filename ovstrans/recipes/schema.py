@@ -185,7 +185,7 @@ class FinetuneTraining(Training):
     plan_after: int = setting(
         "Train everything for N steps, then analyse and freeze.", at_least=0, option="plan_after", metavar="N"
     )
-    freeze: str = setting("Rule of --plan-after, as in `ovstrans analyze`.", option="freeze", metavar="RULE")
+    freeze: str = setting("Freeze rule of that analysis, as in `ovstrans analyze`.", option="freeze", metavar="RULE")
     save_every: int = setting("Steps between saved states.", at_least=1)
 
 
@@ -240,7 +240,7 @@ class FinetuneRun(Run):
     )
     mask: str = setting("Mask file.", default="")
     weights: str = setting(
-        "Pruned weights for --init pruned; default those beside the mask.", option="weights", metavar="FILE", default=""
+        "Pruned weights to start from; default those beside the mask.", option="weights", metavar="FILE", default=""
     )
     plan: str = setting("Freeze plan (alpha file).", default="")
 
