@@ -53,8 +53,8 @@ class SynonymFilter:
         computed: Device and precision of `encode_regions` in words; a cache is used under the same ones only.
 
     Attributes:
-        names: Per class, its names: see `names_of`.
-        bare: Per class, the text embeddings [n, E] of its names without a prompt.
+        names: Per class, its names: see `names_of_class`.
+        name_embeddings: Per class, the text embeddings [n, E] of its names without a prompt.
 
     Raises:
         InputError: The CLIP has no text encoder.
@@ -63,9 +63,9 @@ class SynonymFilter:
     def __init__(
         self, clip: Clip, vocabulary: Vocabulary, encode_regions: Callable[[Tensor], Tensor], computed: str
     ) -> None:
-        self.names = tuple(names_of(each) for each in vocabulary.classes)
+        self.names = tuple(names_of_class(each) for each in vocabulary.classes)
         counts = [len(each) for each in self.names]
-        self.bare, self._prompts = (
+        self.name_embeddings, self._prompts = (
             torch.split(
                 embed_vocabulary(clip, Vocabulary("synonyms", self.names, templates=(template,))).embeddings, counts
             )
@@ -98,7 +98,9 @@ class SynonymFilter:
         content = region.cpu().numpy().tobytes()
         key = hashlib.blake2b(content, digest_size=_KEY, salt=class_index.to_bytes(8, "little")).digest()
         if key not in self._kept:
-            found = likely_of(self._scale * (self._prompts[class_index] @ self._encode_regions(region[None])[0].cpu()))
+            found = likely_indices(
+                self._scale * (self._prompts[class_index] @ self._encode_regions(region[None])[0].cpu())
+            )
             flags = np.zeros(8 * self._width, dtype=bool)
             flags[found] = True
             self._kept[key] = self._new[key] = np.packbits(flags).tobytes()
@@ -122,12 +124,12 @@ class SynonymFilter:
             return
 
 
-def names_of(own: tuple[str, ...]) -> tuple[str, ...]:
+def names_of_class(own: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of a class, each once: its own ones, then WordNet's synonyms of the first."""
     return tuple(dict.fromkeys((*own, *find_synonyms(own[0]))))
 
 
-def likely_of(logits: Tensor) -> list[int]:
+def likely_indices(logits: Tensor) -> list[int]:
     """Return the indices above LIKELY in the softmax of logits [n], or the largest one where none is."""
     found = logits.softmax(0)
     likely: list[int] = (found > LIKELY).nonzero().flatten().tolist()

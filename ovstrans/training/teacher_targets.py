@@ -72,20 +72,15 @@ class TeacherTargets:
         seed: int,
         rank: int = 0,
     ) -> None:
-        self.requirements, self.device, self.precision, self.seed, self.rank = (
-            requirements,
-            device,
-            precision,
-            seed,
-            rank,
-        )
+        self.requirements, self.device, self.precision = requirements, device, precision
+        self.seed, self.rank = seed, rank
         self.clip = replace(clip, model=copy.deepcopy(clip.model).eval().requires_grad_(False))
         to_device(self.clip.model, device)
         self._nouns: dict[str, Tensor] = {}
         if requirements.captions and not clip.has_text:
             raise InputError(f"{clip.pretrained}: holds the image encoder only, but captions need the text encoder")
-        computed = _computed(device, precision)
-        self.names = (
+        computed = _numerics(device, precision)
+        self.synonym_filter = (
             SynonymFilter(self.clip, vocabulary, self.encode_regions, computed) if requirements.synonyms else None
         )
 
@@ -100,8 +95,8 @@ class TeacherTargets:
             for number, batch in enumerate(batches, start):
                 yield self.add(batch, number)
         finally:
-            if self.names is not None:
-                self.names.save()
+            if self.synonym_filter is not None:
+                self.synonym_filter.save()
 
     def add(self, batch: Batch, step: int) -> Batch:
         """Return a batch with its targets.
@@ -112,9 +107,11 @@ class TeacherTargets:
         """
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "guide", step, self.rank))
         if self.requirements.captions:
-            batch = replace(batch, nouns=tuple(self._words(caption, draws) for caption in batch.captions))
+            batch = replace(batch, nouns=tuple(self._noun_embeddings(caption, draws) for caption in batch.captions))
         if self.requirements.synonyms:
-            batch = replace(batch, synonyms=tuple(self._synonyms(each, draws) for each in batch.segments or ()))
+            batch = replace(
+                batch, synonyms=tuple(self._synonym_embeddings(each, draws) for each in batch.segments or ())
+            )
         if self.requirements.teacher:
             regions = [_regions_of(segments) for segments in batch.segments or ()]
             embeddings = self.encode_regions(torch.cat(regions))
@@ -131,22 +128,23 @@ class TeacherTargets:
                 rows.append(self.clip.model.encode_image(images_to_device(images, self.device)).float())
         return F.normalize(torch.cat(rows), dim=1)
 
-    def _words(self, caption: str, draws: torch.Generator) -> Tensor:
+    def _noun_embeddings(self, caption: str, draws: torch.Generator) -> Tensor:
         """Return the text embeddings [M, E] of some nouns of a caption."""
-        chosen = choose_nouns(extract_nouns(caption), draws)
+        chosen = draw_nouns(extract_nouns(caption), draws)
         for word in chosen:
             if word not in self._nouns:
                 self._nouns[word] = embed_texts(self.clip, [word])[0].to(self.device)
         none = torch.zeros(0, self.clip.embed_dim, device=self.device)
         return torch.stack([self._nouns[word] for word in chosen]) if chosen else none
 
-    def _synonyms(self, segments: Segments, draws: torch.Generator) -> Tensor:
+    def _synonym_embeddings(self, segments: Segments, draws: torch.Generator) -> Tensor:
         """Return the text embedding [N, E] of a name of each segment, drawn uniformly from its likely names."""
-        assert self.names is not None
+        assert self.synonym_filter is not None
         rows = [torch.zeros(0, self.clip.embed_dim)]
-        for region, kind in zip(_regions_of(segments), segments.classes.tolist(), strict=True):
-            likely = self.names(region, kind)
-            rows.append(self.names.bare[kind][likely[int(torch.randint(len(likely), (), generator=draws))]][None])
+        for region, class_index in zip(_regions_of(segments), segments.classes.tolist(), strict=True):
+            likely = self.synonym_filter(region, class_index)
+            name = likely[int(torch.randint(len(likely), (), generator=draws))]
+            rows.append(self.synonym_filter.name_embeddings[class_index][name : name + 1])
         return torch.cat(rows).to(self.device)
 
 
@@ -193,7 +191,7 @@ def warn_of_captions(dataset: Labelled, requirements: TargetRequirements, remedy
         )
 
 
-def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
+def draw_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
     """Draw some words.
 
     Each word is kept with probability 1 - NOUN_DROP; all are if none would be. If more than MAX_NOUNS are left, that
@@ -207,7 +205,7 @@ def choose_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
     return [words[number] for number in kept.tolist()]
 
 
-def _computed(device: torch.device, precision: Precision) -> str:
+def _numerics(device: torch.device, precision: Precision) -> str:
     """Name what the last bits of an embedding depend on, beside the weights: device, threads, precision, torch."""
     cuda = device.type == "cuda"
     place = torch.cuda.get_device_name(device) if cuda else f"{device.type} in {torch.get_num_threads()} threads"

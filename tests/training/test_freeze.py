@@ -40,9 +40,12 @@ def test_every_conv_of_an_encoder_is_followed_by_the_norm_of_its_name(encoders: 
 def test_freezing_touches_the_planned_weights_and_nothing_else(encoders: list[nn.Module]) -> None:
     encoder = encoders[0]
     encoder.layer4[0].conv1.weight.requires_grad_(False)  # frozen for another reason: stays so
+    encoder.conv1.weight.grad = torch.ones_like(encoder.conv1.weight)
+    encoder.layer1[0].conv1.weight.grad = torch.ones_like(encoder.layer1[0].conv1.weight)
     assert freeze(encoder, PLAN) == ["conv1.weight", "layer1.0.conv2.weight", "layer2.0.downsample.0.weight"]
     frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
     assert frozen == {f"{name}.weight" for name in (*PLAN, "layer4.0.conv1")}
+    assert encoder.conv1.weight.grad is None and encoder.layer1[0].conv1.weight.grad is not None
 
 
 def test_norms_freeze_with_their_layers_where_asked(encoders: list[nn.Module]) -> None:
@@ -56,8 +59,11 @@ def test_norms_freeze_with_their_layers_where_asked(encoders: list[nn.Module]) -
 
 
 def test_frozen_norms_of_the_backbone_do_not_change_in_training() -> None:
-    encoder = create_image_encoder()
+    encoder = create_image_encoder().eval()
     train_mode(encoder, norms="frozen")
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not any(norm.training or norm.weight.requires_grad or norm.bias.requires_grad for norm in norms)
+    assert encoder.training and encoder.layer1.training
     before = {name: value.clone() for name, value in encoder.state_dict().items() if "running" in name}
     encoder(torch.randn(2, 3, 96, 96))
     assert before and all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())

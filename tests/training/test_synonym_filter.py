@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.training import synonym_filter
-from ovstrans.training.synonym_filter import SynonymFilter, likely_of, names_of
+from ovstrans.training.synonym_filter import SynonymFilter, likely_indices, names_of_class
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 NAMES = Vocabulary.from_names("toy", ["cat, feline", "dog", "grass"])
@@ -154,13 +154,13 @@ def test_without_a_cache_folder_it_works(clip: Clip, cache: Path) -> None:
 
 
 def test_the_names_of_a_class() -> None:
-    assert names_of(("cat", "feline")) == ("cat", "feline", "kitty", "tom")
-    assert names_of(("dog",)) == ("dog",)
+    assert names_of_class(("cat", "feline")) == ("cat", "feline", "kitty", "tom")
+    assert names_of_class(("dog",)) == ("dog",)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
 def test_there_is_always_a_likely_name(logits: list[float]) -> None:
-    found = likely_of(torch.tensor(logits))
+    found = likely_indices(torch.tensor(logits))
     weights = torch.tensor(logits).double().exp()
     shares = (weights / weights.sum()).tolist()
     above = [number for number, share in enumerate(shares) if share > 0.1 + 1e-6]

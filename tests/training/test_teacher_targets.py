@@ -21,7 +21,7 @@ from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.training import synonym_filter, teacher_targets
 from ovstrans.training.precision import Precision
 from ovstrans.training.synonym_filter import SynonymFilter
-from ovstrans.training.teacher_targets import CHUNK, TeacherTargets, choose_nouns
+from ovstrans.training.teacher_targets import CHUNK, TeacherTargets, draw_nouns
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
@@ -185,7 +185,7 @@ def test_synonyms_are_those_that_clip_finds_likely(clip: Clip) -> None:
 
 @given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=12, unique=True), st.integers(0, 999))
 def test_some_nouns_are_chosen(words: list[str], seed: int) -> None:
-    chosen = choose_nouns(words, torch.Generator().manual_seed(seed))
+    chosen = draw_nouns(words, torch.Generator().manual_seed(seed))
     assert len(chosen) <= 5 and set(chosen) <= set(words) and len(set(chosen)) == len(chosen)
     assert bool(chosen) == bool(words)
     assert chosen == [word for word in words if word in chosen]  # in order
@@ -193,7 +193,7 @@ def test_some_nouns_are_chosen(words: list[str], seed: int) -> None:
 
 def test_a_noun_stays_with_three_in_four() -> None:
     draws = torch.Generator().manual_seed(0)
-    counts = [len(choose_nouns(["a", "b", "c"], draws)) for _ in range(2000)]
+    counts = [len(draw_nouns(["a", "b", "c"], draws)) for _ in range(2000)]
     dropped = 0.25**3  # all would be: then all stay
     expected = 3 * 0.75 + 3 * dropped
     assert sum(counts) / 2000 == pytest.approx(expected, abs=0.05) and counts.count(0) == 0
@@ -201,8 +201,8 @@ def test_a_noun_stays_with_three_in_four() -> None:
 
 def test_the_synonym_filter_are_chosen_evenly(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = make(clip, synonyms=True)
-    assert targets.names is not None
-    bare = targets.names.bare[2]
+    assert targets.synonym_filter is not None
+    bare = targets.synonym_filter.name_embeddings[2]
     monkeypatch.setattr(SynonymFilter, "__call__", lambda self, region, kind: [0, 3])
     filled = targets.add(batch(segments(*[2] * 1000)), 0)
     assert filled.synonyms is not None
@@ -213,13 +213,13 @@ def test_the_synonym_filter_are_chosen_evenly(clip: Clip, monkeypatch: pytest.Mo
 def test_what_was_found_is_left_for_later_runs(clip: Clip) -> None:
     """Also where a run ends early."""
     targets = make(clip, synonyms=True)
-    assert targets.names is not None
+    assert targets.synonym_filter is not None
     steps = targets.attach(iter([batch(segments(0, 2, seed=7))] * 3), 0)
     next(steps)
     steps.close()
     later = make(clip, synonyms=True)
-    assert later.names is not None
-    later.names._encode_regions = None  # type: ignore[assignment]
+    assert later.synonym_filter is not None
+    later.synonym_filter._encode_regions = None  # type: ignore[assignment]
     assert torch.equal(
         later.add(batch(segments(0, 2, seed=7)), 0).synonyms[0],
         targets.add(batch(segments(0, 2, seed=7)), 0).synonyms[0],
@@ -233,8 +233,8 @@ def test_what_was_found_with_other_last_bits_is_not_taken(clip: Clip) -> None:
         for threads in (1, 2, 1):
             torch.set_num_threads(threads)
             targets = make(clip, synonyms=True)
-            assert targets.names is not None
-            counts.append(len(targets.names._kept))
+            assert targets.synonym_filter is not None
+            counts.append(len(targets.synonym_filter._kept))
             list(targets.attach(iter([batch(segments(0, 2, seed=11))]), 0))
     finally:
         torch.set_num_threads(before)
