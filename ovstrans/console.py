@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from ovstrans.progress import Progress, ProgressCallback, ProgressReporter
+from ovstrans.progress import Progress, ProgressCallback
 
 _quiet = False
 _PLAIN_SECONDS = 10.0
@@ -184,34 +184,6 @@ def show_logs(translate: Callable[[str], str] = str) -> None:
     logger.setLevel(logging.INFO)
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, LogHandler)]
     logger.addHandler(LogHandler(translate))
-
-
-class _Counter:
-    """Counts towards a total; see `progress`."""
-
-    def __init__(self, title: str, total: int, done: int, unit: str, callback: ProgressCallback) -> None:
-        self._reporter = ProgressReporter(callback, title, total, done=done, unit=unit)
-
-    @property
-    def total(self) -> int:
-        """Steps in all."""
-        return self._reporter.total
-
-    @property
-    def done(self) -> int:
-        """Steps finished."""
-        return self._reporter.done
-
-    def advance(self, steps: int = 1, **values: float) -> None:
-        """Count steps; figures such as loss=0.3 are shown beside."""
-        self._reporter.advance(steps, **values)
-
-
-@contextlib.contextmanager
-def progress(title: str, total: int, *, done: int = 0, unit: str = "it") -> Iterator[_Counter]:
-    """Show one task's progress while the block runs, for code that counts its own steps."""
-    with progress_bar() as callback:
-        yield _Counter(title, total, done, unit, callback)
 
 
 def _clock(seconds: float) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ovstrans.checkpoints.file import find_checkpoint
 from ovstrans.costs.target import PAPER_SIZE, RUN_CHECKPOINT, Costs, Target, count_costs, load_target, parse_size
 from ovstrans.datasets.catalog import find_vocabulary, open_dataset
 from ovstrans.datasets.sample import Dataset, Sample
@@ -30,7 +31,6 @@ from ovstrans.frameworks.registry import classifier_for
 from ovstrans.progress import ProgressCallback
 from ovstrans.reports.report import Report, load_reports, shorten_names
 from ovstrans.training.distributed import World, process_group
-from ovstrans.training.run_folder import RunFolder
 from ovstrans.vocabulary.prompts import check_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -240,7 +240,7 @@ def _load(
         elif isinstance(place, (str, Path)) and Path(place).suffix == ".json" and Path(place).is_file():
             written[number] = load_reports(place)
         elif isinstance(place, (str, Path)) and Path(place).is_dir() and not (Path(place) / RUN_CHECKPOINT).exists():
-            RunFolder(Path(place)).require_checkpoint()  # the error says how to come by one
+            find_checkpoint(place)  # the error says how to come by one
     loaded = {
         number: load_target(target, **building, device=device)
         for number, target in enumerate(targets)

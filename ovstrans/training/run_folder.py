@@ -213,10 +213,6 @@ class RunFolder:
                     self.path.rmdir()
             raise
 
-    def require_checkpoint(self) -> Path:
-        """Return the checkpoint; see `checkpoints.file.find_checkpoint`."""
-        return find_checkpoint(self.path)
-
     def saved_step(self) -> int:
         """Return the number of steps in the saved state."""
         import torch

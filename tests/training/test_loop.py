@@ -164,3 +164,21 @@ def test_no_bound_leaves_the_gradient_alone() -> None:
     optimizer.register_step_pre_hook(lambda *_: seen.append(float(model.linear.weight.grad.norm())))
     (step,) = run(model, optimizer, ((x * 100, y) for x, y in pairs()), range(1), clip_norm=0.0)
     assert seen[0] > 10 and step.grad_norm >= seen[0]
+
+
+def test_a_gradient_scaler_changes_neither_the_norm_nor_the_step() -> None:
+    scaled, plain = Regressor(), Regressor()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    (step,) = run(scaled, optimizer_of(scaled), pairs(), range(1), scaler=scaler)
+    (expected,) = run(plain, optimizer_of(plain), pairs(), range(1))
+    assert step.grad_norm == pytest.approx(expected.grad_norm)
+    assert torch.allclose(scaled.linear.weight, plain.linear.weight)
+
+
+def test_a_scaler_skips_a_step_that_overflows_and_scales_less() -> None:
+    model = Regressor()
+    before = model.linear.weight.detach().clone()
+    model.linear.weight.register_hook(lambda gradient: gradient * float("inf"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    run(model, optimizer_of(model), pairs(), range(1), scaler=scaler)
+    assert torch.equal(model.linear.weight, before) and scaler.get_scale() == 512.0
