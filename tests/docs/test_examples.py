@@ -17,11 +17,6 @@ from ovstrans.masks.mask import Mask
 from tests.docs.pages import EXAMPLES
 
 
-def needs(*names: str) -> pytest.MarkDecorator:
-    """Skip a test where the package lacks a name."""
-    return pytest.mark.skipif(not set(names) <= set(ovstrans.__all__), reason=f"needs {', '.join(names)}")
-
-
 def run(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
     """Run an example as a script, in a folder of its own; return its names."""
     monkeypatch.chdir(folder)
@@ -57,7 +52,6 @@ def test_a_framework_of_ones_own_trains_under_a_mask(monkeypatch: pytest.MonkeyP
     assert framework.segment(batch.images).shape == (1, len(framework.text.vocabulary), 96, 96)
 
 
-@needs("prune")
 def test_a_mask_holds_in_a_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = run("training_loop", monkeypatch=monkeypatch, folder=tmp_path)
     model, mask = names["model"], names["mask"]
@@ -68,7 +62,6 @@ def test_a_mask_holds_in_a_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp
     assert (model.backbone.state_dict()[name][kept] != before[name][kept]).any()
 
 
-@needs("finetune", "Segmenter")
 def test_predicting_takes_five_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (EXAMPLES / "predict.py").read_text(encoding="utf-8").split("[start:code]\n")[1].split("# --8<--")[0]
     assert len(code.splitlines()) == 5
@@ -81,14 +74,12 @@ def test_predicting_takes_five_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert Image.open(tmp_path / "overlay.png").size >= (96, 96)
 
 
-@needs("finetune", "bench")
 def test_data_of_ones_own_trains_and_is_evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run("own_dataset", tmp_path / "work", monkeypatch=monkeypatch, folder=tmp_path)
     assert (tmp_path / "work" / "run-0" / "checkpoint.safetensors").exists()
     assert (tmp_path / "work" / "run-1" / "checkpoint.safetensors").exists()
 
 
-@needs("check_lock", "update_lock")
 def test_the_lock_of_costs_notices_a_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = run("costs_lock", monkeypatch=monkeypatch, folder=tmp_path)
     names["test_costs_have_not_changed"]()

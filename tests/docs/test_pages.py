@@ -83,9 +83,8 @@ def test_names_of_the_package_exist(page: Path) -> None:
         known = name in ovstrans.__all__ or (ROOT / "ovstrans" / name).is_dir()
         known = known or (ROOT / "ovstrans" / f"{name}.py").exists()
         # Formats (`ovstrans.mask/1`) and the bundled checkpoints go by such names too.
-        planned = ("prune", "finetune", "bench", "Segmenter", "export", "inspect")
         formats = ("mask", "weights", "checkpoint", "alpha", "report", "prediction", "bundled")
-        assert known or name in (*formats, *planned), name
+        assert known or name in formats, name
 
 
 @PAGES
