@@ -133,6 +133,17 @@ def test_suffixes_and_deep_folders(tmp_path: Path) -> None:
     assert [dataset[i].name for i in range(len(dataset))] == ["ulm/0"]
 
 
+def test_the_longest_image_suffix_is_removed_from_the_name(tmp_path: Path) -> None:
+    describe(
+        tmp_path,
+        'classes = ["sky", "road", "car"]\nimages = "images"\nlabels = "labels"\n'
+        'image_suffix = [".png", "_left.png"]\n',
+    )
+    put_image(tmp_path / "images/0_left.png")
+    put_label(tmp_path / "labels/0.png")
+    assert opened(tmp_path, "all")[0].name == "0"
+
+
 def test_splits_by_folder_by_place_and_by_list(folder: Path) -> None:
     (folder / "lists").mkdir()
     (folder / "lists/some.txt").write_text("# one\nb.png\n\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovstrans.datasets.augment import Augment
-from ovstrans.datasets.loading import draw_epoch_order, make_generator, step_items, stream_batches
+from ovstrans.datasets.loading import collate, draw_epoch_order, make_generator, step_items, stream_batches
 from ovstrans.datasets.sample import Sample
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -90,9 +91,24 @@ def test_unlabelled_samples_make_unlabelled_batches() -> None:
     assert next(stream_batches(Numbers(labels=False), batch_size=2)).labels is None
 
 
+def test_one_unlabelled_sample_makes_the_batch_unlabelled() -> None:
+    assert collate([Numbers()[0], Numbers(labels=False)[1]]).labels is None
+
+
 def test_chosen_indices_alone_are_used() -> None:
     seen = {name for batch in names(6, batch_size=3, indices=[2, 5, 7]) for name in batch}
     assert seen == {"2", "5", "7"}
+
+
+def test_a_sample_is_augmented_by_its_index_in_the_dataset() -> None:
+    """Which other samples are used does not change the augmentation."""
+
+    def draw(sample: Sample, generator: torch.Generator) -> Sample:
+        return replace(sample, caption=str(float(torch.rand((), generator=generator))))
+
+    batch = next(stream_batches(Numbers(), batch_size=3, seed=4, transform=draw, indices=[2, 5, 7]))
+    for name, caption in zip(batch.names, batch.captions, strict=True):
+        assert caption == str(float(torch.rand((), generator=make_generator(4, (0, int(name))))))
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:

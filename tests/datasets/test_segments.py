@@ -9,7 +9,7 @@ from torch import Tensor
 from ovstrans.datasets.augment import Augment
 from ovstrans.datasets.loading import collate
 from ovstrans.datasets.sample import Sample, Segment
-from ovstrans.datasets.segments import GREY, WithSegments, add_segment_map, crop_region, make_segments
+from ovstrans.datasets.segments import WithSegments, add_segment_map, crop_region, make_segments
 
 IGNORE = 255
 
@@ -20,10 +20,12 @@ def keep(sample: Sample, _generator: torch.Generator) -> Sample:
 
 
 def left_half(sample: Sample, _generator: torch.Generator) -> Sample:
-    """Loses the right half."""
+    """Drops the right half and inverts the colours."""
     width = sample.image.shape[-1] // 2
     assert sample.segment_map is not None
-    return Sample(sample.image[..., :width], segment_map=sample.segment_map[..., :width], segments=sample.segments)
+    return Sample(
+        255 - sample.image[..., :width], segment_map=sample.segment_map[..., :width], segments=sample.segments
+    )
 
 
 def panoptic() -> Sample:
@@ -94,7 +96,7 @@ def test_region_is_the_whole_bounding_box() -> None:
 def test_region_is_grey_outside_the_mask() -> None:
     mask = torch.eye(4, dtype=torch.bool)
     region = crop_region(ramp(4, 4), mask, 4)
-    assert (region[:, ~mask] == GREY).all()
+    assert (region[:, ~mask] == 128).all()
     assert torch.equal(region[:, mask], ramp(4, 4)[:, mask])
 
 
