@@ -179,3 +179,9 @@ def test_plurals_become_singular_where_there_is_one(plural: str) -> None:
     word = lookup_noun(plural)
     assert word is not None
     assert word.singular == PLURALS[plural]
+
+
+def test_a_plural_compound_is_no_verb_after_a_number_or_a_preposition() -> None:
+    assert extract_nouns("several street signs on a pole") == ("street", "sign", "pole")
+    assert extract_nouns("birds on street signs") == ("bird", "street", "sign")
+    assert extract_nouns("a plane lands") == ("plane",)

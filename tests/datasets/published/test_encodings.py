@@ -61,3 +61,8 @@ def test_the_tables_of_numbers() -> None:
     assert sum(number <= 90 for number in COCO_PANOPTIC) == sum(number <= 90 for number in COCO_STUFF) == 80
     assert set(COCO_STUFF_NOVEL) < set(COCO_STUFF)
     assert min(ADE_847) > 0 and max(ADE_847) < 26 * 256  # tens of red, and green
+
+
+def test_negative_numbers_are_not_allowed() -> None:
+    with pytest.raises(InputError, match="label value -2 is not allowed"):
+        make_index_encoding(3).classes(np.array([[-2, 0]]), PATH)

@@ -380,3 +380,18 @@ def _linear(values: np.ndarray, size: int, axis: int) -> np.ndarray:
     share = (places - left).reshape([-1 if dimension == axis else 1 for dimension in range(values.ndim)])
     right = (left + 1).clip(max=old - 1)
     return values.take(left, axis) * (1 - share) + values.take(right, axis) * share
+
+
+def test_suffixes_are_compared_without_case(tmp_path: Path) -> None:
+    put_image(tmp_path / "camvid/val/a.PNG", [[0, 1]])
+    put_gray(tmp_path / "camvid/valannot/a.png", [[0, 1]])
+    dataset = open_dataset("camvid:val", split="val", data_root=tmp_path)
+    assert len(dataset) == 1 and dataset[0].name == "a"
+
+
+def test_a_partial_layout_leaves_out_images_without_label_map(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put_image(tmp_path / f"VOC2012/JPEGImages/{name}.jpg", [[0, 1]])
+    put_gray(tmp_path / "VOC2012/annotations_detectron2/val/b.png", [[0, 255]])
+    dataset = open_dataset("pas-20:val", split="val", data_root=tmp_path)
+    assert [dataset[index].name for index in range(len(dataset))] == ["b"]
