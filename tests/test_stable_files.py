@@ -11,6 +11,7 @@ import pytest
 import ovstrans
 from ovstrans import files
 from ovstrans.checkpoints.file import save_checkpoint
+from ovstrans.checkpoints.weights import save_weights
 from ovstrans.clip.weights import read_state_dict, weights_sha256
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import CREATED_BY
@@ -47,7 +48,8 @@ def test_pruned_weights(tmp_path: Path) -> None:
     encoder.load_state_dict(state)
     metadata = files.read_metadata(path)
     assert metadata["format"] == "ovstrans.weights/1" and metadata["mask"] == "mask.safetensors"
-    files.write_tensors(tmp_path / "again.safetensors", encoder.state_dict(), metadata)
+    mask = make_mask(**FIELDS, created_by=OLD)
+    save_weights(tmp_path / "again.safetensors", encoder.state_dict(), mask, "mask.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     found = ovstrans.inspect(path, verify=True)
     assert found.kind == "pruned weights" and "zero under mask.safetensors" in found.checks
