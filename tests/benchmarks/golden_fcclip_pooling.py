@@ -1,9 +1,9 @@
-"""Golden values of FC-CLIP's features and mask embeddings, from FC-CLIP's own code on small towers.
+"""Golden values of FC-CLIP's features and mask embeddings, from FC-CLIP's own code on small image encoders.
 
     python -m tests.benchmarks.golden_fcclip_pooling --upstream FOLDER --commit SHA [--out FILE] [--seed N]
 
 FOLDER is a copy of github.com/bytedance/fc-clip at SHA. Its backbone wrapper and its mask pooling are
-run as they are, on towers from `tests.clip.encoders`; of detectron2 only the names they import are
+run as they are, on image encoders from `tests.clip.encoders`; of detectron2 only the names they import are
 there. Writes the values that `tests/clip/test_pooling.py` reads, and prints how far ours are from them.
 """
 

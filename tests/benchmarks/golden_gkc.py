@@ -5,7 +5,7 @@
 
 FOLDERs hold the released repositories (their `mask2former/` packages), outside this one. GKC's model is run
 as it is for text diversification, OpenTrans' for the rest: forward passes in train mode, on the CPU, with
-the trunk's features, the matching and the embeddings of texts and regions given. What they import of
+the backbone's features, the matching and the embeddings of texts and regions given. What they import of
 detectron2 is replaced by a few lines. --write renews `tests/frameworks/golden/gkc.safetensors`. --published
 compares at the published size instead (RN50, 100 queries, the full head) and writes nothing.
 """

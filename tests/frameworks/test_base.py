@@ -1,3 +1,5 @@
+"""The contract of frameworks: options, batches, padding and resizing."""
+
 from __future__ import annotations
 
 import pytest

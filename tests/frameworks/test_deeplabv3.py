@@ -1,3 +1,5 @@
+"""DeepLabV3: shapes, training signal, use of CLIP's own embedding, checkpoints."""
+
 from __future__ import annotations
 
 import copy

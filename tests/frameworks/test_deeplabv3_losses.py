@@ -1,3 +1,5 @@
+"""Targets and loss of DeepLabV3 on cases worked out by hand."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""The ensemble of two classifiers, and which classes are seen."""
+
 from __future__ import annotations
 
 import torch

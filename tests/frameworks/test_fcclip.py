@@ -1,3 +1,5 @@
+"""FC-CLIP at inference: agreement with the released code, sizes, ensemble, options."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""GKC: agreement with the released code, its losses in training, checkpoints, options."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Distillation of regions on cases worked out by hand, and its limits."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Softmax columns under synonyms."""
+
 from __future__ import annotations
 
 import torch

@@ -1,3 +1,5 @@
+"""Caption grounding on cases worked out by hand and against a loop."""
+
 from __future__ import annotations
 
 import math

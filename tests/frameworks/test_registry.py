@@ -1,3 +1,5 @@
+"""Frameworks by name, and back from a checkpoint."""
+
 from __future__ import annotations
 
 import inspect

@@ -1,3 +1,5 @@
+"""Other vocabularies for a trained framework: class names, prompts, text encoder."""
+
 from __future__ import annotations
 
 from dataclasses import replace
