@@ -77,7 +77,7 @@ class Report:
 
     @property
     def training(self) -> TrainingCosts:
-        """Cost of training in MACs, `costs.training`."""
+        """Cost of training in MACs, `self.costs.training`."""
         return self.costs.training
 
     def to_json(self) -> dict[str, Any]:

@@ -150,6 +150,17 @@ def test_without_ensemble_the_class_head_decides(clip: Clip, text: TextClassifie
         make(clip, text, ensemble=False).clip_scores(HeadOutput((), (), torch.zeros(0), {}), torch.zeros(0), text)
 
 
+def test_in_train_mode_the_trained_classifier_decides_alone(clip: Clip, text: TextClassifier) -> None:
+    framework = make(clip, text)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        features = framework.backbone_features(images)
+        output = framework.head(features)
+        alone = framework.class_scores(output, framework.predictions - 1, text).softmax(-1)
+        assert torch.equal(framework.train().probabilities(output, features, text), alone)
+        assert not torch.allclose(framework.eval().probabilities(output, features, text), alone, atol=1e-4)
+
+
 @pytest.mark.parametrize("valid", ["auto", "on", "off"])
 def test_empty_masks(clip: Clip, text: TextClassifier, valid: str) -> None:
     """A ResNet has nothing to say of a mask without a position at stride 32."""
