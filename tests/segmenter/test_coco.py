@@ -144,6 +144,7 @@ def test_instances_are_counted_once() -> None:
     assert select_distinct([0.9, 0.9, 0.8, 0.7, 0.4], found) == [0, 3]
     assert select_distinct([0.9, 0.8, 0.8, 0.7, 0.5], found[[0, 1, 2, 4, 3]]) == [0, 3]
     assert select_distinct([], found[:0]) == []
+    assert select_distinct([0.5], found[:1]) == [0] and select_distinct([0.499], found[:1]) == []
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
