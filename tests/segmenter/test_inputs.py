@@ -127,6 +127,10 @@ def test_arrays_tensors_and_pictures_are_the_same_image(image: Any) -> None:
     assert pixels.permute(1, 2, 0).tolist() == PIXELS.tolist()
 
 
+def test_floats_are_rounded_to_the_nearest_of_256_levels() -> None:
+    assert to_pixels(np.array([[0.999, 0.0019, 0.002]]))[0].tolist() == [[255, 0, 1]]
+
+
 @pytest.mark.parametrize("image", [PIXELS[..., 1], torch.from_numpy(PIXELS[..., 1]), Image.fromarray(PIXELS[..., 1])])
 def test_a_gray_image_has_three_equal_channels(image: Any) -> None:
     assert to_pixels(image).tolist() == [PIXELS[..., 1].tolist()] * 3
