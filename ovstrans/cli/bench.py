@@ -113,7 +113,7 @@ def bench(
     if check is not None or update is not None:
         if counter != "torch":
             raise InputError(f"`counter={counter}`: a lock is counted by torch alone; leave it out")
-        spec = {"image_size": image_size, "batch": batch, "model": model, "mask": mask, "plan": plan}
+        spec: dict[str, Any] = {"image_size": image_size, "batch": batch, "model": model, "mask": mask, "plan": plan}
         spec |= {"settings": tuple(settings or ()), "vocabulary": vocabulary}
         _run_lock(targets or [], check, update, tolerance, spec, json)
         return
@@ -128,7 +128,7 @@ def bench(
 
     folder = pictures or OUTPUT_DIR / "bench"
     with console.progress_bar() as progress:
-        reports: list[Report] = run(
+        found = run(
             targets,
             data=data,
             data_root=data_root,
@@ -161,7 +161,7 @@ def bench(
         )
     if worker:
         return
-    reports = reports if isinstance(reports, list) else [reports]
+    reports = found if isinstance(found, list) else [found]
     if plot is not None:
         _plot(reports, folder, plot)
     _show(reports, outputs, per_layer=per_layer, per_class=per_class)
@@ -221,14 +221,16 @@ class Outputs:
         from ovstrans import console, files
         from ovstrans.reports.tables import format_csv, format_markdown
 
-        for destination, text in (
-            (self.markdown, lambda: format_markdown(columns, lines, words)),
-            (self.csv, lambda: format_csv(plain)),
-        ):
+        texts: list[tuple[str, str]] = []
+        if self.markdown is not None:
+            texts.append((self.markdown, format_markdown(columns, lines, words)))
+        if self.csv is not None:
+            texts.append((self.csv, format_csv(plain)))
+        for destination, text in texts:
             if destination == BARE:
-                console.show(text())
-            elif destination is not None:
-                files.write_text(Path(destination), text())
+                console.show(text)
+            else:
+                files.write_text(Path(destination), text)
                 console.say(f"wrote {destination}")
 
 

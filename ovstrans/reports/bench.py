@@ -75,7 +75,7 @@ def bench(
     device: torch.device | str = "auto",
     progress: ProgressCallback | None = None,
     force: bool = False,
-) -> Any:
+) -> Report | list[Report]:
     """Count parameters and multiply-accumulates of targets, with one counter for all, and evaluate them on datasets.
 
     Args:
@@ -124,7 +124,7 @@ def bench(
     several = isinstance(targets, Sequence) and not isinstance(targets, str)
     chosen = list(targets) if several else [_default_target() if targets is None else targets]
     size = parse_size(image_size)
-    specs: list[Any] = [data] if isinstance(data, str) or hasattr(data, "vocabulary") else list(data or ())  # type: ignore[arg-type]
+    specs: list[Any] = [data] if isinstance(data, str) or hasattr(data, "vocabulary") else list(data or ())
     scoring = _Scoring(
         vocabulary=find_vocabulary(str(vocabulary)) if isinstance(vocabulary, (str, Path)) else vocabulary,
         names=names,

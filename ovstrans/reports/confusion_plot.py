@@ -130,7 +130,7 @@ def _heat(figure: Figure, axes: Axes, counts: np.ndarray) -> None:
     axes.spines[:].set_color(GREY)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, ticks=[0, *_STEPS])
     bar.ax.set_yticklabels([f"{100 * step:g} %" for step in (0, *_STEPS)], fontsize=7)
-    bar.outline.set_edgecolor(GREY)  # type: ignore[operator]
+    bar.outline.set_edgecolor(GREY)
     if len(counts) > _WRITTEN_CLASSES:
         return
     for row, column in np.argwhere(share >= _LOW_SHARE):

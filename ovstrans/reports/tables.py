@@ -209,8 +209,8 @@ def _mac_rows(reports: Sequence[Report]) -> Iterator[Row]:
         macs = tuple(getattr(report.flops, kind) for report in reports)
         yield Row(f"{kind} MACs", "", "MAC", macs)
         for part in parts if len(parts) > 1 else []:
-            values = (getattr(report.flops.components.get(part), kind, None) for report in reports)
-            yield Row(f"{kind} MACs", part, "MAC", tuple(values))
+            parted = tuple(getattr(report.flops.components.get(part), kind, None) for report in reports)
+            yield Row(f"{kind} MACs", part, "MAC", parted)
         yield Row(f"{kind} FLOPs (2 x MAC)", "", "FLOP", tuple(2 * value for value in macs))
     flops = [report.flops for report in reports]
     apart: dict[str, tuple[Value, ...]] = {
