@@ -185,3 +185,8 @@ def test_a_plural_compound_is_no_verb_after_a_number_or_a_preposition() -> None:
     assert extract_nouns("several street signs on a pole") == ("street", "sign", "pole")
     assert extract_nouns("birds on street signs") == ("bird", "street", "sign")
     assert extract_nouns("a plane lands") == ("plane",)
+
+
+def test_a_word_that_may_be_a_verb_is_read_by_the_words_before_it() -> None:
+    assert extract_nouns("a boat can anchor in a bay") == ("boat", "bay")
+    assert extract_nouns("a rope next to anchor and chain") == ("rope", "anchor", "chain")

@@ -175,3 +175,15 @@ def _cielab(rgb: np.ndarray) -> np.ndarray:
     xyz = linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883])
     root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * root[:, 1] - 16, 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], axis=1)
+
+
+def test_a_subset_keeps_the_things_and_novel_classes_that_are_in_it() -> None:
+    whole = Vocabulary("v", (("a",), ("b",), ("c",)), novel=frozenset({0, 2}), things=frozenset({1, 2}))
+    part = whole.subset([2, 0])
+    assert part.names == ("c", "a") and part.novel == {0, 1} and part.things == {0}
+
+
+def test_an_inconsistent_table_is_named_by_its_own_fault() -> None:
+    table = {"name": "v", "classes": [["a"]], "templates": ["no place"]}
+    with pytest.raises(InputError, match="^vocabulary v: template 'no place' has no {}"):
+        Vocabulary.from_json(table)
