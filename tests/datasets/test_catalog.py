@@ -53,6 +53,11 @@ def test_a_path_with_a_colon_and_a_split(folder: Path) -> None:
     assert open_dataset(f"folder:{folder / 'dataset.toml'}:train", split="val").split == "train"
 
 
+def test_an_existing_path_is_taken_whole_even_if_it_looks_like_a_split(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "my").mkdir()
+    assert folder.name == "my:images" and open_dataset(f"folder:{folder}", split="val").name == "my:images"
+
+
 def test_a_folder_without_splits_is_opened_whole(folder: Path) -> None:
     text = TOML.replace("{split}", "train")
     (folder / "dataset.toml").write_text(text, encoding="utf-8")

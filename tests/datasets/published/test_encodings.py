@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ovstrans.datasets.published.encodings import make_encoding, make_index_enco
 from ovstrans.datasets.published.pascal import CONTEXT_59
 from ovstrans.datasets.published.roads import CITYSCAPES
 from ovstrans.errors import InputError
+from ovstrans.vocabulary.catalog import load_published_vocabulary
 
 PATH = Path("label.png")
 
@@ -66,3 +68,25 @@ def test_the_tables_of_numbers() -> None:
 def test_negative_numbers_are_not_allowed() -> None:
     with pytest.raises(InputError, match="label value -2 is not allowed"):
         make_index_encoding(3).classes(np.array([[-2, 0]]), PATH)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "numbers", "expected"),
+    [
+        ("coco-panoptic", COCO_PANOPTIC, {"person": 1, "umbrella": 28, "handbag": 31, "toothbrush": 90, "rug": 200}),
+        ("coco-stuff", COCO_STUFF, {"person": 1, "umbrella": 28, "handbag": 31, "toothbrush": 90, "wood": 182}),
+        ("cityscapes", CITYSCAPES, {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "bicycle": 33}),
+    ],
+)
+def test_classes_have_the_numbers_of_their_dataset(
+    vocabulary: str, numbers: tuple[int, ...], expected: dict[str, int]
+) -> None:
+    number_of = dict(zip(load_published_vocabulary(vocabulary).names, numbers, strict=True))
+    assert {name: number_of[name] for name in expected} == expected
+
+
+def test_the_tables_of_numbers_are_unchanged() -> None:
+    """The facts of the datasets do not change; a digest notices an edit by mistake."""
+    tables = (COCO_PANOPTIC, COCO_STUFF, COCO_STUFF_NOVEL, CITYSCAPES, CONTEXT_59, ADE_847)
+    digests = [hashlib.sha256(repr(table).encode()).hexdigest()[:8] for table in tables]
+    assert digests == ["d5cae1d9", "95528679", "4fa17079", "7cb12e1f", "71ccb41c", "1adaacf5"]

@@ -102,6 +102,15 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path) -> None:
     assert again.list_remaining(force=True) == list(range(6))
 
 
+def test_an_image_whose_copy_is_missing_is_converted_again(tmp_path: Path) -> None:
+    spec, _ = put_case("pas20-original", tmp_path)
+    work = work_of(spec, tmp_path)
+    run(work)
+    assert work.list_remaining() == []
+    work.image_path(0).unlink()
+    assert work.list_remaining() == [0]
+
+
 def test_a_broken_file_is_named_and_the_others_are_converted(tmp_path: Path) -> None:
     for number in range(3):
         put_image(tmp_path / f"coco/val2017/{number}.jpg", [[0, 1]])
