@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_description_lends_its_name_unless_it_is_called_like_all_others(folder: Path, tmp_path: Path) -> None:
+def test_a_dataset_is_named_after_its_folder_or_its_description_file(folder: Path, tmp_path: Path) -> None:
     assert open_dataset(f"folder:{folder}", split="val").name == "my:images"
     (tmp_path / "camvid.toml").write_text(f"root = '{folder}'\n{TOML}", encoding="utf-8")
     assert open_dataset(f"folder:{tmp_path}/camvid.toml", split="val").name == "camvid"

@@ -58,7 +58,7 @@ def fault(path: Path, split: str = "train") -> str:
     return str(caught.value)
 
 
-def test_links_to_nothing_are_missing_files(folder: Path) -> None:
+def test_dangling_symlinks_are_missing_files(folder: Path) -> None:
     image, label = folder / "train/c.png", folder / "trainannot/a.png"
     image.symlink_to("gone.png")
     put_label(folder / "trainannot/c.png")

@@ -118,7 +118,7 @@ def test_masks_follow_the_augmentation(flip: float) -> None:
     assert stripes == ([[0, 1], [2, 3], [4, 5]] if flip == 0 else [[6, 7], [4, 5], [2, 3]])
 
 
-def test_moving_takes_everything_along() -> None:
+def test_segments_are_moved_to_a_device_as_a_whole() -> None:
     found = make_segments(made(panoptic(), region_size=2)).to("meta")
     assert found.regions is not None
     assert all(each.is_meta for each in (found.masks, found.classes, found.ids, found.regions))

@@ -29,7 +29,7 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
     assert all(len(line) <= WIDTH for line in short)
 
 
-def test_a_list_and_its_table_go_together(tmp_path: Path) -> None:
+def test_a_list_and_its_category_table_are_combined(tmp_path: Path) -> None:
     (tmp_path / "ade20k_150_with_prompt_eng.txt").write_text(LIST)
     vocabulary = combine(tmp_path, {"ADE20K_150_CATEGORIES": TABLE}, "ade20k-150")
     assert vocabulary.classes == (("wall", "walls"), ("window", "windows"), ("wall", "brick wall"))
@@ -40,7 +40,7 @@ def test_a_list_and_its_table_go_together(tmp_path: Path) -> None:
         combine(tmp_path, {"ADE20K_150_CATEGORIES": TABLE[:2]}, "ade20k-150")
 
 
-def test_names_of_vipseg_are_taken_apart() -> None:
+def test_names_of_vipseg_are_split_into_synonyms() -> None:
     table = [{"name": "well_or_well_lid", "isthing": 0, "color": [0, 0, 0]}]
     table += [{"name": "Mobile_phone", "isthing": 1, "color": [0, 0, number]} for number in range(123)]
     made = make_vipseg(table, "vipseg")

@@ -110,7 +110,7 @@ def test_synonyms_are_all_lemmas_of_all_noun_senses(dictionary: Path, tmp_path: 
     ]
 
 
-def test_nouns_are_what_is_tagged_named_explained_with_or_compounded(dictionary: Path, tmp_path: Path) -> None:
+def test_listed_nouns_are_tagged_named_used_in_glosses_or_compounds(dictionary: Path, tmp_path: Path) -> None:
     make(dictionary, ["cup", "cake pan", "frisbee"], tmp_path)
     assert written(tmp_path, "nouns.txt") == [
         "ball",  # in the gloss of bat

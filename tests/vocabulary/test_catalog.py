@@ -49,14 +49,14 @@ def test_every_synonym_is_there_once(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "classes"), [("camvid", 11), ("vspw", 124), ("vipseg", 124)])
-def test_sets_that_fc_clip_lacks(name: str, classes: int) -> None:
+def test_vocabularies_that_fc_clip_lacks(name: str, classes: int) -> None:
     vocabulary = load_published_vocabulary(name)
     assert len(vocabulary) == classes and vocabulary.plain is not None
     assert not any("_" in name for synonyms in vocabulary.classes for name in synonyms)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_vocabulary_is_whole(name: str) -> None:
+def test_every_published_vocabulary_is_consistent(name: str) -> None:
     vocabulary = load_published_vocabulary(name)
     assert vocabulary.name == name
     assert len(set(vocabulary.names)) == len(vocabulary) == len(vocabulary.classes)
@@ -107,7 +107,7 @@ def test_names_are_at_their_places(name: str, index: int, first: str, plain: str
     assert (vocabulary.classes[index][0], vocabulary.plain[index]) == (first, (plain,))
 
 
-def test_lvis_begins_where_its_list_does() -> None:
+def test_lvis_begins_with_the_first_class_of_its_list() -> None:
     assert load_published_vocabulary("lvis-1203").classes[0] == ("aerosol can", "spray can")
 
 
@@ -157,7 +157,7 @@ def test_splits() -> None:
     assert load_published_vocabulary("vspw").classes == load_published_vocabulary("vipseg").classes
 
 
-def test_the_largest_loads_fast() -> None:
+def test_the_largest_vocabulary_loads_fast() -> None:
     read_vocabulary(FOLDER / "cityscapes.toml")
     times = []
     for _ in range(5):

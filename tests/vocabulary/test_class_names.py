@@ -42,7 +42,7 @@ def test_clean_is_what_gkc_writes(name: str, index: int, expected: str) -> None:
     assert one(name, index, "clean") == (expected,)
 
 
-def test_sets_that_gkc_does_not_clean_keep_their_hyphens() -> None:
+def test_vocabularies_that_gkc_does_not_clean_keep_their_hyphens() -> None:
     for name in ("ade20k-847", "context-459"):
         vocabulary = load_published_vocabulary(name)
         assert use_class_names(vocabulary, "clean").classes == vocabulary.plain
@@ -58,7 +58,7 @@ def test_plain_synonyms_and_joined() -> None:
 
 @pytest.mark.parametrize("name", list_published_vocabularies())
 @pytest.mark.parametrize("names", CLASS_NAMES)
-def test_reports_call_classes_the_same_and_twice_is_once(name: str, names: str) -> None:
+def test_choosing_names_keeps_display_names_and_is_idempotent(name: str, names: str) -> None:
     vocabulary = load_published_vocabulary(name)
     once = use_class_names(vocabulary, names)
     assert once.names == vocabulary.names
@@ -67,7 +67,7 @@ def test_reports_call_classes_the_same_and_twice_is_once(name: str, names: str) 
 
 
 @given(st.lists(st.lists(WORD, min_size=1, max_size=3), min_size=1, max_size=6), st.sampled_from(list(CLASS_NAMES)))
-def test_any_vocabulary_can_be_worded(classes: list[list[str]], names: str) -> None:
+def test_class_names_can_be_chosen_for_any_vocabulary(classes: list[list[str]], names: str) -> None:
     vocabulary = Vocabulary("any", tuple(map(tuple, classes)))
     once = use_class_names(vocabulary, names)
     assert len(once) == len(vocabulary) and use_class_names(once, names) == once
@@ -81,7 +81,7 @@ def test_a_users_vocabulary_is_cleaned_as_coco_is() -> None:
     assert found.names == ("wall-other-merged", "cat")
 
 
-def test_an_unknown_way_gets_a_hint() -> None:
+def test_an_unknown_choice_of_names_gets_a_hint() -> None:
     assert name_choices() == ["auto", "synonyms", "plain", "clean", "joined"]
     with pytest.raises(InputError, match="`names=cleaned`: unknown; did you mean 'clean'"):
         use_class_names(load_published_vocabulary("vspw"), "cleaned")

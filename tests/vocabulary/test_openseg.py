@@ -21,7 +21,7 @@ def test_a_file_of_openseg_is_a_vocabulary(tmp_path: Path) -> None:
     assert (vocabulary.name, vocabulary.display) == ("mine_with_prompt_eng", None)
 
 
-def test_line_0_is_a_class_and_ids_are_what_orders() -> None:
+def test_classes_are_sorted_by_id_and_id_0_is_a_class() -> None:
     assert parse_openseg(["2:sky", "0:road,street", "10:car"]) == [("road", "street"), ("sky",), ("car",)]
 
 
@@ -33,7 +33,7 @@ def test_classes_that_share_a_name_are_displayed_apart(tmp_path: Path) -> None:
     assert vocabulary.names == ("pot (flowerpot)", "cat", "pot", "pot (2)")
 
 
-def test_other_text_is_not_taken_for_it() -> None:
+def test_other_text_is_not_taken_for_openseg() -> None:
     assert not is_openseg([]) and not is_openseg(["cat"]) and not is_openseg(["a ratio of 1:2"])
     assert is_openseg(["0:invalid_class_id", "1:cat"])
 

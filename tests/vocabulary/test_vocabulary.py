@@ -29,7 +29,7 @@ def test_plain_and_display_names() -> None:
     assert with_display.classes == (("pot",), ("pot", "flowerpot"))
 
 
-def test_json_of_before_there_were_plain_names() -> None:
+def test_json_without_plain_and_display_names_is_read() -> None:
     old = {"name": "v", "classes": [["a", "b"]], "novel": [], "things": [], "templates": ["{}"], "colors": None}
     vocabulary = Vocabulary.from_json(old)
     assert vocabulary.plain is None and vocabulary.display is None and vocabulary.names == ("a",)

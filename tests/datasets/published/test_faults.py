@@ -40,7 +40,7 @@ def fault(spec: str, root: Path) -> str:
     return str(caught.value)
 
 
-def test_a_dataset_that_is_nowhere_says_where_it_was_looked_for_and_what_would_do(tmp_path: Path) -> None:
+def test_a_dataset_that_is_not_found_names_the_places_searched_and_the_layouts_read(tmp_path: Path) -> None:
     message = fault("context-459:val", tmp_path / "none")
     for words in (
         "dataset context-459:val: not found in",
@@ -78,7 +78,7 @@ def test_missing_label_maps_are_counted_and_the_first_is_named(ade: Path) -> Non
         dataset[1]
 
 
-def test_the_layout_that_lacks_fewest_is_the_one_complained_of(tmp_path: Path) -> None:
+def test_the_error_is_about_the_layout_with_fewest_missing_files(tmp_path: Path) -> None:
     for number in range(2):
         put_image(tmp_path / f"cityscapes/leftImg8bit/val/ulm/{number}_leftImg8bit.png", [[1]])
     put_gray(tmp_path / "cityscapes/gtFine/val/ulm/0_gtFine_labelIds.png", [[7]])
@@ -86,7 +86,7 @@ def test_the_layout_that_lacks_fewest_is_the_one_complained_of(tmp_path: Path) -
     assert "1_gtFine_labelIds.png" in fault("cityscapes:val", tmp_path)
 
 
-def test_an_unfinished_preparation_does_not_pass_for_the_dataset(tmp_path: Path) -> None:
+def test_an_unfinished_preparation_is_not_taken_for_the_dataset(tmp_path: Path) -> None:
     top = tmp_path / "VOCdevkit/VOC2012"
     put_lines(top / "ImageSets/Segmentation/val.txt", "a", "b")
     for number, name in enumerate(("a", "b")):
@@ -102,7 +102,7 @@ def test_an_unfinished_preparation_does_not_pass_for_the_dataset(tmp_path: Path)
     assert isinstance(dataset, PublishedDataset) and (len(dataset), dataset.location.layout.name) == (2, "original")
 
 
-def test_nor_does_it_where_the_original_is_damaged(tmp_path: Path) -> None:
+def test_an_unfinished_preparation_of_a_damaged_original_is_not_taken_for_the_dataset(tmp_path: Path) -> None:
     top = tmp_path / "VOCdevkit/VOC2012"
     put_lines(top / "ImageSets/Segmentation/val.txt", "a", "b")
     for name in ("a", "b"):
@@ -113,7 +113,7 @@ def test_nor_does_it_where_the_original_is_damaged(tmp_path: Path) -> None:
     assert "JPEGImages/b.jpg: has no label map" in fault("pas-20:val", tmp_path)
 
 
-def test_links_to_nothing_are_missing_files(ade: Path) -> None:
+def test_dangling_symlinks_are_missing_files(ade: Path) -> None:
     """With a listing or without, of images and of label maps: opening names the first, a check every one."""
     image = ade / "ADEChallengeData2016/images/validation/ADE_val_1.jpg"
     label = ade / "ADEChallengeData2016/annotations/validation/ADE_val_2.png"
@@ -127,7 +127,7 @@ def test_links_to_nothing_are_missing_files(ade: Path) -> None:
     assert len(named) == 2 and str(image) in named[0] and f"has no label map {label}" in named[1]
 
 
-def test_links_to_nothing_in_a_tree_and_among_frames(tmp_path: Path) -> None:
+def test_dangling_symlinks_in_the_ade_tree_and_among_frames(tmp_path: Path) -> None:
     scene = tmp_path / "ADE20K_2021_17_01/images/ADE/validation/urban/street"
     put_ade(scene / "ADE_val_00000001_seg.png", ROWS)
     (scene / "ADE_val_00000001.jpg").symlink_to("gone.jpg")

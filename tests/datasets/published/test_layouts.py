@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.published.registry import PUBLISHED
+from ovstrans.datasets.published.layouts import DatasetLocation, SplitIndex
+from ovstrans.datasets.published.registry import PUBLISHED, locate_dataset
+from ovstrans.errors import MissingFileError
 from ovstrans.vocabulary.catalog import load_published_vocabulary
 
 from .folders import put_ade, put_gray, put_image, put_lines, put_mat, put_palette
@@ -395,3 +398,14 @@ def test_a_partial_layout_leaves_out_images_without_label_map(tmp_path: Path) ->
     put_gray(tmp_path / "VOC2012/annotations_detectron2/val/b.png", [[0, 255]])
     dataset = open_dataset("pas-20:val", split="val", data_root=tmp_path)
     assert [dataset[index].name for index in range(len(dataset))] == ["b"]
+
+
+def test_a_file_that_vanishes_while_it_is_read_is_named_by_its_own_message(tmp_path: Path) -> None:
+    def fail(location: DatasetLocation) -> SplitIndex:
+        raise MissingFileError("list.txt: no such file")
+
+    put_image(tmp_path / "camvid/val/a.png", [[0]])
+    put_gray(tmp_path / "camvid/valannot/a.png", [[0]])
+    camvid = PUBLISHED["camvid"]
+    with pytest.raises(MissingFileError, match=r"^list\.txt: no such file$"):
+        locate_dataset(replace(camvid, layouts=(replace(camvid.layouts[0], pairing=fail),)), "val", [tmp_path])

@@ -28,7 +28,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_order_of_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_roots() == [Path("datasets")]
     monkeypatch.setenv("DETECTRON2_DATASETS", "/d2")
     assert resolve_roots() == [Path("/d2")]
@@ -39,7 +39,7 @@ def test_the_order_of_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_roots(Path("/named")) == [Path("/named")]
 
 
-def test_each_place_leads_to_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_dataset_is_found_in_every_possible_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for number, place in enumerate(("datasets", "d2", "own", "named")):
         put_camvid(tmp_path / place, number)
 
@@ -93,7 +93,7 @@ def test_a_misspelt_name(tmp_path: Path) -> None:
         open_dataset("ade20k-15", split="val", data_root=tmp_path)
 
 
-def test_images_alone(tmp_path: Path) -> None:
+def test_a_dataset_can_be_opened_without_labels(tmp_path: Path) -> None:
     put_image(tmp_path / "camvid/val/a.png", [[1]])
     dataset = open_dataset("camvid", split="val", data_root=tmp_path, labels=False)
     assert isinstance(dataset, PublishedDataset) and dataset[0].label is None

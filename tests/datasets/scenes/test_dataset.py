@@ -93,7 +93,7 @@ def test_attribute_vocabulary():
                 assert data.vocabulary.names[segment.class_index] == text
 
 
-def test_there_are_enough_kinds():
+def test_there_are_enough_classes():
     assert len(SHAPES) >= 16
     assert len(STUFF) >= 8
 
