@@ -65,6 +65,11 @@ def test_shapes_at_odd_sizes(clip: Clip, text: TextClassifier, decoder: str, pat
     assert torch.isfinite(full).all()
 
 
+def test_rates_are_the_papers() -> None:
+    """Chen et al. 2017, sec. 4.1: (6, 12, 18) at stride 16, doubled at 8; halved at 32 likewise."""
+    assert RATES == {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_output_stride_sets_map_and_rates(clip: Clip, text: TextClassifier, stride: int, decoder: str) -> None:

@@ -316,6 +316,12 @@ def test_clip_path_weighs_clips_embedding(clip: Clip, text: TextClassifier) -> N
     torch.testing.assert_close(one.norm(dim=-1), torch.ones(1, 6))
 
 
+def test_the_non_object_starts_small(clip: Clip, text: TextClassifier) -> None:
+    """At the scale of CLIP RN50's text encoder, 512 wide, as released."""
+    deviation = float(make(clip, text).classifier.non_object.detach().std())
+    assert deviation == pytest.approx(512**-0.5, rel=0.3)  # of 128 numbers
+
+
 def test_the_temperature_is_bounded_where_asked(clip: Clip, text: TextClassifier) -> None:
     for bound, expected in ((0.0, 1000.0), (100.0, 100.0)):
         framework = make(clip, text, max_scale=bound)

@@ -47,6 +47,12 @@ def test_by_hand() -> None:
     assert distillation_loss("plain", student, teacher).item() == pytest.approx(1)
 
 
+def test_plain_terms_are_squared_distances() -> None:
+    """Unit vectors 60 degrees apart differ by (0.5, -0.87), of squared length 1."""
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 3**0.5 / 2]])
+    assert plain_terms([student], [teacher]).tolist() == pytest.approx([1.0])
+
+
 def test_pairs_are_taken_within_an_image() -> None:
     student, teacher = images([2, 3], 1), images([2, 3], 2)
     pairs = pair_terms(student, teacher, teacher)

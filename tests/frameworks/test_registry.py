@@ -101,9 +101,10 @@ def test_restore_gives_the_same_answers(clip: Clip, text: TextClassifier, tmp_pa
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in framework.parameters()]
 
 
-def test_restore_does_not_share_memory_and_is_float32(clip: Clip, text: TextClassifier) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_restore_does_not_share_memory_and_is_float32(clip: Clip, text: TextClassifier, dtype: torch.dtype) -> None:
     checkpoint = checkpoint_of(clip, make(clip, text))
-    checkpoint.state = {k: v.half() if v.is_floating_point() else v for k, v in checkpoint.state.items()}
+    checkpoint.state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in checkpoint.state.items()}
     before = checkpoint.state["backbone.conv1.weight"].clone()
     framework = registry.restore(checkpoint)
     with torch.no_grad():
