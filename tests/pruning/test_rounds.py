@@ -369,3 +369,21 @@ def test_data_and_options_may_be_objects_and_are_recorded(clip: Clip, pictures: 
         run(clip, recipe=small_settings(), sparcity=0.5)
     with pytest.raises(InputError, match="`like`: takes sparsity and scope from its mask"):
         run(clip, recipe=small_settings(), like=first.mask, sparsity=0.5)
+
+
+def test_a_round_reports_the_mean_of_its_losses_on_normalised_images(
+    clip: Clip, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images in [0, 1] reach the loss with CLIP's mean (here 0.5) and deviation (here 0.25) taken out."""
+    values = iter(range(9))
+    seen: list[torch.Tensor] = []
+
+    class Counting(Distillation):
+        def forward(self, student: Any, teacher: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            seen.append(batch.images)
+            return {"own": 0.0 * student(batch.images).sum() + next(values)}
+
+    monkeypatch.setitem(LOSSES, "counting", lambda clip, options, text: Counting())
+    result = prune(clip, small_settings("distill.loss=counting"), pictures)
+    assert [each.losses["own"] for each in result.rounds] == pytest.approx([1.0, 4.0, 7.0])
+    assert -2.0 <= float(torch.stack(seen).min()) < 0.0 < float(torch.stack(seen).max()) <= 2.0
