@@ -98,8 +98,7 @@ def analyze(
         raise InputError(f"{out}: `out` is the JSON file, pictures go beside it; give a name in .json")
     alphas = files.check_output(out.with_suffix(".png"), force=force) if plot else None
     spectra = files.check_output(out.with_name(f"{out.stem}-esd.png"), force=force) if plot_esd else None
-    if common.check_json(json, force=force) == out:
-        raise InputError(f"{out}: `json` and `out` are the same file; leave out `json`")
+    common.check_json(json, force=force, outputs=(out, alphas, spectra))
 
     model = load_model(target, pretrained)
     layers = match_layers(list(layer_weights(model)), plot_esd) if plot_esd else []

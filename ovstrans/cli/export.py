@@ -83,11 +83,8 @@ def export(
     common.start(quiet=quiet, debug=debug)
     import ovstrans
     from ovstrans import console
-    from ovstrans.errors import InputError
 
-    table = common.check_json(json, force=force)
-    if table is not None and out.resolve() == table.resolve():
-        raise InputError("`out`: is the `json` file; give another name")
+    common.check_json(json, force=force, outputs=(out,))
     result = ovstrans.export(
         source,
         out,

@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> int:
         raise KeyboardInterrupt from None
     except BrokenPipeError:
         # The reader went away (`| head`); point stdout elsewhere so that the exit is quiet.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     except OSError as error:  # a name too long, a full disk: whatever the system refuses
         if common.debugging():

@@ -53,7 +53,8 @@ def predict(
     from ovstrans.errors import InputError
     from ovstrans.segmenter.predict import predict as predict_images
 
-    common.check_json(json, force=force)
+    files_of_out = [out / f"{name}.json" for name in ("classes", "panoptic", "instances")]
+    common.check_json(json, force=force, outputs=files_of_out)
     source, images = split_paths(paths)
     with console.progress_bar() as progress:
         predictions = predict_images(

@@ -102,7 +102,9 @@ def _read_object(path: Path) -> Any:
 
 
 def _torch_load(path: Path) -> Any:
-    with torch.serialization.safe_globals(list(STAND_INS.values())):
+    # Each with its name: torch before 2.7 goes by `__name__` otherwise, which is not numpy's.
+    allowed: list[Any] = [(stand_in, f"{module}.{name}") for (module, name), stand_in in STAND_INS.items()]
+    with torch.serialization.safe_globals(allowed):
         return resolve(torch.load(path, map_location="cpu", weights_only=True))
 
 

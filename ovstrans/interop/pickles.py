@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -32,9 +32,7 @@ class Refused(pickle.UnpicklingError):
 
 
 class _Dtype:
-    """Stands in for `numpy.dtype`, whose name it carries so that torch's reader accepts it."""
-
-    __module__, __qualname__ = "numpy", "dtype"
+    """Stands in for `numpy.dtype`."""
 
     def __init__(self, code: object = "", *_: object) -> None:
         self.code, self.order = code, "="
@@ -50,8 +48,6 @@ class _Dtype:
 
 class _Array:
     """Stands in for `numpy.ndarray`."""
-
-    __module__, __qualname__ = "numpy", "ndarray"
 
     def __init__(self, raw: Any = None, dtype: Any = None, shape: Any = None, order: Any = "C") -> None:
         self.parts = (shape, dtype, order, raw)
@@ -101,21 +97,11 @@ def _bytes(raw: Any) -> bytes:
     return raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
 
 
-def _named(call: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-    """Wrap `call` under the name that torch's reader knows it by."""
-
-    def stand_in(*arguments: object) -> Any:
-        return call(*arguments)
-
-    stand_in.__module__, stand_in.__qualname__ = module, name
-    return stand_in
-
-
 STAND_INS: Mapping[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     **{
-        (f"numpy.{core}.{module}", name): _named(call, f"numpy.{core}.{module}", name)
+        (f"numpy.{core}.{module}", name): call
         for core in ("core", "_core")
         for module, name, call in (
             ("multiarray", "_reconstruct", _reconstruct),

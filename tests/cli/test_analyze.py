@@ -133,7 +133,7 @@ def test_nothing_is_replaced_without_force(weights: Path, folder: Path, capsys: 
         (["--plot-esd", "layer1.0.conv7"], "layer1.0.conv"),
         (["--mask", "none.safetensors"], "none.safetensors: no such file"),
         (["--out", "plot.png"], "is the JSON file"),
-        (["--out", "same.json", "--json", "same.json"], "same file"),
+        (["--out", "same.json", "--json", "same.json"], "in the way of same.json"),
         (["run/that/is/not"], "no such file"),
         (["RN51"], "did you mean"),
     ],

@@ -181,7 +181,7 @@ def test_code_in_a_file_is_not_run(folder: Path, capsys: pytest.CaptureFixture[s
         (["mask.safetensors", "--format", "sparse", "--out", "o.safetensors"], "this is a CLIP alone"),
         (["mask.safetensors", "--out", "whole.safetensors"], "exists already"),
         (["mask.safetensors", "--out", "mask.safetensors", "--force"], "--out mask.safetensors: is the source"),
-        (["mask.safetensors", "--out", "o.pth", "--json", "o.pth"], "--out: is the --json file"),
+        (["mask.safetensors", "--out", "o.pth", "--json", "o.pth"], "--json o.pth: is in the way of o.pth"),
         (["mask.safetensors", "--like", "gkc", "--out", "o.pth"], "--like gkc: goes with --format detectron2"),
         (["mask.safetensors", "--scope", "stem", "--out", "o.pth"], "--scope stem: unknown; use body or file"),
         (["mask.safetensors", "--framework", "gkc", "--out", "o.pth"], "--framework: mask.safetensors says this"),
