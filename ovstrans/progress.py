@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a task has come.
+    """State of a task that takes time.
 
     Attributes:
         task: What is being done, such as "prune RN50".

@@ -171,7 +171,7 @@ def bench(
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where results go: a path, "-" for stdout, None for nowhere. Fields are named as the options."""
+    """Destinations of the results: a path, "-" for stdout, None for nowhere. Fields are named as the options."""
 
     markdown: str | None
     csv: str | None
@@ -207,7 +207,7 @@ class Outputs:
 
     @property
     def to_terminal(self) -> bool:
-        """Whether stdout is free for the table that people read."""
+        """True if stdout is free for the table that people read."""
         return BARE not in (self.markdown, self.csv, self.json)
 
     def write_tables(

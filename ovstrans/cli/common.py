@@ -98,7 +98,7 @@ def in_flags(message: str) -> str:
 
 
 def debugging() -> bool:
-    """Whether --debug was given."""
+    """Return whether --debug was given."""
     return _debug
 
 

@@ -40,7 +40,7 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class StateFit:
-    """How the entries of a state dict compare with those of a model.
+    """Comparison of the entries of a state dict with those of a model.
 
     Attributes:
         state: Tensors that the model has, by the model's names and in its order.

@@ -95,7 +95,7 @@ def count_params(
 
 
 class LayerNames:
-    """How cost reports name the modules of a target.
+    """Names of the modules of a target in cost reports.
 
     Args:
         module: The module that is counted.

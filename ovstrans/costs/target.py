@@ -1,4 +1,6 @@
-"""What `bench` counts: a run, a checkpoint, a framework, a recipe, or the bare backbone of a CLIP; and all it costs.
+"""The targets that `bench` counts, and all their costs.
+
+A target is a run, a checkpoint, a framework, a recipe, or the bare backbone of a CLIP.
 
 Runs and checkpoints come with weights and can be evaluated. The others are built on meta tensors: they are counted
 without weights, data or memory.

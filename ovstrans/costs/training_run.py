@@ -36,7 +36,7 @@ SYNONYM_PROMPTS = 2
 
 @dataclass(frozen=True)
 class DataAssumptions:
-    """What a cost count assumes of the data.
+    """Assumptions of a cost count about the data.
 
     Attributes:
         segments: Segments per image, which a teacher encodes one by one. COCO panoptic has about 11 (1.3 million in

@@ -117,7 +117,7 @@ def find_vocabulary(spec: str) -> Vocabulary:
 
 @dataclass(frozen=True)
 class SplitStatus:
-    """Whether a split of a published dataset exists on disk.
+    """Presence of a split of a published dataset on disk.
 
     Attributes:
         split: Name of the split.

@@ -23,7 +23,7 @@ _FAULTS_SHOWN = 3
 
 @dataclass(frozen=True, repr=False)
 class CheckResult:
-    """What `check_dataset` found.
+    """Result of `check_dataset`.
 
     Attributes:
         images: Number of images of each split that was checked, such as {"camvid:val": 101}.

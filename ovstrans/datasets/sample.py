@@ -1,4 +1,4 @@
-"""What every dataset yields, a `Sample`, and the interface of a dataset.
+"""The samples that datasets yield, and the interface of a dataset.
 
 Shapes: `H W` image, `N` segments, `S` side of a region.
 """

@@ -35,7 +35,7 @@ BATCH_PIXELS = 2**20
 
 @dataclass(frozen=True)
 class Inference:
-    """How images are scored: their size, sliding windows, flip, precision.
+    """Options of scoring images: their size, sliding windows, flip, precision.
 
     Attributes:
         short_side: Resize images to this short side in pixels; None for their own.
@@ -99,7 +99,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a framework predicts for an image; tensors are on the CPU.
+    """Prediction of a framework for an image; tensors are on the CPU.
 
     Attributes:
         classes: int64 [H, W], the best class of each pixel.

@@ -37,7 +37,7 @@ SIZE_DIVISOR = 32
 
 @dataclass(frozen=True)
 class TargetRequirements:
-    """What the losses of a framework need in a `Batch` beyond images and label maps.
+    """Inputs that the losses of a framework need in a `Batch` beyond images and label maps.
 
     The data loader provides the segments, `training.teacher_targets` the rest.
 

@@ -224,7 +224,7 @@ class QueryScores(Scores):
 
     @property
     def band(self) -> int:
-        """How many rows to ask for at once."""
+        """Number of rows to compute at once."""
         widest = max(self.size[1], self.padded[1]) * max(1, -(-self.image_size[0] // self.size[0]))
         return max(1, self._numbers // (widest * len(self.masks)))
 

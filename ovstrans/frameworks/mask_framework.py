@@ -167,7 +167,7 @@ class MaskFramework(Framework):
 
     @property
     def predictions(self) -> int:
-        """How many predictions the decoder makes: one before its first layer and one after each."""
+        """Number of predictions of the decoder: one before its first layer and one after each."""
         return int(self.options["decoder_layers"]) + 1
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

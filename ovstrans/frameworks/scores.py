@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BAND_NUMBERS = {"cpu": 2**22, "cuda": 2**25}
-"""How many numbers a band may hold: on a CPU few enough for its caches, on a GPU enough to keep it busy."""
+"""Largest size of a band, in numbers: on a CPU few enough for its caches, on a GPU enough to keep it busy."""
 
 COLUMNS = 64
-"""How many neighbouring columns are resized together; they share most of their source columns."""
+"""Number of neighbouring columns that are resized together; they share most of their source columns."""
 
 
 class Best(NamedTuple):
@@ -86,7 +86,7 @@ class Scores:
 
     @property
     def band(self) -> int:
-        """How many rows to ask for at once."""
+        """Number of rows to compute at once."""
         return max(1, self._numbers // (self.size[1] * self.num_classes))
 
     def bands(self) -> Iterator[tuple[int, int]]:
@@ -153,7 +153,7 @@ class LinearScores(Scores):
 
     @property
     def band(self) -> int:
-        """How many rows to ask for at once."""
+        """Number of rows to compute at once."""
         return max(1, min(self._numbers // (COLUMNS * self.num_classes), COLUMNS))
 
     def rows(self, first: int, last: int) -> Tensor:
@@ -230,7 +230,7 @@ class ResizedScores(LinearScores):
 
     @property
     def band(self) -> int:
-        """How many rows to ask for at once."""
+        """Number of rows to compute at once."""
         widest = max(self.size[1], self.scores.size[1]) * max(1, -(-self.scores.size[0] // self.size[0]))
         return max(1, self._numbers // (widest * self.num_classes))
 
@@ -248,7 +248,7 @@ class FlippedScores(Scores):
 
     @property
     def band(self) -> int:
-        """How many rows to ask for at once."""
+        """Number of rows to compute at once."""
         return self.scores.band
 
     def resize(self, size: tuple[int, int], *, masks_first: bool = False) -> Scores:
@@ -357,7 +357,7 @@ class Interpolation:
 
     @cached_property
     def identity(self) -> bool:
-        """Whether every target position is the source position of the same index."""
+        """True if every target position is the source position of the same index."""
         return self.index.shape[1] == 1 and torch.equal(self.index[:, 0], torch.arange(len(self)))
 
     def crop(self, length: int) -> Interpolation:

@@ -35,7 +35,7 @@ _REPR_WIDTH = 120
 
 @dataclass(eq=False)
 class FileDescription:
-    """What a file is, from what it was made, and what was found sound.
+    """Description of a file: its kind, its origin, and the checks that it passed.
 
     Attributes:
         path: The file, or the folder of a run.

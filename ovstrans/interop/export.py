@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class ExportResult:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
         source: The source's path or kind.

@@ -24,7 +24,7 @@ from ovstrans.vocabulary.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the caller says of a source. None leaves it to the source.
+    """Statements of the caller about a source; None leaves a question to the source.
 
     Attributes:
         model: open_clip model.
@@ -55,7 +55,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What can be exported.
+    """A source opened for export.
 
     Attributes:
         content: A checkpoint, a CLIP under its mask, or a mask.

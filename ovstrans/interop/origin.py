@@ -1,4 +1,4 @@
-"""What an exported file says of itself, so that it can be imported again.
+"""The record that an exported file carries, so that it can be imported again.
 
 One JSON object, under the name "ovstrans": in the metadata of a safetensors file, or as text beside the state in a
 torch file. Its entries:

@@ -174,7 +174,7 @@ def bench(
 
 @dataclass(frozen=True)
 class _Scoring:
-    """How targets are evaluated; fields as the arguments of `bench`.
+    """Options of the evaluation; fields as the arguments of `bench`.
 
     Attributes:
         inference: How images are scored, if their size was asked for.

@@ -126,7 +126,7 @@ class CostChange:
 
 @dataclass(frozen=True)
 class LockResult:
-    """What a check or an update of a lock found.
+    """Result of a check or an update of a lock.
 
     Attributes:
         lock: Path of the lock.
@@ -162,7 +162,7 @@ class LockResult:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a count may change: by `share` of the recorded value or by `count` MACs or params, whichever is more.
+    """Tolerated change of a count: by `share` of the recorded value or by `count` MACs or params, whichever is more.
 
     Attributes:
         share: Fraction of the recorded value.

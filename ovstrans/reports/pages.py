@@ -66,7 +66,7 @@ class Row:
 
 @dataclass
 class _DatasetPictures:
-    """What is drawn of a dataset: predictions by image and title of their column, and confusion matrices by title."""
+    """Pictures of a dataset to draw: predictions by image and column title, and confusion matrices by title."""
 
     name: str
     dataset: Dataset

@@ -42,7 +42,7 @@ SCHEMA_SEVERAL = "ovstrans.reports/1"
 
 @dataclass
 class Report:
-    """What a target is, what it costs and how well it does.
+    """Report of a target: its origin, its costs and its results on datasets.
 
     Attributes:
         target: Description of the target.

@@ -1,4 +1,4 @@
-"""How images are segmented: the options of `Segmenter.segment` and `predict`, and remedies for large images."""
+"""The options of `Segmenter.segment` and `predict`, and remedies for large images."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SegmentationOptions:
 
     @property
     def wants_segments(self) -> bool:
-        """Whether panoptic segments or instances are asked for."""
+        """True if panoptic segments or instances are wanted."""
         return self.panoptic or self.instances
 
     def inference_for(self, checkpoint: Checkpoint) -> Inference:

@@ -47,7 +47,7 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What was found in an image file, and where it was written.
+    """Result of one image file: the classes found, and the files written.
 
     Attributes:
         file: The image.
@@ -96,7 +96,7 @@ class FailedImage:
 
 @dataclass(frozen=True, repr=False)
 class Predictions:
-    """What `predict` did.
+    """Result of `predict`.
 
     Attributes:
         checkpoint: The checkpoint's file; None if it is from no file.

@@ -65,7 +65,7 @@ class Instance:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """What `Segmenter.segment` finds in an image. A notebook shows it as its overlay.
+    """Result of `Segmenter.segment` for an image. A notebook shows it as its overlay.
 
     Attributes:
         image: The image, uint8 [3, H, W].

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Model = Clip | Checkpoint | nn.Module
-"""What has layers to analyse."""
+"""Types that `analyze` accepts."""
 
 # A cut that drops more than this fraction of a layer's eigenvalues is mentioned in its warning.
 _MUCH_CUT = 0.1
@@ -81,7 +81,7 @@ class LayerAlpha:
 
 @dataclass(repr=False)
 class Analysis:
-    """What `analyze` found. In a notebook it shows the plot of `plot`.
+    """Result of `analyze`. A notebook shows it as the picture of `plot`.
 
     Attributes:
         model: open_clip model name; "" where unknown.

@@ -39,7 +39,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, the process that writes files and reports."""
+        """True for rank 0, the process that writes files and reports."""
         return self.rank == 0
 
     def share(self, batch: int) -> int:

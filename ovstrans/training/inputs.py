@@ -1,4 +1,4 @@
-"""What a run is given as an object and not as a name or a path, and how the run folder records it.
+"""Inputs of a run that are objects rather than names or paths, and how the run folder records them.
 
 A recipe holds strings, so an object is written into the run folder and the recipe names its file:
 
@@ -45,7 +45,7 @@ OBJECT = "object:"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run was given as objects; None for what its recipe names.
+    """Inputs of a run that were given as objects; None for those that its recipe names.
 
     Attributes:
         clip: The CLIP.

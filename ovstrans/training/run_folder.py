@@ -132,7 +132,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """True if the run came to its end."""
         return self.checkpoint.exists() and not self.state.exists()
 
     def begin(self, recipe: FinetuneRecipe, environment: dict[str, Any], *, force: bool) -> None:

@@ -82,7 +82,7 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """True once a signal has come."""
         return self.signum is not None
 
     def now(self, signum: int | None = None) -> None:

@@ -23,7 +23,7 @@ from ovstrans.vocabulary.wordnet import read_lines
 
 
 class Opener(Enum):
-    """What stands before a run of content words."""
+    """The word before a run of content words."""
 
     START = "nothing: the caption or a sentence begins"
     SINGULAR = "a determiner of the singular: a, every"
@@ -138,7 +138,7 @@ class Noun:
 
     @property
     def plural(self) -> bool:
-        """Whether the word is a plural. Of a verb's form with -s this is true, too: only the ending is known."""
+        """True if the word is a plural; also for a verb with -s, as only the ending is known."""
         return self.text != self.singular or self.text in _PLURALS
 
 

@@ -1,4 +1,4 @@
-"""What prompts are made from: the choice of class names, and prompt templates.
+"""The parts of prompts: the choice of class names, and prompt templates.
 
 A class may be prompted by different names. The published ways of choosing them are:
 

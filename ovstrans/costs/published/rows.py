@@ -60,7 +60,7 @@ class PaperRow:
 
     @property
     def reproduced(self) -> bool:
-        """Whether the convention holds and gives the figure to within `TOLERANCE`."""
+        """True if the convention holds and gives the figure to within `TOLERANCE`."""
         return self.figure.grade != OPEN and self.difference is not None and abs(self.difference) <= TOLERANCE
 
     def to_json(self) -> dict[str, Any]:

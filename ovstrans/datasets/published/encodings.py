@@ -23,7 +23,7 @@ ILLEGAL = -1
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """What the numbers in label files mean.
+    """Meaning of the numbers in label files.
 
     Attributes:
         table: Class index, ignore label or `ILLEGAL` of each number from 0, int64. The last entry is for all others.

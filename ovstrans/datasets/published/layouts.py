@@ -212,7 +212,7 @@ class DatasetLocation:
 
     @cached_property
     def has_panoptic(self) -> bool:
-        """Whether the layout's panoptic segments exist."""
+        """True if the layout's panoptic segments exist."""
         panoptic = self.layout.panoptic
         if panoptic is None or not self.path(panoptic.json).is_file():
             return False

@@ -27,7 +27,7 @@ Annotations = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Panoptic:
-    """Where a layout has panoptic ground truth.
+    """Paths of the panoptic ground truth in a layout.
 
     Attributes:
         folder: Folder of the PNGs, as in a `Layout`.

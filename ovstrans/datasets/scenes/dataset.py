@@ -87,14 +87,14 @@ class Ground:
 
 
 Element: TypeAlias = Thing | Ground
-"""What an image shows."""
+"""The elements of an image."""
 _Spot: TypeAlias = tuple[float, float, float]
 """Position x and y and radius of a thing, in pixels."""
 
 
 @dataclass(frozen=True)
 class _Split:
-    """What the images of a split hold.
+    """Content of the images of a split.
 
     Attributes:
         length: Number of images, unless another is asked for.
@@ -353,7 +353,7 @@ def _clip(canvas: np.ndarray, patch: np.ndarray, top: int, left: int) -> tuple[A
 
 @dataclass(frozen=True)
 class Mention:
-    """What a caption says about one element.
+    """Mention of one element in a caption.
 
     Attributes:
         shape: Shape of a thing.

@@ -1,4 +1,4 @@
-"""How the images of `scenes` are drawn: outlines of things, textures of stuff, patterns, light and domain shift.
+"""Drawing the images of `scenes`: outlines of things, textures of stuff, patterns, light and domain shift.
 
 Shapes: `h w` the area that is drawn.
 """
