@@ -180,10 +180,17 @@ class LogHandler(logging.Handler):
 
 def show_logs(translate: Callable[[str], str] = str) -> None:
     """Show the library's log records on stderr from now on; see `LogHandler`."""
+    hide_logs()
     logger = logging.getLogger("ovstrans")
     logger.setLevel(logging.INFO)
-    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, LogHandler)]
     logger.addHandler(LogHandler(translate))
+
+
+def hide_logs() -> None:
+    """Undo `show_logs`."""
+    logger = logging.getLogger("ovstrans")
+    logger.setLevel(logging.NOTSET)
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, LogHandler)]
 
 
 def _clock(seconds: float) -> str:

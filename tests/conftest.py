@@ -30,6 +30,7 @@ def interruptible() -> None:
 
 @pytest.fixture(autouse=True)
 def loud() -> Iterator[None]:
-    """A command that ran with `--quiet` silences no test after it."""
+    """A command silences no test after it with `--quiet`, nor shows the library's notices there."""
     yield
     console.set_quiet(False)
+    console.hide_logs()

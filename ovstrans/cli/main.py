@@ -46,6 +46,9 @@ def run(arguments: list[str]) -> int:
         return _stopped("interrupted", INTERRUPTED)
     except _Terminated:
         return _stopped("terminated", TERMINATED)
+    finally:
+        # A caller in Python sees no notices after the command; an interrupted import may have left no console.
+        getattr(sys.modules.get("ovstrans.console"), "hide_logs", lambda: None)()
 
 
 def _run(arguments: list[str]) -> int:

@@ -72,7 +72,7 @@ class RegionDistillation(Distillation):
         embedded = [project(each) for each, project in zip(found.queries, self.project, strict=True)]
         with full_precision(batch.images):
             losses = [self._loss(F.normalize(each.float(), dim=-1), batch.teacher, words) for each in embedded]
-        # Masks targets the decoder's attention but carry no loss; DDP and optimizers want every weight used.
+        # Masks guide the decoder's attention but carry no loss; DDP and optimizers want every weight used.
         unused = sum((each.float().sum() for each in found.masks), torch.zeros(())) * 0.0
         return {"regions": torch.stack(losses).mean() + unused}
 

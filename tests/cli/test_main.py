@@ -1,11 +1,13 @@
 """The program: exit statuses, one-line errors, and a fast --help."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
+from ovstrans import console
 from ovstrans.cli import main
 from ovstrans.errors import CheckFailed, InputError
 
@@ -122,3 +124,14 @@ def test_processes_under_torchrun_keep_ddps_advice_to_themselves():
 def test_version(capsys):
     assert main.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ovstrans 0.")
+
+
+def test_notices_of_the_library_are_shown_during_a_command_only(capsys, monkeypatch):
+    def work(*args, **kwargs):
+        console.show_logs()
+        logging.getLogger("ovstrans.training").info("going on")
+
+    monkeypatch.setattr("ovstrans.cli.app.app", work)
+    assert main.run(["prune"]) == 0
+    logging.getLogger("ovstrans.training").warning("too late")
+    assert capsys.readouterr().err == "going on\n"

@@ -1,4 +1,4 @@
-"""Small frameworks, a batch with everything a targets fills in, and what a real training step of them executes."""
+"""Small frameworks, a batch with everything targets fill in, and what a real training step of them executes."""
 
 from __future__ import annotations
 

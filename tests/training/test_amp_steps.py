@@ -81,7 +81,7 @@ def units(generator: torch.Generator, rows: int) -> Tensor:
 
 
 def batch_of(kind: str, seed: int = 0) -> Batch:
-    """Two noisy images, each segment in the colour of its class, with everything that a targets would add."""
+    """Two noisy images, each segment in the colour of its class, with everything that targets would add."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.2 * torch.rand(2, 3, SIDE, SIDE, generator=generator)
     labels = torch.full((2, SIDE, SIDE), IGNORE)

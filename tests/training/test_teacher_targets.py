@@ -125,7 +125,7 @@ def test_draws_keep_the_name_of_their_random_stream(clip: Clip, monkeypatch: pyt
 
 
 def filled_at(targets: TeacherTargets, step: int) -> list[Tensor]:
-    """All that a targets makes of a batch that depends on the step."""
+    """Everything in a batch that targets add and that depends on the step."""
     found = batch(
         segments(0, 2, 2, seed=step), segments(2, 0, seed=9 + step), captions=("a b c d e f g h", f"x y{step} z")
     )
