@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -107,14 +106,6 @@ def pick_device(name: str) -> torch.device:
     from ovstrans import environment
 
     return environment.pick_device(name)
-
-
-def use_data_root(root: Path | None) -> None:
-    """Look for published datasets below `root` from here on; None leaves it to the environment."""
-    from ovstrans.datasets.published.registry import ROOT_VARIABLES
-
-    if root is not None:
-        os.environ[ROOT_VARIABLES[0]] = str(root)
 
 
 def check_json(destination: str | None, *, force: bool = False, outputs: Iterable[Path | None] = ()) -> Path | None:
