@@ -1,7 +1,7 @@
 """Error types. Each carries the exit status that a command ends with.
 
 A message is one line that says what is wrong, where, and what to do next. It names parameters, in backticks:
-`mask`, or `sparsity=2` with a value. The command line shows these as its flags (see `cli.flags`).
+`mask`, or `sparsity=2` with a value. The command line shows these as its flags (see `cli.common`).
 """
 
 from __future__ import annotations

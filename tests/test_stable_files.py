@@ -11,9 +11,8 @@ import pytest
 import ovstrans
 from ovstrans import files
 from ovstrans.checkpoints.file import save_checkpoint
-from ovstrans.checkpoints.weights import save_weights
 from ovstrans.clip.weights import read_state_dict, weights_sha256
-from ovstrans.masks.file import save_mask
+from ovstrans.masks.file import save_mask, save_weights
 from ovstrans.masks.mask import CREATED_BY
 from ovstrans.spectrum.file import load_analysis, save_analysis
 from tests.checkpoints.dummies import make_checkpoint

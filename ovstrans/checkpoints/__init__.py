@@ -1,1 +1,1 @@
-"""Checkpoints: trained segmenters and pruned weights as files."""
+"""Checkpoints: trained segmenters as files."""

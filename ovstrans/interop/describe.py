@@ -19,12 +19,11 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import BACKBONE
-from ovstrans.checkpoints.weights import FORMAT as WEIGHTS_FORMAT
 from ovstrans.clip.load import BUNDLED, load_clip
 from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
 from ovstrans.errors import CheckFailed, InputError
 from ovstrans.masks import file as mask_file
-from ovstrans.masks.file import parse_object
+from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
 from ovstrans.masks.mask import Mask, density_rows, require_shapes
 
 _UNIT_TOLERANCE = 1e-2

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints.file import BACKBONE, TEXT_ENCODER, Checkpoint, find_checkpoint, save_checkpoint
-from ovstrans.checkpoints.weights import FORMAT as WEIGHTS_FORMAT
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import VISUAL, list_keys
 from ovstrans.errors import InputError
@@ -33,7 +32,7 @@ from ovstrans.interop.external import ORIGIN
 from ovstrans.interop.import_clip import MaskedClip, is_builtin, open_clip_name
 from ovstrans.interop.origin import OURS, describe_origin
 from ovstrans.interop.published_names import published_frameworks, to_published
-from ovstrans.masks.file import load_mask, save_mask
+from ovstrans.masks.file import WEIGHTS_FORMAT, load_mask, save_mask
 from ovstrans.masks.mask import CREATED_BY, Mask
 from ovstrans.vocabulary.catalog import load_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovstrans.checkpoints.weights import FORMAT as WEIGHTS_FORMAT
 from ovstrans.clip.backbone import BODY
 from ovstrans.clip.load import model_shapes
 from ovstrans.clip.weights import WRAPPERS, encoder_tensors, read_state_dict
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.masks.file import parse_object
+from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
 from ovstrans.masks.mask import Mask
 
 _ORIGINAL, _MASK = "_orig", "_mask"

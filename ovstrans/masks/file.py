@@ -1,9 +1,9 @@
-"""Writing and reading mask files, and the packed bits in them.
+"""Writing and reading mask files, the packed bits in them, and the files of pruned weights beside them.
 
-A safetensors file with one entry per pruned tensor. The key is the parameter's name in the image encoder. The value
-is the boolean tensor as packed bits: flattened in C order, bit 1 is kept, eight to a byte with the first in the most
-significant bit (`numpy.packbits`), the last byte filled up with zeros; uint8, one dimension. Sparse checkpoints pack
-their masks the same way. The metadata are strings:
+A mask file is a safetensors file with one entry per pruned tensor. The key is the parameter's name in the image
+encoder. The value is the boolean tensor as packed bits: flattened in C order, bit 1 is kept, eight to a byte with the
+first in the most significant bit (`numpy.packbits`), the last byte filled up with zeros; uint8, one dimension. Sparse
+checkpoints pack their masks the same way. The metadata are strings:
 
     format           "ovstrans.mask/1"
     model            open_clip model that it was made from
@@ -33,6 +33,11 @@ Reading it takes numpy, json and safetensors:
         }
 
 RN50's body (23,445,504 weights) takes 2.9 MB.
+
+A weights file is a safetensors file with the plain state dict of the image encoder as pruning left it (keys without
+`visual.`), which everything that takes weights reads. Its metadata say where the weights come from: `format`
+("ovstrans.weights/1"), `model`, `pretrained`, `weights_sha256` (of the weights that were pruned), `method`, `sparsity`,
+`mask` (name of the mask file), `recipe` (JSON), `created_by`.
 """
 
 from __future__ import annotations
@@ -53,6 +58,7 @@ from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask
 
 FORMAT = "ovstrans.mask/1"
+WEIGHTS_FORMAT = "ovstrans.weights/1"
 METADATA = (
     "format",
     "model",
@@ -132,6 +138,36 @@ def load_mask(path: Path | str) -> Mask:
     )
     _require_sparsity(metadata["sparsity"], mask, where)
     return mask
+
+
+def pruned_weights_path(mask: Path | str) -> Path:
+    """Return the path of the pruned weights of a mask file: `mask.weights.safetensors` for `mask.safetensors`."""
+    mask = Path(mask)
+    return mask.with_name(f"{mask.stem}.weights.safetensors")
+
+
+def save_weights(path: Path | str, weights: Mapping[str, Tensor], mask: Mask, mask_name: str = "") -> None:
+    """Write pruned weights, atomically.
+
+    Args:
+        path: File to write.
+        weights: State dict of the image encoder.
+        mask: Mask of the weights, whose origin is recorded.
+        mask_name: Name of the mask file.
+    """
+    files.write_tensors(path, weights, {**mask_metadata(mask), "format": WEIGHTS_FORMAT, "mask": mask_name})
+
+
+def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the state dict and the metadata of a weights file.
+
+    Raises:
+        InputError: The file is missing, damaged, or of another format.
+    """
+    weights, metadata = files.read_tensors(path)
+    if metadata.get("format") != WEIGHTS_FORMAT:
+        raise InputError(f"{path}: its format is {metadata.get('format')!r}, {WEIGHTS_FORMAT!r} is needed")
+    return weights, metadata
 
 
 def _require_format(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str) -> None:

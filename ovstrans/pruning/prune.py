@@ -13,7 +13,7 @@ from ovstrans.clip.load import DEFAULT_MODEL, Clip, load_clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.sample import Dataset
-from ovstrans.environment import pick_device
+from ovstrans.environment import pick_device, pick_precision
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks import registry
 from ovstrans.masks.file import load_mask
@@ -27,7 +27,6 @@ from ovstrans.pruning.rounds import BatchStream, run_rounds
 from ovstrans.recipes.load import Settings, load_recipe, read_settings, resolve
 from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FEATURES, SEGMENT_LOSSES, PruneRecipe
-from ovstrans.training.precision import pick_precision
 from ovstrans.training.state import seed_step
 
 logger = logging.getLogger(__name__)

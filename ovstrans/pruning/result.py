@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.checkpoints.weights import pruned_weights_path, save_weights
 from ovstrans.errors import InputError
-from ovstrans.masks.file import save_mask
+from ovstrans.masks.file import pruned_weights_path, save_mask, save_weights
 from ovstrans.masks.mask import Mask, density_rows
 from ovstrans.pruning.rounds import Round
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ovstrans.clip.backbone import head_modules
 from ovstrans.clip.load import Clip
+from ovstrans.environment import images_to_device, pick_precision, to_device
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
@@ -30,9 +31,7 @@ from ovstrans.pruning.methods import Masks, Plan, weights_of
 from ovstrans.recipes.load import differences
 from ovstrans.recipes.schema import PruneRecipe
 from ovstrans.training.distributed import World
-from ovstrans.training.loop import Step, train
-from ovstrans.training.optim import make_optimizer
-from ovstrans.training.precision import images_to_device, pick_precision, to_device
+from ovstrans.training.loop import Step, make_optimizer, train
 from ovstrans.training.state import load_state, save_state
 
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from ovstrans.environment import PRECISIONS
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.recipes.keys import Key, finite, setting
 
@@ -39,7 +40,6 @@ FEATURES = "features"
 SEGMENT_LOSSES = ("text-guided", "vision-guided", "semantic")
 """The distillation losses that compare segments, hence need labelled images."""
 SCHEDULES = ("constant", "step", "poly", "cosine")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 NORMS = ("train", "frozen")
 INITS = ("pretrained", "pruned", "random")
 

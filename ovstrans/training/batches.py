@@ -15,11 +15,11 @@ from ovstrans.datasets.augment import Augment, Transform
 from ovstrans.datasets.loading import SampleBatch, stream_batches
 from ovstrans.datasets.sample import Dataset, Sample
 from ovstrans.datasets.segments import WithSegments
+from ovstrans.environment import images_to_device
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.distributed import World
-from ovstrans.training.precision import images_to_device
 
 
 class Labelled:

@@ -16,17 +16,16 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.checkpoints.weights import pruned_weights_path
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.datasets.sample import Dataset
-from ovstrans.environment import environment, pick_device
+from ovstrans.environment import environment, pick_device, pick_precision, to_device
 from ovstrans.errors import InputError, OvstransError
 from ovstrans.files import OUTPUT_DIR
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.registry import with_prompts
-from ovstrans.masks.file import load_mask, save_mask
+from ovstrans.masks.file import load_mask, pruned_weights_path, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.progress import ProgressCallback, ProgressReporter
 from ovstrans.recipes.load import Settings
@@ -47,9 +46,7 @@ from ovstrans.training.inputs import (
     require_same,
     take_inputs,
 )
-from ovstrans.training.loop import Step, train
-from ovstrans.training.optim import drop_frozen, make_optimizer
-from ovstrans.training.precision import pick_precision, to_device
+from ovstrans.training.loop import Step, drop_frozen, make_optimizer, train
 from ovstrans.training.resolve import PathLike, choose_recipe, resume_recipe
 from ovstrans.training.run_folder import Run, RunFolder
 from ovstrans.training.state import load_state, save_state, seed_step, stopping

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovstrans.clip.backbone import backbone_convs, find_image_encoder, norm_name
+from ovstrans.environment import Precision
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.modules import eval_mode
-from ovstrans.training.precision import Precision
 
 
 def check_plan(frozen: Sequence[str], encoder: nn.Module, origin: str) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ovstrans.checkpoints.weights import pruned_weights_path
 from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.weights import VISUAL, fit_state, read_state_dict, require_finite
 from ovstrans.errors import InputError, MissingFileError
+from ovstrans.masks.file import pruned_weights_path
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.state import derive_seed
 

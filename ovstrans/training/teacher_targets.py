@@ -25,11 +25,11 @@ from torch.nn import functional as F
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.datasets.segments import Segments
+from ovstrans.environment import Precision, images_to_device, to_device
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.training.batches import Labelled
 from ovstrans.training.distributed import World
-from ovstrans.training.precision import Precision, images_to_device, to_device
 from ovstrans.training.state import derive_seed
 from ovstrans.training.synonym_filter import SynonymFilter
 from ovstrans.vocabulary.nouns import extract_nouns

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 
 from ovstrans import files
 from ovstrans.checkpoints.file import load_checkpoint, save_checkpoint
-from ovstrans.checkpoints.weights import save_weights
 from ovstrans.cli.main import run
 from ovstrans.clip.load import random_clip
 from ovstrans.interop.published_names import to_published
-from ovstrans.masks.file import load_mask, save_mask
+from ovstrans.masks.file import load_mask, save_mask, save_weights
 from tests.checkpoints.dummies import make_checkpoint
 from tests.interop.test_export import assert_equal, assert_masks_equal, draw_mask
 from tests.interop.test_import_framework import make

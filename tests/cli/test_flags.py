@@ -6,7 +6,7 @@ import pytest
 from typer.main import get_command
 
 from ovstrans.cli.app import COMMANDS, app
-from ovstrans.cli.flags import flag_names, name_flags
+from ovstrans.cli.common import flag_names, name_flags
 
 FLAGS = {
     "mask": ("--mask", "--no-mask"),

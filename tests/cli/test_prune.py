@@ -11,10 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ovstrans.checkpoints.weights import load_weights
 from ovstrans.cli import main
 from ovstrans.clip.load import bundled_folder, random_clip
-from ovstrans.masks.file import load_mask
+from ovstrans.masks.file import load_mask, load_weights
 from ovstrans.pruning import rounds
 
 QUICK = [

@@ -13,6 +13,7 @@ from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoi
 from ovstrans.clip.backbone import find_image_encoder, scope_convs
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
+from ovstrans.environment import Precision
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch
@@ -20,7 +21,6 @@ from ovstrans.frameworks.fcclip import FCCLIP
 from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.masks.mask import Mask
 from ovstrans.training.freeze import recalibrate, train_mode
-from ovstrans.training.precision import Precision
 from tests.clip.encoders import small_convnext
 from tests.frameworks.conftest import make_text
 from tests.frameworks.fcclip_case import NOTHING, TINY, USUAL, batch_of, make, segments

@@ -9,13 +9,12 @@ from safetensors.torch import save_file
 
 from ovstrans import files
 from ovstrans.checkpoints.file import save_checkpoint
-from ovstrans.checkpoints.weights import FORMAT as WEIGHTS_FORMAT
 from ovstrans.clip.backbone import scope_convs
 from ovstrans.clip.load import load_clip, random_clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.errors import CheckFailed, InputError, MismatchError
 from ovstrans.interop.describe import describe_tensors
-from ovstrans.masks.file import save_mask
+from ovstrans.masks.file import WEIGHTS_FORMAT, save_mask
 from ovstrans.masks.mask import Mask
 from tests.checkpoints.dummies import make_checkpoint
 from tests.masks.dummies import CLIP, MASKED, Encoder, make_mask, tamper

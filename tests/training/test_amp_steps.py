@@ -14,14 +14,13 @@ from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.datasets.segments import Segments
+from ovstrans.environment import images_to_device, pick_precision, to_device
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.recipes.schema import Optimizer
 from ovstrans.training.distributed import World
 from ovstrans.training.freeze import train_mode
-from ovstrans.training.loop import Step, train
-from ovstrans.training.optim import make_optimizer
-from ovstrans.training.precision import images_to_device, pick_precision, to_device
+from ovstrans.training.loop import Step, make_optimizer, train
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SIDE, DIM, IGNORE = 64, 32, 255

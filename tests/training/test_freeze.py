@@ -6,10 +6,10 @@ from torch import nn
 
 from ovstrans.clip.backbone import backbone_convs, norm_name
 from ovstrans.clip.load import create_image_encoder
+from ovstrans.environment import pick_precision
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
-from ovstrans.training.precision import pick_precision
 
 PLAN = ["conv1", "layer1.0.conv2", "layer2.0.downsample.0"]
 

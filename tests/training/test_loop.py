@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from ovstrans.environment import pick_precision
 from ovstrans.errors import InputError
 from ovstrans.training.distributed import World
 from ovstrans.training.loop import Step, train
-from ovstrans.training.precision import pick_precision
 from ovstrans.training.state import seed_step
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.text import embed_texts
 from ovstrans.datasets.segments import Segments
+from ovstrans.environment import Precision
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.training import synonym_filter, teacher_targets
-from ovstrans.training.precision import Precision
 from ovstrans.training.synonym_filter import SynonymFilter
 from ovstrans.training.teacher_targets import CHUNK, TeacherTargets, draw_nouns
 from ovstrans.vocabulary.vocabulary import Vocabulary

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovstrans.checkpoints.weights import load_weights, pruned_weights_path, save_weights
 from ovstrans.clip.weights import read_state_dict
 from ovstrans.errors import InputError
 from ovstrans.files import write_tensors
+from ovstrans.masks.file import load_weights, pruned_weights_path, save_weights
 from ovstrans.masks.mask import Mask
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ovstrans.environment import images_to_device, native_bf16, pick_precision, to_device
 from ovstrans.errors import InputError
-from ovstrans.training.precision import images_to_device, native_bf16, pick_precision, to_device
 
 
 def test_off_computes_in_float32() -> None:
@@ -23,7 +23,7 @@ def test_bf16_multiplies_in_bfloat16_and_needs_no_scaler() -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_takes_bfloat16_only_where_it_is_native(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovstrans.training.precision.native_bf16", lambda device: native)
+    monkeypatch.setattr("ovstrans.environment.native_bf16", lambda device: native)
     assert pick_precision("auto", "cpu").dtype == (torch.bfloat16 if native else None)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ovstrans.recipes.schema import Optimizer
-from ovstrans.training.optim import drop_frozen, make_optimizer, parameter_groups, set_rate
+from ovstrans.training.loop import drop_frozen, make_optimizer, parameter_groups, set_rate
 
 SETTINGS = Optimizer(lr=0.1, backbone_rate=0.2, weight_decay=0.3, clip_norm=0.0)
 
