@@ -15,6 +15,7 @@ from ovstrans.version import __version__
 if TYPE_CHECKING:
     from ovstrans.checkpoints.file import Checkpoint as Checkpoint
     from ovstrans.checkpoints.file import load_checkpoint as load_checkpoint
+    from ovstrans.clip.catalog import list_models as list_models
     from ovstrans.clip.load import Clip as Clip
     from ovstrans.clip.load import load_clip as load_clip
     from ovstrans.datasets.catalog import list_datasets as list_datasets
@@ -53,6 +54,7 @@ _HOMES = {
     "finetune": "ovstrans.training.finetune",
     "inspect": "ovstrans.interop.inspect",
     "list_datasets": "ovstrans.datasets.catalog",
+    "list_models": "ovstrans.clip.catalog",
     "load_checkpoint": "ovstrans.checkpoints.file",
     "load_clip": "ovstrans.clip.load",
     "load_mask": "ovstrans.masks.file",
@@ -81,6 +83,7 @@ __all__ = [
     "finetune",
     "inspect",
     "list_datasets",
+    "list_models",
     "load_checkpoint",
     "load_clip",
     "load_mask",

@@ -25,7 +25,8 @@ from contrastive import contrastive_loss, encode_text, make_captions, noun_loss
 from torch.nn import functional as F
 
 from ovstrans import files
-from ovstrans.clip.load import DEFAULT_MODEL, bundled_folder, random_clip
+from ovstrans.clip.load import random_clip
+from ovstrans.clip.models import DEFAULT_MODEL, bundled_folder
 from ovstrans.clip.text import embed_texts
 from ovstrans.datasets.scenes.dataset import COLORS, Thing, draw_scene
 from ovstrans.datasets.scenes.drawing import SHAPES, STUFF

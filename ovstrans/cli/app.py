@@ -14,7 +14,19 @@ from typer.main import get_command
 
 from ovstrans.version import __version__
 
-COMMANDS = ("prune", "analyze", "finetune", "bench", "predict", "export", "inspect", "demo", "data", "recipes")
+COMMANDS = (
+    "prune",
+    "analyze",
+    "finetune",
+    "bench",
+    "predict",
+    "export",
+    "inspect",
+    "demo",
+    "data",
+    "recipes",
+    "models",
+)
 """The subcommands in the order of the help; each is a module `cli.NAME` with a function NAME or a Typer `app`."""
 
 

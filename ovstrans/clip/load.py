@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -19,16 +17,18 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-import ovstrans
 from ovstrans.clip.backbone import backbone_shapes
+from ovstrans.clip.models import (
+    BUNDLED,
+    BUNDLED_MODELS,
+    DEFAULT_MODEL,
+    bundled_config,
+    bundled_folder,
+    config_kind,
+    model_config,
+)
 from ovstrans.clip.weights import VISUAL, fit_state, is_counter, read_state_dict, require_finite, weights_sha256
-from ovstrans.errors import InputError, MismatchError, did_you_mean
-
-DEFAULT_MODEL = "RN-mini"
-"""The mini CLIP that ships with the package (see `checkpoints/rn-mini/README.md`)."""
-
-BUNDLED = "bundled"
-"""Name of the weights that ship with the package."""
+from ovstrans.errors import InputError, MismatchError
 
 _FIRST_WEIGHT = {"ResNet": "conv1.weight", "ConvNeXt": "trunk.stem.0.weight"}
 """The first weight of either kind of image encoder."""
@@ -123,7 +123,7 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
     tags = open_clip.list_pretrained_tags_by_model(model)
     if is_file and source not in tags and source != BUNDLED:
         path = Path(source)
-    elif model == DEFAULT_MODEL:
+    elif model in BUNDLED_MODELS:
         if source != BUNDLED:
             raise InputError(f"`pretrained={source}`: no such file, and {model} has no tags but {BUNDLED!r}")
         path = bundled_folder() / "open_clip_model.safetensors"
@@ -169,7 +169,7 @@ def create_image_encoder(model: str = DEFAULT_MODEL) -> nn.Module:
     Inside `with torch.device("meta")` it takes no memory.
     """
     config, _ = _config(model)
-    if _is_convnext(config):
+    if config_kind(config) == "convnext":
         return _create_convnext(config)
     vision = config["vision_cfg"]
     width, size = vision["width"], vision["image_size"]
@@ -198,13 +198,6 @@ def model_info(model: str) -> ModelInfo:
     )
 
 
-def model_names() -> list[str]:
-    """Return the models that can be loaded, the bundled one first."""
-    known = open_clip.list_models()
-    resnets = [name for name in known if name.startswith("RN")]
-    return [DEFAULT_MODEL, *resnets, *(name for name in known if _is_convnext(open_clip.get_model_config(name)))]
-
-
 @lru_cache(maxsize=8)
 def model_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
     """Return the shapes of a model's backbone weights by name, or None if the model is unknown.
@@ -221,15 +214,6 @@ def model_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
     return backbone_shapes(dict(encoder.named_parameters()))
 
 
-def bundled_folder() -> Path:
-    """Return the folder of the bundled RN-mini: in the installed package, or in the checkout beside it."""
-    package = Path(ovstrans.__file__).parent
-    for folder in (package / "bundled" / "rn-mini", package.parent / "checkpoints" / "rn-mini"):
-        if (folder / "open_clip_config.json").exists():
-            return folder
-    raise InputError("the bundled RN-mini is missing; install ovstrans again")
-
-
 @contextlib.contextmanager
 def _quiet_logging() -> Iterator[None]:
     """Silence open_clip's log lines while the block runs."""
@@ -243,27 +227,10 @@ def _quiet_logging() -> Iterator[None]:
 
 def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (model configuration, preprocessing); InputError if the model is unknown or of another kind."""
-    preprocess: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    if model == DEFAULT_MODEL:
-        both = json.loads((bundled_folder() / "open_clip_config.json").read_text())
-        return both["model_cfg"], {**preprocess, **both["preprocess_cfg"]}
-    config = open_clip.get_model_config(model)
-    if config is None:
-        hint = did_you_mean(model, model_names())
-        raise InputError(f"`model={model}`: unknown; {hint}known are {', '.join(model_names())}")
-    if not (_is_convnext(config) or isinstance(config["vision_cfg"].get("layers"), (list, tuple))):
-        raise InputError(
-            f"`model={model}`: its image encoder is not a ModifiedResNet or a ConvNeXt; "
-            f"models that work are {', '.join(model_names())}"
-        )
-    config = copy.deepcopy(config)
+    config = model_config(model)
     config["vision_cfg"]["timm_model_pretrained"] = False  # weights come from a CLIP, never from timm's hub
-    return config, preprocess
-
-
-def _is_convnext(config: Mapping[str, Any]) -> bool:
-    """Return whether the image encoder of an open_clip model configuration is a ConvNeXt."""
-    return str(config["vision_cfg"].get("timm_model_name") or "").startswith("convnext")
+    own = bundled_config()["preprocess_cfg"] if model in BUNDLED_MODELS else {}
+    return config, {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, **own}
 
 
 def _create_convnext(config: Mapping[str, Any]) -> nn.Module:
@@ -289,7 +256,7 @@ def _quick_gelu(config: Mapping[str, Any], tag: Mapping[str, Any]) -> bool:
 
 
 def _default_pretrained(model: str) -> str:
-    if model == DEFAULT_MODEL:
+    if model in BUNDLED_MODELS:
         return BUNDLED
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not tags:

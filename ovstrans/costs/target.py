@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
 from ovstrans.clip.backbone import drop_head, encode_stages
-from ovstrans.clip.load import DEFAULT_MODEL, create_image_encoder, model_names
+from ovstrans.clip.load import create_image_encoder
+from ovstrans.clip.models import DEFAULT_MODEL, model_names
 from ovstrans.costs.flops import Flops, count_inference
 from ovstrans.costs.params import Params, count_params
 from ovstrans.costs.training_run import TrainingCosts, count_training

@@ -19,7 +19,8 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import BACKBONE
-from ovstrans.clip.load import BUNDLED, load_clip
+from ovstrans.clip.load import load_clip
+from ovstrans.clip.models import BUNDLED
 from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
 from ovstrans.errors import CheckFailed, InputError
 from ovstrans.masks import file as mask_file

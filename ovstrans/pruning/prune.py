@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ovstrans.clip.load import DEFAULT_MODEL, Clip, load_clip
+from ovstrans.clip.load import Clip, load_clip
+from ovstrans.clip.models import DEFAULT_MODEL
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.sample import Dataset

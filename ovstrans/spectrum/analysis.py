@@ -18,7 +18,8 @@ from torch import nn
 from ovstrans import files
 from ovstrans.checkpoints.file import BACKBONE, Checkpoint, find_checkpoint, load_checkpoint
 from ovstrans.clip.backbone import backbone_convs, find_image_encoder, weight_matrices
-from ovstrans.clip.load import DEFAULT_MODEL, Clip, create_image_encoder, load_clip, model_names
+from ovstrans.clip.load import Clip, create_image_encoder, load_clip
+from ovstrans.clip.models import DEFAULT_MODEL, model_names
 from ovstrans.clip.weights import fit_state, weights_sha256
 from ovstrans.environment import pick_device
 from ovstrans.errors import InputError, did_you_mean

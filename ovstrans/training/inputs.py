@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.clip.load import Clip, load_clip, model_names
+from ovstrans.clip.load import Clip, load_clip
+from ovstrans.clip.models import model_names
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.folder import FolderDataset

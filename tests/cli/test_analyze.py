@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from ovstrans.cli import main
-from ovstrans.clip.load import bundled_folder, random_clip
+from ovstrans.clip.load import random_clip
+from ovstrans.clip.models import bundled_folder
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
 from tests.checkpoints.dummies import make_checkpoint

@@ -36,7 +36,7 @@ def test_without_a_command_nothing_changes() -> None:
     assert name_flags("`mask`: no such file", {}) == "`mask`: no such file"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("data", "recipes")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("data", "models", "recipes")])
 def test_every_command_tells_its_flags(name: str) -> None:
     command = get_command(app).get_command(None, name)  # type: ignore[attr-defined, arg-type]
     flags = flag_names(command)

@@ -11,7 +11,7 @@ from ovstrans import console
 from ovstrans.cli import main
 from ovstrans.errors import CheckFailed, InputError
 
-COMMANDS = ("prune", "analyze", "finetune", "bench", "inspect", "demo", "recipes")
+COMMANDS = ("prune", "analyze", "finetune", "bench", "inspect", "demo", "models", "recipes")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ovstrans.cli import main
-from ovstrans.clip.load import bundled_folder, random_clip
+from ovstrans.clip.load import random_clip
+from ovstrans.clip.models import bundled_folder
 from ovstrans.masks.file import load_mask, load_weights
 from ovstrans.pruning import rounds
 

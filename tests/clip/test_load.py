@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from ovstrans.clip import load
-from ovstrans.clip.load import DEFAULT_MODEL, create_image_encoder, load_clip, model_info, random_clip
+from ovstrans.clip.load import create_image_encoder, load_clip, model_info, random_clip
+from ovstrans.clip.models import DEFAULT_MODEL
 from ovstrans.clip.text import embed_texts
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.datasets.scenes.dataset import draw_scene
@@ -82,7 +83,7 @@ def test_offline_tag_says_what_it_does_and_what_to_do(monkeypatch, caplog):
 def test_unknown_names():
     with pytest.raises(InputError, match="did you mean 'RN50'"):
         load_clip("RN5O")
-    with pytest.raises(InputError, match="not a ModifiedResNet"):
+    with pytest.raises(InputError, match="cannot be pruned, its image encoder is a vision transformer"):
         load_clip("ViT-B-32")
     with pytest.raises(InputError, match="tags are openai"):
         load_clip("RN50", "nonsense")

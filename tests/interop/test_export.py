@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.backbone import encode_stages, scope_convs
-from ovstrans.clip.load import Clip, bundled_folder, random_clip
+from ovstrans.clip.load import Clip, random_clip
+from ovstrans.clip.models import bundled_folder
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.interop import export as export_module
 from ovstrans.interop.export import ExportResult, check_suffix, export
