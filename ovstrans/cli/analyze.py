@@ -135,11 +135,14 @@ def _show(analysis: Analysis) -> None:
 
     plan = analysis.plan()
     rows = [_row(layer, layer.name in plan.frozen) for layer in analysis.layers]
-    columns = ("layer", "shape", "eigenvalues", "alpha", "xmin", "D", "tail", "frozen", "note")
+    columns = ["layer", "shape", "eigenvalues", "alpha", "xmin", "D", "tail", "frozen", "note"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     threshold = "" if plan.threshold is None else f", alpha {plan.threshold:.4g}"
     caption = f"plan {plan.rule}{threshold}: {len(plan.frozen)} of {len(analysis.candidates)} convolutions frozen"
     title = f"{analysis.model} {analysis.pretrained}, xmin {analysis.settings['xmin']}"
-    console.table(title, columns, rows, caption=caption)
+    optional = ("eigenvalues", "D", "xmin", "tail", "shape")
+    console.table(title, columns, rows, caption=caption, words=("note",), optional=optional)
 
 
 def _row(layer: LayerAlpha, frozen: bool) -> list[Any]:

@@ -6,6 +6,7 @@ Importing this module, or that of a command, must stay cheap: no torch, numpy or
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +50,20 @@ class LazyGroup(TyperGroup):
                 program.command(cmd_name, cls=getattr(module, "COMMAND_CLASS", None))(getattr(module, cmd_name))
             self.commands[cmd_name] = get_command(program)
             self.commands[cmd_name].name = cmd_name
+            _join_lines(self.commands[cmd_name])
         return self.commands[cmd_name]
+
+
+def _join_lines(command: Any) -> None:
+    """Make each paragraph of a command's help one line, so that it wraps at the width of the terminal alone.
+
+    A paragraph with an indented line, or one that begins with a backspace, keeps its lines.
+    """
+    paragraphs = cleandoc(command.help or "").split("\n\n")
+    kept = [text if "\n " in f"\n{text}" or text.startswith("\b") else " ".join(text.split()) for text in paragraphs]
+    command.help = "\n\n".join(kept)
+    for inner in getattr(command, "commands", {}).values():
+        _join_lines(inner)
 
 
 app = typer.Typer(

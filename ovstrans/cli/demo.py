@@ -44,8 +44,8 @@ def demo(
     console.say(f"{_INTRO}\n")
 
     console.say(
-        "[bold]1. Prune[/]: remove 90 % of the backbone's weights, the smallest first, 10 % of the rest in each round.",
-        markup=True,
+        ": remove 90 % of the backbone's weights, the smallest first, 10 % of the rest in each round.",
+        heading="1. Prune",
     )
     console.say("   Between rounds the sparse image encoder learns from the dense one, on images without labels.")
     pruned = ["--steps", str(rounds), *shared]
@@ -53,16 +53,16 @@ def demo(
     console.say("   For comparison: as many zeros in each layer at random places, and as much distillation.")
     _call(context, "prune", "--method", "random", "--like", masks["imp"], "--out", masks["random"], *pruned)
 
+    console.say("")
     console.say(
-        "\n[bold]2. Analyze[/]: fit a power law to the eigenvalues of every layer. A small alpha (a heavy tail)",
-        markup=True,
+        ": fit a power law to the eigenvalues of every layer. A small alpha (a heavy tail)", heading="2. Analyze"
     )
     console.say("   means a well-trained layer: the plan freezes those below the median.")
     _call(context, "analyze", "--out", out / "alpha.json", "--plot", *switches)
 
+    console.say("")
     console.say(
-        "\n[bold]3. Fine-tune[/]: DeepLabV3 on 400 labelled scenes, three times. The mask is in force at every step,",
-        markup=True,
+        ": DeepLabV3 on 400 labelled scenes, three times. The mask is in force at every step,", heading="3. Fine-tune"
     )
     console.say("   frozen layers do not change, and pixels are classified by CLIP's text embeddings.")
     for arm in ARMS:
@@ -70,9 +70,8 @@ def demo(
         run = ["--plan", out / "alpha.json", "--steps", steps, "--out", out / "runs" / arm]
         _call(context, "finetune", *chosen, *run, *shared)
 
-    console.say(
-        "\n[bold]4. Bench[/]: parameters, multiply-accumulates and mIoU, with one counter for all.", markup=True
-    )
+    console.say("")
+    console.say(": parameters, multiply-accumulates and mIoU, with one counter for all.", heading="4. Bench")
     console.say("   Novel classes have no labels in training; here the model is given their names.")
     _call(
         context, "bench", *(out / "runs" / arm for arm in ARMS), "--data", "scenes:test", "--limit", images,

@@ -66,7 +66,8 @@ def _show(description: FileDescription) -> None:
             [_cell(label, value) for label, value in zip(description.columns, row, strict=True)]
             for row in description.rows
         ]
-        console.table("", description.columns, rows)
+        optional = ("eigenvalues", "D", "weights", "shape")
+        console.table("", description.columns, rows, words=("warning",), optional=optional)
 
 
 def _cell(label: str, value: Any) -> str:

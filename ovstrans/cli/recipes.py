@@ -28,7 +28,7 @@ def list_recipes(json: common.Json = None, force: common.Force = False, debug: c
     common.check_json(json, force=force)
     found = {name: _summary(recipe_text(name)) for name in recipe_names()}
     if json != "-":
-        console.table("recipes", ["name", "what it is for"], list(found.items()))
+        console.table("recipes", ["name", "what it is for"], list(found.items()), words=["what it is for"])
     common.emit_json(json, {"schema": "ovstrans.recipes/1", "recipes": found}, force=force)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -135,3 +136,17 @@ def test_notices_of_the_library_are_shown_during_a_command_only(capsys, monkeypa
     assert main.run(["prune"]) == 0
     logging.getLogger("ovstrans.training").warning("too late")
     assert capsys.readouterr().err == "going on\n"
+
+
+@pytest.mark.parametrize("arguments", [(name,) for name in COMMANDS] + [("data", "check"), ("data", "prepare")])
+def test_paragraphs_of_the_help_wrap_at_the_terminals_width_alone(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line of a paragraph is short only if the next word has no room in it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    assert main.run([*arguments, "--help"]) == 0
+    prose = capsys.readouterr().out.partition("╭")[0].splitlines()
+    for line, following in pairwise(prose):
+        if line.strip() and following.strip() and not following.startswith("  "):
+            assert len(line.rstrip()) + 1 + len(following.split()[0]) > 79, line
