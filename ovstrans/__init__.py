@@ -1,4 +1,4 @@
-"""ovstrans makes open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count honestly.
+"""ovstrans makes open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count the costs.
 
 Everything that the commands do is here as a function or class, with keywords named as the options are. They return
 dataclasses, report progress through a `progress` callback and print nothing; notices go to the logger "ovstrans".

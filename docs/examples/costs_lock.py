@@ -1,4 +1,4 @@
-"""Fail when a model gets more expensive: a lock of costs, and a test that compares with it.
+"""Fail when the cost of a model changes: a lock of costs, and a test that compares with it.
 
 `python docs/examples/costs_lock.py` writes `costs.lock.json`; `pytest docs/examples/costs_lock.py` compares.
 """

@@ -274,7 +274,7 @@ def to_sparse(state: Mapping[str, Tensor], mask: Mask | None, *, where: str) -> 
 
     Raises:
         MismatchError: If a masked tensor is missing, of another shape or not zero where it is masked, or if the
-            framework uses a name that this form needs. The message begins with `where`.
+            framework has a tensor whose name is reserved for the sparse format. The message begins with `where`.
     """
     tensors = dict(state)
     for name, kept in {} if mask is None else mask.tensors.items():

@@ -69,7 +69,7 @@ def _join_lines(command: Any) -> None:
 app = typer.Typer(
     name="ovstrans",
     cls=LazyGroup,
-    help="Make open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count honestly.",
+    help="Make open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count the costs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

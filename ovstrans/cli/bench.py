@@ -44,7 +44,7 @@ class BenchCommand(TyperCommand):
             for parameter in self.params:
                 source = ctx.get_parameter_source(parameter.name)
                 if parameter.name not in accepted and source is not None and source.name != "DEFAULT":
-                    raise InputError(f"{parameter.opts[0]}: has no part in {name}; leave it out")
+                    raise InputError(f"{parameter.opts[0]}: does not apply to {name}; leave it out")
             break
         return super().invoke(ctx)
 
@@ -335,14 +335,14 @@ def _run_lock(
         _show_changes(result)
     common.emit_json(json, result.to_json(), force=True)
     if update is not None:
-        console.say(f"wrote {path}: {result.total} targets, {len(result.changes)} counts moved")
+        console.say(f"wrote {path}: {result.total} targets, {len(result.changes)} counts changed")
     elif result.changes:
         raise CheckFailed(
             f"{path}: {common.counted(len(result.changes), 'count')} of {len(result.changed_targets)} of "
-            f"{len(result.targets)} targets moved; if that is meant: ovstrans bench --check {path} --update"
+            f"{len(result.targets)} targets changed; if that is meant: ovstrans bench --check {path} --update"
         )
     else:
-        console.say(f"{path}: {len(result.targets)} targets cost what they did")
+        console.say(f"{path}: {len(result.targets)} targets, no count changed")
 
 
 def _show_changes(result: LockResult) -> None:

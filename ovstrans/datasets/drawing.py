@@ -201,7 +201,7 @@ def _shade_rows(values: np.ndarray, count: int, ignore: int) -> np.ndarray:
 
 
 def draw_contact_sheet(samples: Iterable[Sample], dataset: Dataset, *, title: str = "") -> Image.Image:
-    """Draw images above their label maps, four in a row, and a legend below them.
+    """Draw images with their label maps below, four in a row, and a legend at the bottom.
 
     Args:
         samples: The images to show.

@@ -184,5 +184,5 @@ def _read_ahead(reader: _Reader, steps: Iterator[list[Item]], workers: int) -> A
         batch_sampler=steps,
         num_workers=workers,
         collate_fn=list,
-        generator=torch.Generator(),  # the default would draw from the global generator, whose state a resume restores
+        generator=torch.Generator(),  # the default would draw from the global generator
     )

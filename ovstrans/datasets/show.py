@@ -18,7 +18,7 @@ def show_dataset(
     out: Path | str | None = None,
     force: bool = False,
 ) -> Path:
-    """Draw images of a dataset above their label maps, and save the picture as PNG.
+    """Draw images of a dataset with their label maps below, and save the picture as PNG.
 
     Args:
         name: Name of the dataset. Without a split, `val` is shown.

@@ -139,7 +139,7 @@ class Criterion:
 
 
 def segment_count(targets: Sequence[Targets]) -> Tensor:
-    """Count the segments of a batch: the mean over processes, at least 1. Mask losses are divided by it."""
+    """Return the number of segments of a batch, averaged over processes and at least 1; it divides the mask losses."""
     count = torch.tensor(float(sum(len(each.classes) for each in targets)), device=targets[0].masks.device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)

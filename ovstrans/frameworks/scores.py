@@ -70,7 +70,7 @@ class Scores:
         Args:
             size: (height, width).
             masks_first: If the scores are sums over masks, resize the masks and then sum them. Otherwise resize the
-                sums. Published configurations differ in this, and it decides some pixels.
+                sums. Published configurations differ in this, and it changes the class of some pixels.
         """
         return self if size == self.size else ResizedScores(self, size)
 
@@ -365,7 +365,7 @@ class Interpolation:
         return replace(self, index=self.index[:length], weight=self.weight[:length])
 
     def then(self, other: Interpolation) -> Interpolation:
-        """Return this interpolation followed by `other`, as one."""
+        """Return the composition of this interpolation and `other`, which comes after it."""
         if other.identity:
             return self
         index = self.index[other.index].flatten(1)

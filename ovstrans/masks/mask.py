@@ -145,11 +145,11 @@ class Mask:
     def apply(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Zero the masked weights in place.
 
-        Weights other than those that the mask was made from are welcome: that is the transfer.
+        Weights other than those that the mask was made from are allowed (transfer).
 
         Args:
             model: An image encoder, an open_clip CLIP or a framework, bare or wrapped by DDP or `torch.compile`, on
-                any device. It is remembered, but not kept alive, for `held` and `mask_gradients`. Or a state dict,
+                any device. It is remembered by a weak reference, for `held` and `mask_gradients`. Or a state dict,
                 whose tensors are changed.
 
         Raises:

@@ -8,8 +8,8 @@ The values of a run come from a recipe, then from `KEY=VALUE` settings, then fro
 came before. All of them are checked here, against the schema. Checks that need more than the recipe, for example of
 the options of a framework, are up to the code that uses it.
 
-A new hyper-parameter is one new field in a section. With `option="name"` the commands and functions that take the
-section get a keyword and a flag `--name` for it.
+A new hyper-parameter is one new field in a section; without a default, every recipe must have it. With `option="name"`
+the commands and functions that take the section get a keyword and a flag `--name` for it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Prune:
-    """[prune]: how many weights go, which and how fast, and how long the others learn."""
+    """[prune]: how many weights are pruned, which, how fast, and how long the rest is trained."""
 
     method: str = setting("imp, magnitude (one shot) or random.", choices=METHODS, option="method")
     sparsity: float = setting("Zeros / weights in scope (0.9).", at_least=0, below=1, option="sparsity")

@@ -213,7 +213,7 @@ def check_lock(
             `plan`, `settings`, `vocabulary`.
 
     Returns:
-        The changes; none if the targets cost what they did.
+        The changes; empty if no count changed.
 
     Raises:
         InputError: If the lock is missing or broken, does not hold a target, or a target cannot be counted.

@@ -156,7 +156,7 @@ def format_markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], word
 
 
 def make_csv_table(reports: Sequence[Report]) -> list[list[str]]:
-    """Return the plain values: a header, then quantity, part, unit, a column each report, and changes in per cent."""
+    """Return the figures unformatted: a header, then quantity, part, unit, a column for each report, changes in %."""
     columns = [report.name for report in reports]
     head = ["quantity", "part", "unit", *columns, *(f"{name}: change from the first, %" for name in columns[1:])]
     lines = [

@@ -41,7 +41,7 @@ _MUCH_CUT = 0.1
 
 @dataclass(frozen=True)
 class LayerAlpha:
-    """Results of one layer. A number that the layer has not is None, and `warning` says why.
+    """Results of one layer. A missing number is None, and `warning` says why.
 
     Attributes:
         name: Name of the layer in the image encoder, such as `layer1.0.conv1`; `...attn.q` for a part of fused weights.

@@ -169,7 +169,7 @@ def open_training_set(recipe: FinetuneRecipe, inputs: Inputs, root: Path | None)
     """Return the dataset of a run.
 
     Raises:
-        InputError: There is no such dataset, or it was given as an object and is not given again.
+        InputError: There is no such dataset, or the run was started with a dataset object, which must be passed again.
     """
     name, size = recipe.data.dataset, recipe.data.size
     if inputs.dataset is not None:

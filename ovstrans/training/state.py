@@ -59,7 +59,7 @@ def load_state(path: Path | str, device: torch.device | str = "cpu") -> dict[str
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a seed of 63 bits that depends on the parts alone, for instance (seed, "augment", 17)."""
+    """Return a seed of 63 bits that depends on the parts alone, for instance (seed, "order", 17)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

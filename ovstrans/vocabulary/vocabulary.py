@@ -227,8 +227,8 @@ def make_distinct_names(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def generate_colors(number: int) -> np.ndarray:
     """Return RGB colours that are easy to tell apart, uint8 [number, 3], read-only.
 
-    Each colour is the candidate farthest in OKLab from all before it, and from black, white and grey, which pictures
-    use for pixels without a class. Colour i does not depend on `number`.
+    Each colour is the candidate farthest in OKLab from all earlier colours, and from black, white and grey, which
+    pictures use for pixels without a class. Colour i does not depend on `number`.
     """
     levels = np.arange(16, 256, 17, dtype=np.uint8)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
