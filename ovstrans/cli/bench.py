@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DENOMINATORS = {"present": "that occur in the ground truth (present)", "union": "that occur or are predicted (union)"}
 _MOST_WITH_CHANGES = 4
-"""Largest number of reports whose differences fit into a table of the terminal."""
+"""Largest number of reports whose differences are shown in the terminal."""
 
 
 class BenchCommand(TyperCommand):
@@ -62,6 +62,7 @@ def bench(
     batch: options.Batch = None,
     counter: options.Counter = "torch",
     per_layer: options.PerLayer = False,
+    details: options.Details = False,
     paper: options.Paper = False,
     vocabulary: options.VocabularyName = None,
     names: inference.Names = "auto",
@@ -164,7 +165,7 @@ def bench(
     reports = found if isinstance(found, list) else [found]
     if plot is not None:
         _plot(reports, folder, plot)
-    _show(reports, outputs, per_layer=per_layer, per_class=per_class)
+    _show(reports, outputs, details=details, per_layer=per_layer, per_class=per_class)
     common.emit_json(json, reports_to_json(reports), force=True)
     _raise_failed(reports)
 
@@ -256,35 +257,60 @@ def add_values(arguments: Sequence[str], optional: Mapping[str, tuple[str, ...]]
     return result
 
 
-def _show(reports: Sequence[Report], outputs: Outputs, *, per_layer: bool, per_class: bool) -> None:
+def _show(reports: Sequence[Report], outputs: Outputs, *, details: bool, per_layer: bool, per_class: bool) -> None:
     """Show the reports side by side, and tables of layers and classes if asked for."""
     from ovstrans import console
-    from ovstrans.reports.tables import LAYER_COLUMNS, make_class_table, make_csv_table, make_layer_table, make_table
+    from ovstrans.reports.report import shorten_names
+    from ovstrans.reports.tables import (
+        LAYER_COLUMNS,
+        compare_reports,
+        make_class_table,
+        make_csv_table,
+        make_layer_table,
+        make_table,
+    )
 
-    columns, lines = make_table(reports)
+    columns, lines = make_table(reports, details=details)
     outputs.write_tables(columns, lines, make_csv_table(reports))
     if not outputs.to_terminal:
         return
     if len(reports) > _MOST_WITH_CHANGES:
-        columns, lines = make_table(reports, changes=False)
-    console.table("bench", columns, lines, caption=_caption(reports))
+        columns, lines = make_table(reports, changes=False, details=details)
+    names = shorten_names([report.name for report in reports])
+    hidden = 0 if details else sum(not row.main for row in compare_reports(reports))
+    console.table("bench", ["", *names], lines, caption=_caption(reports, hidden), split=True)
     for report in reports if per_layer else []:
-        console.table(f"layers of {report.name}", LAYER_COLUMNS, make_layer_table(report))
+        table = make_layer_table(report)
+        console.table(f"layers of {report.name}", LAYER_COLUMNS, table, words=("component",), optional=("share",))
     for name in dict.fromkeys(name for report in reports for name in report.datasets) if per_class else []:
         result = next(report.datasets[name] for report in reports if name in report.datasets)
         starred = "; * novel" if any(each.novel for each in result.per_class) else ""
-        caption = f"mIoU over {result.num_classes} classes ({result.denominator}){starred}"
-        console.table(f"classes of {name}", *make_class_table(reports, name), caption=caption)
+        classes = common.counted(result.num_classes, "class", "classes")
+        caption = f"mIoU over {classes} ({result.denominator}){starred}"
+        console.table(f"classes of {name}", *make_class_table(reports, name), caption=caption, split=True)
 
 
-def _caption(reports: Sequence[Report]) -> str:
-    flops = reports[0].flops
-    height, width = flops.image_size
-    images = common.counted(flops.batch, "image")
-    caption = f"{images} of {height}x{width}, counter {flops.counter}; 1 MAC = 2 FLOPs"
+def _caption(reports: Sequence[Report], hidden: int) -> str:
+    """Return what the figures are of, and how many more there are."""
+    sizes = dict.fromkeys(report.flops.image_size for report in reports)
+    counters = dict.fromkeys(report.flops.counter for report in reports)
+    batches = dict.fromkeys(report.flops.batch for report in reports)
+    if len(sizes) == len(batches) == 1:
+        (height, width), batch = next(iter(sizes)), next(iter(batches))
+        parts = [f"{common.counted(batch, 'image')} of {height}x{width}, counter {', '.join(counters)}"]
+    else:
+        parts = ["MACs of different image sizes or batches do not compare"]
+    parts.append("1 MAC = 2 FLOPs")
+    bare = any(report.target.kind == "model" for report in reports)
+    parts.append(
+        f"total params leave out CLIP's text encoder{', and of a CLIP model its pooling head' if bare else ''}"
+    )
     ways = sorted({result.denominator for report in reports for result in report.datasets.values()})
-    shown = " or ".join(_DENOMINATORS.get(way, way) for way in ways)
-    return f"{caption}; mIoU over classes {shown}" if shown else caption
+    if ways:
+        parts.append(f"mIoU over classes {' or '.join(_DENOMINATORS.get(way, way) for way in ways)}")
+    if hidden:
+        parts.append(f"{common.counted(hidden, 'more figure')} with --details")
+    return "; ".join(parts)
 
 
 def _plot(reports: Sequence[Report], folder: Path, plot: str) -> None:

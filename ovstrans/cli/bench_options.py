@@ -78,6 +78,15 @@ Counter = Annotated[
 PerLayer = Annotated[
     bool, typer.Option("--per-layer", help="Also show the MACs of every layer.", rich_help_panel=_COUNT)
 ]
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details",
+        help="Show every figure: params and MACs by component, the parts of training, all metrics. "
+        "By default about ten.",
+        rich_help_panel=_COUNT,
+    ),
+]
 Paper = Annotated[
     bool,
     typer.Option(

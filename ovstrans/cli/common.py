@@ -187,6 +187,6 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
         files.write_json(files.check_output(Path(destination), force=force, option="json"), value)
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun: `1 image`, `2 images`, `1,000 classes`; the plural is regular unless given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

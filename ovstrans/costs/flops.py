@@ -13,7 +13,8 @@ thop-rules  The rules of `thop` (`costs.thop_rules`). They add norms and pooling
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -30,6 +31,9 @@ from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.masks.mask import Mask
 
 COUNTERS = ("torch", "fvcore", "thop-rules")
+
+_SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 224, 256)
+"""Sides of the images that a module is tried with, to find the least that it takes."""
 
 INFERENCE = "inference"
 """The component of what a framework itself computes after its heads: scores of queries become scores of pixels."""
@@ -272,26 +276,15 @@ def count_flops(
         batch: Number of images.
 
     Raises:
-        InputError: If the counter is unknown or the image empty.
+        InputError: If the counter is unknown, or the image is empty or too small for the module.
         MismatchError: If the mask is of another architecture.
     """
     if counter not in COUNTERS:
         raise InputError(f"`counter={counter}`: unknown; use {', '.join(COUNTERS[:-1])} or {COUNTERS[-1]}")
     if min(*image_size, batch) < 1:
         raise InputError(f"image size {image_size[0]}x{image_size[1]}, batch {batch}: each must be at least 1")
-    shape = (batch, 3, *image_size)
-    resampling: Mapping[tuple[str, str], int] | None = None
-    if counter == "torch":
-        counted = count_macs(module, shape, module.segment if isinstance(module, Framework) else None)
-        products, resampling = counted.products, counted.resampling
-    elif counter == "fvcore":
-        from ovstrans.costs.fvcore_rules import run_fvcore
-
-        products = run_fvcore(module, shape)
-    else:
-        from ovstrans.costs.thop_rules import count_thop
-
-        products = {layer.name: layer.macs for layer in count_thop(module, image_size, batch=batch).layers}
+    with _explain_size(module, image_size):
+        products, resampling = _run_counter(module, image_size, counter, batch)
     names = LayerNames(module, components or {})
 
     def place(name: str) -> tuple[str, str]:
@@ -314,6 +307,43 @@ def count_flops(
         return flops
     apart = tuple(LayerResampling(*place(name), operation, macs) for (name, operation), macs in resampling.items())
     return replace(flops, resampling=_sum_resampling(apart), resampling_layers=apart)
+
+
+def _run_counter(
+    module: nn.Module, image_size: tuple[int, int], counter: str, batch: int
+) -> tuple[Mapping[str, int], Mapping[tuple[str, str], int] | None]:
+    """Return the MACs of each inner module, and with the counter "torch" those of resampling."""
+    shape = (batch, 3, *image_size)
+    if counter == "torch":
+        counted = count_macs(module, shape, module.segment if isinstance(module, Framework) else None)
+        return counted.products, counted.resampling
+    if counter == "fvcore":
+        from ovstrans.costs.fvcore_rules import run_fvcore
+
+        return run_fvcore(module, shape), None
+    from ovstrans.costs.thop_rules import count_thop
+
+    return {layer.name: layer.macs for layer in count_thop(module, image_size, batch=batch).layers}, None
+
+
+@contextmanager
+def _explain_size(module: nn.Module, image_size: tuple[int, int]) -> Iterator[None]:
+    """Turn the error of a module that an image is too small for into an InputError that names the least size."""
+    try:
+        yield
+    except RuntimeError as error:
+        for side in _SIDES:
+            with suppress(RuntimeError):
+                _run_counter(module, (side, side), "torch", 1)
+                break
+        else:
+            raise
+        if side <= min(image_size):
+            raise
+        height, width = image_size
+        raise InputError(
+            f"`image_size={height}x{width}`: too small for this model; it needs at least {side}x{side}"
+        ) from error
 
 
 def count_inference(

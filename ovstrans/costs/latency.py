@@ -44,6 +44,7 @@ class ArmLatency:
         images_per_s: Throughput at the median.
         peak_memory_bytes: Peak memory beyond the weights; None if it could not be measured.
         energy_per_image_j: Energy in joules; None if it could not be measured.
+        sparse_layers: Number of layers that ran on sparse kernels; None in reports of before.
     """
 
     how: str
@@ -56,6 +57,7 @@ class ArmLatency:
     images_per_s: float
     peak_memory_bytes: int | None
     energy_per_image_j: float | None
+    sparse_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Latency:
         warmup: Passes of each arm before them.
         weights_bytes: Size of the weights and buffers.
         energy_meter: Name of the energy meter; None if there is none.
-        arms: "dense" and, under a mask, "sparse".
+        arms: "dense" and, under a mask, "sparse": on sparse kernels the layers that gain by it, on dense ones the
+            others, which may be all; see `ArmLatency.sparse_layers`.
         speedup: Median of dense / median of sparse; None without a mask.
     """
 
@@ -142,9 +145,11 @@ def measure_latency(
         with torch.inference_mode(), eval_mode(module):
             passes: dict[str, Callable[[], object]] = {"dense": run}
             how = {"dense": "every weight, zeros too, by torch's dense kernels"}
+            sparse_layers = {"dense": 0}
             if mask is not None:
                 passes["sparse"], layers = make_sparse_pass(module, kept_weights(module, mask), run)
                 passes["sparse"]()
+                sparse_layers["sparse"] = len(layers.used)
                 how["sparse"] = (
                     f"{len(layers.used)} of {len(mask.tensors)} masked layers as torch CSR matrices "
                     f"({len(layers.tried)} tried), the others dense"
@@ -157,6 +162,7 @@ def measure_latency(
                     **_statistics(times[name], batch),
                     peak_memory_bytes=measure_peak_memory(one, device),
                     energy_per_image_j=None if meter is None else _measure_energy(meter, one, device) / batch,
+                    sparse_layers=sparse_layers[name],
                 )
                 for name, one in passes.items()
             }

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.load import create_clip
 from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask, require_fit
@@ -41,19 +44,25 @@ class Params(ParamCounts):
 
     Attributes:
         components: Name of a component to its numbers; parameters outside of all components are in "other".
+        with_clip: `total` and the parameters of the parts of CLIP that the target leaves out, such as the attention
+            pool and the text encoder; None if they are unknown.
     """
 
     components: dict[str, ParamCounts] = field(default_factory=dict)
+    with_clip: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry `params` of a report."""
-        return asdict(self)
+        table = asdict(self)
+        if self.with_clip is None:
+            del table["with_clip"]
+        return table
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Params:
         """Read the entry `params` of a report."""
         parts = {name: ParamCounts(**part) for name, part in value["components"].items()}
-        return cls(value["total"], value["nonzero"], value["trainable"], parts)
+        return cls(value["total"], value["nonzero"], value["trainable"], parts, value.get("with_clip"))
 
     def __repr__(self) -> str:
         return f"Params({self.total:,} in all, {self.nonzero:,} nonzero, {self.trainable:,} trainable)"
@@ -92,6 +101,38 @@ def count_params(
             counts.nonzero += nonzero
             counts.trainable += nonzero if trains else 0
     return params
+
+
+def count_with_clip(module: nn.Module, model: str) -> int | None:
+    """Count the parameters of a module and of those parts of its CLIP that it does not hold.
+
+    Args:
+        module: A framework or a backbone.
+        model: open_clip name of its CLIP.
+
+    Returns:
+        The number; None if the model is unknown to open_clip.
+    """
+    try:
+        clip = dict(_clip_parameters(model))
+    except InputError:
+        return None
+    own = [(name, parameter.shape) for name, parameter in module.named_parameters()]
+    for name, shape in own:
+        parts = name.split(".")
+        for begin in range(len(parts)):  # backbone.layer1.0.conv1.weight is visual.layer1.0.conv1.weight in CLIP
+            key = f"visual.{'.'.join(parts[begin:])}"
+            if clip.get(key) == shape:
+                del clip[key]
+                break
+    return sum(shape.numel() for _, shape in own) + sum(shape.numel() for shape in clip.values())
+
+
+@lru_cache(maxsize=8)
+def _clip_parameters(model: str) -> tuple[tuple[str, torch.Size], ...]:
+    """Return name and shape of every parameter of an open_clip model."""
+    with torch.device("meta"):
+        return tuple((name, parameter.shape) for name, parameter in create_clip(model).named_parameters())
 
 
 class LayerNames:

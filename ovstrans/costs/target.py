@@ -22,7 +22,7 @@ from ovstrans.clip.backbone import drop_head, encode_stages
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.clip.models import DEFAULT_MODEL, model_names
 from ovstrans.costs.flops import Flops, count_inference
-from ovstrans.costs.params import Params, count_params
+from ovstrans.costs.params import Params, count_params, count_with_clip
 from ovstrans.costs.training_run import TrainingCosts, count_training
 from ovstrans.datasets.catalog import GENERATED, find_vocabulary, open_dataset
 from ovstrans.datasets.published.registry import lookup_published
@@ -221,6 +221,7 @@ def count_costs(target: Target, image_size: tuple[int, int], *, counter: str = "
         module, image_size, model=target.model, components=parts, mask=mask, counter=counter, batch=batch
     )
     params = count_params(module, parts, mask=mask, frozen=target.frozen)
+    params.with_clip = count_with_clip(module, target.model)
     training = count_training(
         module,
         image_size,

@@ -105,7 +105,10 @@ def _tradeoff(reports: Sequence[Report]) -> Plot | None:
 
 
 def _tradeoff_panel(axes: Axes, reports: Sequence[Report], dataset: str) -> None:
-    """Draw a mark each target, hollow if dense, and lines from a framework's best dense target to its masked ones."""
+    """Draw a mark each target, hollow if dense, and lines from a framework's best dense target to its masked ones.
+
+    Lines join targets of one image size only.
+    """
     tidy(axes, grid="both")
     points = [
         _Point(
@@ -114,6 +117,7 @@ def _tradeoff_panel(axes: Axes, reports: Sequence[Report], dataset: str) -> None
             report.flops.effective < report.flops.dense,
             title,
             _family(report),
+            report.flops.image_size,
         )
         for report, title in zip(reports, _titles(reports), strict=True)
     ]
@@ -121,10 +125,11 @@ def _tradeoff_panel(axes: Axes, reports: Sequence[Report], dataset: str) -> None
     colors = {family: COLORS[number % len(COLORS)] for number, family in enumerate(families)}
     for family, color in colors.items():
         own = [point for point in points if point.family == family]
-        dense = max((point for point in own if not point.masked), key=lambda point: point.y, default=None)
-        for point in own if dense is not None else []:
-            if point.masked:
-                line = ([dense.x, point.x], [dense.y, point.y])  # type: ignore[union-attr]
+        for point in (point for point in own if point.masked):
+            alike = [other for other in own if not other.masked and other.size == point.size]
+            dense = max(alike, key=lambda other: other.y, default=None)
+            if dense is not None:
+                line = ([dense.x, point.x], [dense.y, point.y])
                 axes.plot(*line, color=color, linewidth=0.9, alpha=0.45, zorder=1)
         axes.plot([], [], "o", color=color, markersize=6, label=family)
     for point in points:
@@ -147,13 +152,14 @@ def _tradeoff_panel(axes: Axes, reports: Sequence[Report], dataset: str) -> None
 
 @dataclass(frozen=True)
 class _Point:
-    """A mark: effective GMAC, mIoU in percent, and whether effective and dense MACs differ."""
+    """A mark: effective GMAC, mIoU in percent, whether effective and dense MACs differ, and the image size."""
 
     x: float
     y: float
     masked: bool
     title: str
     family: str
+    size: tuple[int, int]
 
 
 def _layers(reports: Sequence[Report]) -> Plot | None:
@@ -166,7 +172,8 @@ def _layers(reports: Sequence[Report]) -> Plot | None:
 
     def fill(figure: FigureBase) -> None:
         panels = figure.subplots(len(chosen), 1, squeeze=False).flat
-        for axes, report, layers, title in zip(panels, chosen, bars, _titles(chosen), strict=True):
+        titles = shorten_names([report.name for report in chosen])
+        for axes, report, layers, title in zip(panels, chosen, bars, titles, strict=True):
             _layers_panel(axes, report, layers, title)
 
     return Plot("layers", max(7.6, 1.5 + 0.13 * most), 4.4 * len(chosen), fill)
@@ -265,7 +272,11 @@ def _family(report: Report) -> str:
 
 
 def _titles(reports: Sequence[Report]) -> list[str]:
-    return shorten_names([report.name for report in reports])
+    """Return the short names of reports, with their image sizes if these differ."""
+    names = shorten_names([report.name for report in reports])
+    if _sizes(reports):
+        return names
+    return [f"{name}, {_sizes([report]).removeprefix(' at ')}" for name, report in zip(names, reports, strict=True)]
 
 
 def _sizes(reports: Sequence[Report]) -> str:

@@ -5,7 +5,7 @@ A report file is plain JSON:
     {"schema": "ovstrans.report/1",
      "target": {name, kind, model, ...},
      "environment": {ovstrans, python, torch, platform, device, threads},
-     "params": {total, nonzero, trainable, components},
+     "params": {total, nonzero, trainable, components, with_clip},
      "flops": {unit "MAC", image_size, batch, counter, dense, effective, components, other, layers,
                flops: {unit "FLOP", dense, effective, other},
                text_encoder: {per "vocabulary", macs, ...}, released: {dense, effective, components}},

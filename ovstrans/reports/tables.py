@@ -1,12 +1,14 @@
 """Reports side by side: the rows of a table, as text for the terminal, as Markdown and as CSV.
 
-A column is a target; from the second on, each also has its difference to the first.
+A column is a target; from the second on, each also has its difference to the first, where the two compare: figures of
+different image sizes, batches, counters, devices or numbers of images do not.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,24 +16,24 @@ from typing import Any
 from ovstrans.costs.latency import Latency
 from ovstrans.costs.training_step import WAYS
 from ovstrans.evaluation.evaluate import DatasetResult
-from ovstrans.reports.report import Report
+from ovstrans.reports.report import Report, shorten_names
 
 Value = int | float | None
 
-_UNITS: dict[str, tuple[float, str, int]] = {
-    "params": (1e6, "M", 3),
-    "MAC": (1e9, "GMAC", 4),
-    "FLOP": (1e9, "GFLOP", 4),
-    "MAC a run": (1e15, "PMAC", 4),
-    "operations": (1e9, "Gop", 4),
-    "bytes": (2**20, "MiB", 1),
-    "s": (1e-3, "ms", 2),
-    "images/s": (1, "images/s", 2),
-    "J": (1, "J", 3),
-    "x": (1, "x", 2),
-    "%": (1, "%", 2),
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+_BINARY = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_SCALED: dict[str, tuple[tuple[float, str], ...]] = {
+    **dict.fromkeys(("params", "MAC", "FLOP"), _PREFIXES),
+    "bytes": _BINARY,
+    "s": _SECONDS,
 }
-"""Unit of a value to how it is displayed: divisor, unit, decimals."""
+"""Units whose values are shown with a prefix: factors and symbols, the largest first."""
+_DECIMALS = {"%": 2, "images/s": 2, "J": 3, "x": 2, "layers": 0}
+"""Units whose values are shown as they are: number of decimals."""
+_DIGITS = 4
+_TIMES = 100.0
+"""Change in per cent from which on a value is shown as a multiple of the first."""
 
 TRAINING = {
     "executed": "as autograd runs it",
@@ -73,17 +75,29 @@ class Row:
         part: Component that it is of; "" for the whole.
         unit: Unit of the values.
         values: Value of each report, None if it has none.
+        basis: What the value of each report depends on, such as the image size; values of different bases do not
+            compare. Empty if all compare.
+        main: Whether the row is in the short table.
     """
 
     quantity: str
     part: str
     unit: str
     values: tuple[Value, ...]
+    basis: tuple[Any, ...] = ()
+    main: bool = False
 
     def changes(self) -> list[float | None]:
-        """Return the difference of each value but the first to the first: in per cent, of percentages in points."""
+        """Return the difference of each value but the first to the first: in per cent, of percentages in points.
+
+        None where the values do not compare.
+        """
+        basis = self.basis or (None,) * len(self.values)
         first = self.values[0]
-        return [_change(first, value, self.unit) for value in self.values[1:]]
+        return [
+            _change(first, value, self.unit) if each == basis[0] else None
+            for value, each in zip(self.values[1:], basis[1:], strict=True)
+        ]
 
 
 def compare_reports(reports: Sequence[Report]) -> list[Row]:
@@ -91,14 +105,18 @@ def compare_reports(reports: Sequence[Report]) -> list[Row]:
     return [row for row in _rows(reports) if any(value is not None for value in row.values)]
 
 
-def make_table(reports: Sequence[Report], *, changes: bool = True) -> tuple[list[str], list[list[str]]]:
+def make_table(
+    reports: Sequence[Report], *, changes: bool = True, details: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """Return columns and lines of a table for people, with values in readable units.
 
     Args:
         reports: A column each.
         changes: Add the difference to the first report in brackets.
+        details: Return every figure; by default about ten that matter most.
     """
-    lines = [[_label(row), *_cells(row, changes)] for row in compare_reports(reports)]
+    rows = [row for row in compare_reports(reports) if details or row.main]
+    lines = [[f"  {row.part}" if row.part else row.quantity, *_cells(row, changes)] for row in rows]
     differing = [line for line in _settings(reports) if len(set(line[1:])) > 1]
     return ["", *(report.name for report in reports)], [*differing, *lines]
 
@@ -127,7 +145,8 @@ def make_class_table(reports: Sequence[Report], dataset: str) -> tuple[list[str]
     results = [report.datasets[dataset].per_class for report in having]
     pixels = sum(each.pixels for each in results[0]) or 1
     single = len(results) == 1
-    columns = ["class", *(["IoU %", "accuracy %"] if single else [f"{report.name} IoU %" for report in having])]
+    names = shorten_names([report.name for report in having])
+    columns = ["class", *(["IoU %", "accuracy %"] if single else [f"{name} IoU %" for name in names])]
     lines = []
     for number, first in enumerate(results[0]):
         values = [result[number].iou for result in results]
@@ -175,13 +194,29 @@ def format_csv(lines: Iterable[Sequence[Any]]) -> str:
 
 
 def _settings(reports: Sequence[Report]) -> list[list[str]]:
-    """Return what each report was counted with: image size, batch, counter."""
+    """Return what the figures of each report depend on: image size, batch, counter, and how it was evaluated."""
     flops = [report.flops for report in reports]
-    return [
+    lines = [
         ["image size", *("x".join(map(str, one.image_size)) for one in flops)],
         ["batch", *(str(one.batch) for one in flops)],
         ["counter", *(one.counter for one in flops)],
     ]
+    for name in _union(report.datasets for report in reports):
+        found = [report.datasets.get(name) for report in reports]
+        lines.append([f"{name} images", *("-" if one is None else str(one.images) for one in found)])
+        lines.append([f"{name} scored at", *("-" if one is None else _scored_at(one) for one in found)])
+        lines.append([f"{name} mIoU over", *("-" if one is None else one.denominator for one in found)])
+    devices = [report.latency for report in reports]
+    lines.append(["timed on", *("-" if one is None else one.device for one in devices)])
+    return lines
+
+
+def _scored_at(result: DatasetResult) -> str:
+    """Describe how the images of a dataset were scored."""
+    own = result.inference
+    sides = "x".join(str(side) for side in (own.short_side, own.long_side) if side is not None) or "own size"
+    windows = f", windows {own.window}" if own.window else ""
+    return f"{sides}{windows}{', flip' if own.flip else ''}"
 
 
 def _rows(reports: Sequence[Report]) -> Iterator[Row]:
@@ -189,51 +224,64 @@ def _rows(reports: Sequence[Report]) -> Iterator[Row]:
     yield from _mac_rows(reports)
     yield from _training_rows(reports)
     for name in _union(report.datasets for report in reports):
+        found = [report.datasets.get(name) for report in reports]
+        basis = tuple(None if one is None else (one.images, one.inference, one.denominator) for one in found)
         for quantity, read in _metrics(name, reports):
-            yield Row(quantity, "", "%", tuple(_of(report.datasets.get(name), read) for report in reports))
+            main = quantity in (f"{name} mIoU", f"{name} mIoU novel", f"{name} PQ")
+            yield Row(quantity, "", "%", tuple(_of(one, read) for one in found), basis, main)
     yield from _latency_rows([report.latency for report in reports])
 
 
 def _param_rows(reports: Sequence[Report]) -> Iterator[Row]:
     parts = _union(report.params.components for report in reports)
+    totals = tuple(report.params.total for report in reports)
     for kind in ("total", "nonzero", "trainable"):
-        yield Row(f"{kind} params", "", "params", tuple(getattr(report.params, kind) for report in reports))
+        values = tuple(getattr(report.params, kind) for report in reports)
+        yield Row(f"{kind} params", "", "params", values, main=kind != "nonzero" or values != totals)
         for part in parts if len(parts) > 1 and kind != "trainable" else []:
-            values = (getattr(report.params.components.get(part), kind, None) for report in reports)
-            yield Row(f"{kind} params", part, "params", tuple(values))
+            inner = (getattr(report.params.components.get(part), kind, None) for report in reports)
+            yield Row(f"{kind} params", part, "params", tuple(inner))
+        if kind == "total":
+            whole = tuple(report.params.with_clip for report in reports)
+            yield Row("total params with all of CLIP", "", "params", whole, main=True)
 
 
 def _mac_rows(reports: Sequence[Report]) -> Iterator[Row]:
     parts = _union(report.flops.components for report in reports)
-    for kind in ("dense", "effective"):
-        macs = tuple(getattr(report.flops, kind) for report in reports)
-        yield Row(f"{kind} MACs", "", "MAC", macs)
-        for part in parts if len(parts) > 1 else []:
-            parted = tuple(getattr(report.flops.components.get(part), kind, None) for report in reports)
-            yield Row(f"{kind} MACs", part, "MAC", parted)
-        yield Row(f"{kind} FLOPs (2 x MAC)", "", "FLOP", tuple(2 * value for value in macs))
     flops = [report.flops for report in reports]
+    basis = tuple((one.image_size, one.batch, one.counter) for one in flops)
+    for kind in ("dense", "effective"):
+        macs = tuple(getattr(one, kind) for one in flops)
+        yield Row(f"{kind} MACs", "", "MAC", macs, basis, kind == "dense" or macs != tuple(one.dense for one in flops))
+        for part in parts if len(parts) > 1 else []:
+            parted = tuple(getattr(one.components.get(part), kind, None) for one in flops)
+            yield Row(f"{kind} MACs", part, "MAC", parted, basis)
+        yield Row(f"{kind} FLOPs (2 x MAC)", "", "FLOP", tuple(2 * value for value in macs), basis)
     apart: dict[str, tuple[Value, ...]] = {
         "sampling and resizing MACs, apart": tuple(_of(one.resampling, lambda found: found.total) for one in flops),
         "text encoder MACs, once a vocabulary": tuple(_of(one.text_encoder, lambda found: found.macs) for one in flops),
         "dense MACs of its released code": tuple(_of(one.released, lambda found: found.dense) for one in flops),
     }
     for quantity, values in apart.items():
-        yield Row(quantity, "", "MAC", values)
+        once = quantity.startswith("text")  # of a vocabulary, whatever the image
+        yield Row(quantity, "", "MAC", values, () if once else basis)
 
 
 def _training_rows(reports: Sequence[Report]) -> Iterator[Row]:
     training = [report.training for report in reports]
+    basis = tuple(report.flops.image_size for report in reports)
     for way in WAYS:
         steps = [getattr(one, way) for one in training]
         for part in ("total", "forward", "input_gradient", "weight_gradient"):
             shown = "" if part == "total" else part.replace("_", " ")
-            yield Row(f"training MACs {TRAINING[way]}", shown, "MAC", tuple(getattr(step, part) for step in steps))
+            values = tuple(getattr(step, part) for step in steps)
+            main = way == "executed" and part == "total"
+            yield Row(f"training MACs {TRAINING[way]}", shown, "MAC", values, basis, main)
     quantity = "matching MACs of training, once a segment, apart"
-    yield Row(quantity, "", "MAC", tuple(one.matching for one in training))
+    yield Row(quantity, "", "MAC", tuple(one.matching for one in training), basis)
     for way in WAYS:
         runs = tuple(None if one.run is None else one.run.total(way) for one in training)
-        yield Row(f"whole run {TRAINING[way]}", "", "MAC a run", runs)
+        yield Row(f"whole run {TRAINING[way]}", "", "MAC", runs, main=way == "executed")
 
 
 def _metrics(name: str, reports: Sequence[Report]) -> Iterator[tuple[str, Callable[[DatasetResult], Value]]]:
@@ -255,12 +303,18 @@ def _metrics(name: str, reports: Sequence[Report]) -> Iterator[tuple[str, Callab
 
 def _latency_rows(found: Sequence[Latency | None]) -> Iterator[Row]:
     arms: list[dict[str, Any]] = [{} if one is None else dict(one.arms) for one in found]
+    basis = tuple(None if one is None else (one.image_size, one.batch, one.device, one.threads) for one in found)
+    counts = [None if "sparse" not in one else one["sparse"].sparse_layers for one in arms]
+    known = {count for count in counts if count is not None}
+    names = {"dense": "dense kernels", "sparse": "masked, on dense kernels" if known == {0} else "sparse kernels"}
     for arm in _union(arms):
         for attribute, label, unit in LATENCY:
-            yield Row(f"{arm}: {label}", "", unit, tuple(getattr(one.get(arm), attribute, None) for one in arms))
-    yield Row(
-        "sparse: times as fast as dense", "", "x", tuple(_of(one, lambda latency: latency.speedup) for one in found)
-    )
+            values = tuple(getattr(one.get(arm), attribute, None) for one in arms)
+            yield Row(f"{names.get(arm, arm)}: {label}", "", unit, values, basis, attribute == "median_s")
+    yield Row("layers on sparse kernels", "", "layers", tuple(counts), main=bool(known))
+    if known != {0}:  # else both times are of the same kernels, and their ratio is noise
+        speedups = tuple(_of(one, lambda latency: latency.speedup) for one in found)
+        yield Row("sparse kernels: times as fast as dense ones", "", "x", speedups, basis, main=True)
 
 
 def _of(found: Any, read: Callable[[Any], Value]) -> Value:
@@ -279,16 +333,42 @@ def _change(first: Value, value: Value, unit: str) -> float | None:
     return 100 * (value - first) / first if first else None
 
 
-def _label(row: Row) -> str:
-    shown = _UNITS[row.unit][1]
-    return f"  {row.part}" if row.part else f"{row.quantity}, {shown}"
-
-
 def _cells(row: Row, changes: bool) -> list[str]:
-    scale, _, decimals = _UNITS[row.unit]
-    texts = ["-" if value is None else f"{value / scale:,.{decimals}f}" for value in row.values]
+    texts = format_values(row.values, row.unit)
     notes = ["", *(_note(change, row.unit) if changes else "" for change in row.changes())]
     return [text + note for text, note in zip(texts, notes, strict=True)]
+
+
+def format_values(values: Sequence[Value], unit: str) -> list[str]:
+    """Format values for people, all with the prefix of the largest: `["2.169 M", "0.012 M"]`; "-" for None.
+
+    Args:
+        values: The values.
+        unit: Their unit; counts have only a prefix, K, M, G, T or P.
+    """
+    largest = max((abs(value) for value in values if value is not None), default=0)
+    factor, symbol = 1.0, unit if unit in ("x", "%", "J", "images/s") else ""
+    if unit in _SCALED:
+        scales = _SCALED[unit]
+        fallback = (1.0, "") if unit != "s" else scales[-1]
+        factor, symbol = next((scale for scale in scales if largest >= scale[0] * (1 - 0.5 * 10**-_DIGITS)), fallback)
+        if unit == "bytes" and not symbol:
+            symbol = "B"
+    decimals = _DECIMALS.get(unit)
+    return [
+        "-" if value is None else f"{_digits(value / factor, decimals)} {symbol if value or decimals else ''}".strip()
+        for value in values
+    ]
+
+
+def _digits(value: float, decimals: int | None) -> str:
+    """Format a number with so many decimals; None for four significant digits, without a fraction if it is whole."""
+    if decimals is not None:
+        return f"{value:,.{decimals}f}"
+    if not value or (value == int(value) and abs(value) < 1000):
+        return f"{value:.0f}"
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return f"{rounded:,.{max(0, _DIGITS - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 def _note(change: float | None, unit: str) -> str:
@@ -296,6 +376,8 @@ def _note(change: float | None, unit: str) -> str:
         return ""
     if unit == "%":
         return f" ({change:+.2f})"
+    if change >= _TIMES:
+        return f" ({1 + change / 100:.3g} x)" if change < 1e5 else f" ({1 + change / 100:,.0f} x)"
     return f" ({change:+.1f} %)" if abs(change) >= 0.1 else f" ({change:+.1g} %)"
 
 

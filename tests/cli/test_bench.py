@@ -94,7 +94,7 @@ def test_the_default_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["images"] == 3 and 0 <= entry["mIoU"] <= 100 and entry["hIoU"] is not None
     assert Image.open("ovstrans-out/bench/scenes-val.png").width > 300
     shown = capsys.readouterr().out
-    assert "scenes:val mIoU, %" in shown and "effective MACs, GMAC" in shown and "64x64" in shown
+    assert "scenes:val mIoU" in shown and "effective MACs" in shown and "64x64" in shown
 
 
 def test_several_targets_and_data_side_by_side() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ovstrans.costs.flops import count_flops
-from ovstrans.costs.params import Params, count_params
+from ovstrans.costs.params import Params, count_params, count_with_clip
 from ovstrans.costs.target import load_target
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks.registry import build_on_meta
@@ -167,3 +167,45 @@ def test_bad_input() -> None:
         count_flops(target.module, (64, 64), counter="fvcore")
     with pytest.raises(InputError, match="0x64"):
         count_flops(target.module, (0, 64))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10, 10), (10, 640), (640, 10)])
+@pytest.mark.parametrize(("model", "least"), [("RN-mini", 32), ("convnext_base", 32)])
+def test_an_image_too_small_is_bad_input(model: str, least: int, size: tuple[int, int]) -> None:
+    """The message names a size that does work."""
+    target = load_target(model)
+    with pytest.raises(InputError, match=rf"`image_size={size[0]}x{size[1]}`: too small .* at least {least}x{least}"):
+        count_flops(target.module, size)
+    assert count_flops(target.module, (least, least)).dense > 0
+
+
+@pytest.mark.parametrize("counter", ["fvcore", "thop-rules"])
+def test_every_counter_says_that_an_image_is_too_small(counter: str) -> None:
+    target = load_target("RN-mini", device="cpu")
+    with pytest.raises(InputError, match="too small"):
+        count_flops(target.module, (10, 10), counter=counter)
+
+
+def test_errors_that_no_size_explains_stay_what_they_are() -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        count_flops(Broken(), (10, 10))
+
+
+@pytest.mark.parametrize("name", ["RN50", "deeplabv3", "fcclip", "gkc"])
+def test_params_with_all_of_clip(name: str) -> None:
+    """OpenAI's RN50 has 102,007,137 parameters; a framework on it has these, and its own."""
+    target = load_target(name, model=None if name == "RN50" else "RN50")
+    own = sum(parameter.numel() for parameter in target.module.parameters())
+    whole = count_with_clip(target.module, "RN50")
+    assert whole is not None and whole >= 102_007_137
+    if name == "RN50":
+        assert whole == 102_007_137 > own == 23_527_264
+    else:
+        outside = {key for key, _ in target.module.named_parameters() if not key.startswith(("backbone.", "clip_"))}
+        heads = sum(p.numel() for key, p in target.module.named_parameters() if key in outside)
+        assert whole - 102_007_137 <= heads  # nothing of CLIP is counted twice
+    assert count_with_clip(target.module, "no model") is None

@@ -95,3 +95,17 @@ def test_labels_keep_clear_of_each_other() -> None:
 def test_boxes() -> None:
     assert aligned(0, 0, (2, 4), "center", "bottom") == Box(-1, 0, 1, 4)
     assert Box(0, 0, 2, 2).overlap(Box(1, 1, 3, 3)) == 1 and Box(0, 0, 1, 1).overlap(Box(2, 0, 3, 1)) == 0
+
+
+def test_targets_of_different_sizes_are_told_apart(reports: list[Report]) -> None:
+    """Their names have the sizes, and no line joins them."""
+    other = replace(reports[1], costs=count_costs(load_target("RN-mini"), (64, 32)))
+    other.costs.flops = replace(other.flops, effective=other.flops.effective // 2)
+    tradeoff, layers, training = (part.figure() for part in make_plots([reports[0], other]))
+    (axes,) = tradeoff.axes
+    assert {text.get_text() for text in axes.texts} == {"dense, 32x32", "sparse, 64x32"}
+    assert not [line for line in axes.lines if len(line.get_xdata()) == 2]  # type: ignore[arg-type]
+    assert "64x32" in training.axes[0].get_yticklabels()[-1].get_text()
+    assert layers.axes[1].get_title(loc="left").count("64x32") == 1
+    (alike,) = make_plots(reports)[0].figure().axes
+    assert [line for line in alike.lines if len(line.get_xdata()) == 2] == []  # two families
