@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ovstrans.clip.backbone import encode_stages, stage_channels
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch, Framework, TargetRequirements
+from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.frameworks.mask2former_head import FEATURES, HeadOutput, MaskHead
 from ovstrans.frameworks.mask2former_losses import (
     Criterion,
@@ -29,7 +29,7 @@ from ovstrans.frameworks.mask2former_losses import (
 from ovstrans.frameworks.query_inference import QueryInference
 
 
-class MaskFramework(QueryInference, Framework):
+class MaskFramework(QueryInference):
     """Base class of the frameworks that classify masks.
 
     A subclass implements `class_scores`. It may override `backbone_features`, `probabilities`, `extra_losses`,

@@ -6,28 +6,25 @@ Shapes: `B` batch, `Q` queries, `K` classes, `H W` image, `h w` mask logits.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from ovstrans.clip.text import TextClassifier
 from ovstrans.datasets.sample import Segment
+from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask2former_inference import Instances, QueryScores, semantic
 
 TOP_INSTANCES = 100
 """Pairs of query and class that instance segmentation considers; COCO's evaluator counts as many per image."""
 
 
-class QueryInference:
-    """Semantic, panoptic and instance segmentation from `predict_masks`, which a framework implements.
+class QueryInference(Framework):
+    """Base class of frameworks with semantic, panoptic and instance segmentation from `predict_masks`.
 
-    A framework inherits from this and from `Framework`, in that order. Its options have object_threshold (least class
-    probability of a panoptic segment) and overlap_threshold (least part of its mask that a segment must keep).
+    A subclass implements `predict_masks`. Its options have object_threshold (least class probability of a panoptic
+    segment) and overlap_threshold (least part of its mask that a segment must keep).
     """
-
-    options: dict[str, Any]
-    text: TextClassifier
 
     def predict_masks(self, images: Tensor, text: TextClassifier | None = None) -> tuple[Tensor, Tensor]:
         """Predict the class and the mask of every query.
@@ -39,11 +36,6 @@ class QueryInference:
         Returns:
             Class probabilities [B, Q, K + 1], the void class last, and mask logits [B, Q, h, w] of the padded image.
         """
-        raise NotImplementedError
-
-    @staticmethod
-    def padded_size(images: Tensor) -> tuple[int, int]:
-        """Return the height and width of padded images; see `Framework.padded_size`."""
         raise NotImplementedError
 
     def logits(self, images: Tensor, text: TextClassifier | None = None) -> Tensor:
