@@ -60,8 +60,9 @@ class AnchorClassifier(nn.Module):
         with full_precision(features):
             features, masks = features.float(), masks.float()
             maps = self.heat_maps(features, masks, chosen)
-            values = features.flatten(2).transpose(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            pooled = maps.flatten(3) @ values
+            batch, dim, height, width = features.shape
+            values = features.reshape(batch, self.heads, dim // self.heads, height * width)
+            pooled = maps.flatten(3) @ values.transpose(2, 3)
             return F.normalize(pooled.transpose(1, 2).flatten(2), dim=-1)
 
     def heat_maps(self, features: Tensor, masks: Tensor, chosen: Tensor | None = None) -> Tensor:

@@ -31,6 +31,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ovstrans import files
+from ovstrans.datasets.run_lengths import encode_mask
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
@@ -192,34 +193,6 @@ def read_instances(path: Path | str) -> list[Row]:
             f"{path}: no list of instances in COCO's format; give the instances.json of `ovstrans predict`"
         )
     return content
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
-    """Return the run lengths of a mask, bool [H, W]."""
-    pixels = mask.T.reshape(-1)
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
-    if pixels.size and pixels[0]:
-        counts.insert(0, 0)
-    return {"size": list(mask.shape), "counts": counts}
-
-
-def decode_mask(rle: Mapping[str, Any]) -> np.ndarray:
-    """Return the mask, bool [H, W], of run lengths.
-
-    Raises:
-        InputError: If they are compressed, do not fill the mask, or are something else.
-    """
-    try:
-        height, width = (int(side) for side in rle["size"])
-        counts = np.array([] if isinstance(rle["counts"], (str, bytes)) else rle["counts"], dtype=np.int64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not run lengths of a mask ({type(error).__name__}: {error})") from error
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
-        raise InputError(f"run lengths of {height}x{width} must be a list of numbers that sum to {height * width}")
-    inside = np.arange(len(counts)) % 2 == 1
-    mask: np.ndarray = np.repeat(inside, counts).reshape(width, height).T
-    return mask
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:

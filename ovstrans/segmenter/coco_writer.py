@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ovstrans.datasets.run_lengths import decode_mask
 from ovstrans.segmenter.coco import (
     CONFIDENT_SCORE,
     INSTANCES_JSON,
     PANOPTIC_JSON,
     Row,
-    decode_mask,
     read_instances,
     read_panoptic,
     select_distinct,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from ovstrans.datasets.run_lengths import decode_mask, encode_mask
 from ovstrans.errors import InputError
-from ovstrans.segmenter.coco import bounding_box, decode_mask, encode_mask
+from ovstrans.segmenter.coco import bounding_box
 
 MASKS = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
 
@@ -47,6 +48,35 @@ def test_a_naive_decoder_gives_the_mask_back(mask: np.ndarray) -> None:
     assert all(count > 0 for count in rle["counts"][1:])
 
 
+def compressed(counts: list[int]) -> str:
+    """COCO's string of counts: differences from the fourth on, in groups of 5 bits with the lowest first."""
+    text = ""
+    for place, count in enumerate(counts):
+        value, more = (count - counts[place - 2] if place > 2 else count), True
+        while more:
+            bits, value = value & 0x1F, value >> 5
+            more = value != -1 if bits & 0x10 else value != 0
+            text += chr(48 + (bits | 0x20 if more else bits))
+    return text
+
+
+@given(MASKS)
+def test_a_string_of_counts_gives_the_mask_back(mask: np.ndarray) -> None:
+    rle = encode_mask(mask)
+    text = {**rle, "counts": compressed(rle["counts"])}
+    assert np.array_equal(decode_mask(text), mask)
+    assert np.array_equal(decode_mask({**text, "counts": text["counts"].encode()}), mask)
+
+
+def test_large_counts_in_a_string_by_hand() -> None:
+    # 1000 = 8 + 31 * 32: 8 and 31, each with more to follow, and 0, as the fifth bit of 31 would be a sign.
+    pixels = np.zeros(1500, dtype=bool)
+    pixels[1000:1010] = True
+    mask = pixels.reshape(30, 50).T
+    assert compressed([1000, 10, 490]) == "Xo0:Z?"
+    assert np.array_equal(decode_mask({"size": [50, 30], "counts": "Xo0:Z?"}), mask)
+
+
 @given(MASKS)
 def test_a_box_is_the_smallest_around_the_mask(mask: np.ndarray) -> None:
     x, y, width, height = bounding_box(mask)
@@ -66,7 +96,9 @@ def test_a_box_is_the_smallest_around_the_mask(mask: np.ndarray) -> None:
         {"size": [2], "counts": [4]},
         {"size": [2, 2], "counts": [3]},
         {"size": [2, 2], "counts": [5, -1]},
-        {"size": [2, 2], "counts": "04"},
+        {"size": [2, 2], "counts": "03"},
+        {"size": [2, 2], "counts": "0T"},
+        {"size": [2, 2], "counts": "\u00e9"},
         {"size": [2, 2], "counts": [[4]]},
     ],
 )
