@@ -53,7 +53,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Replace a value of a recipe, or an option of a framework (model.queries=100); repeatable.",
+        help="Replace a value of a recipe, or an option of a framework (model.queries=100); of a run only one that "
+        "matters to inference alone (model.two_stream=true). Repeatable.",
         rich_help_panel=_COUNT,
     ),
 ]

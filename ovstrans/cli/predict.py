@@ -29,6 +29,7 @@ def predict(
     window: options.Window = None,
     stride: scoring.Stride = None,
     flip: scoring.Flip = False,
+    settings: options.Settings = None,
     confidence: options.Confidence = False,
     overlay: options.Overlay = True,
     panoptic: options.Panoptic = False,
@@ -77,6 +78,7 @@ def predict(
             force=force,
             out=out,
             device=device,
+            settings=settings or (),
             progress=progress,
         )
     if json != "-" and predictions.images:

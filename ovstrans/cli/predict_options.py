@@ -57,6 +57,16 @@ Window = Annotated[
         rich_help_panel=SCORING,
     ),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another value of an option that matters to inference alone: of deop model.proposals=folder:MASKS and "
+        "model.two_stream=true, of fcclip model.alpha=0.5. Repeatable.",
+        rich_help_panel=SCORING,
+    ),
+]
 Panoptic = Annotated[
     bool,
     typer.Option(

@@ -255,24 +255,22 @@ def load_target(
         plan: Freeze plan to count a target without weights under. A checkpoint carries its own.
         vocabulary: Class names that a framework without weights is counted with, as it prompts them; an object, a
             name or a file. None for those of the recipe's dataset, or of COCO panoptic.
-        settings: `KEY=VALUE` pairs that replace values of a recipe, or a framework's options as `model.OPTION=VALUE`.
+        settings: `KEY=VALUE` pairs that replace values of a recipe, or a framework's options as `model.OPTION=VALUE`;
+            of a run or checkpoint only options that matter to inference alone.
         device: Where to build a target without weights: "meta", or "cpu" if the counter needs real tensors.
 
     Raises:
-        InputError: If the target is none of these, if a path has no checkpoint, or if settings are given for something
-            that is neither framework nor recipe.
+        InputError: If the target is none of these, if a path has no checkpoint, or if a setting is none of the target.
     """
     masked = load_mask(mask) if isinstance(mask, (str, Path)) else mask
     frozen = () if plan is None else tuple((load_plan(plan) if isinstance(plan, (str, Path)) else plan).frozen)
     words = find_vocabulary(str(vocabulary)) if isinstance(vocabulary, (str, Path)) else vocabulary
     if isinstance(target, Checkpoint):
-        _refuse_settings("a checkpoint", settings)
-        return _restore(f"{target.framework} on {target.clip['model']}", "checkpoint", target, None)
+        return _restore(f"{target.framework} on {target.clip['model']}", "checkpoint", target, None, settings)
     name = str(getattr(target, "path", target))
     path = Path(name)
     if path.is_dir() or (path.is_file() and path.suffix != ".toml"):
-        _refuse_settings(name, settings)
-        return _load_checkpoint(name, path)
+        return _load_checkpoint(name, path, settings)
     if path.suffix == ".safetensors" or (len(path.parts) > 1 and path.suffix != ".toml"):
         raise MissingFileError(f"{name}: no such file or folder")
     recipe = load_recipe(name, settings) if path.suffix == ".toml" or name in recipe_names() else None
@@ -355,7 +353,7 @@ def _refuse_settings(name: str, settings: Sequence[str]) -> None:
         raise InputError(f"`{setting}`: is for frameworks and recipes; {name} has no settings")
 
 
-def _load_checkpoint(name: str, path: Path) -> Target:
+def _load_checkpoint(name: str, path: Path, settings: Sequence[str]) -> Target:
     kind = "run" if path.is_dir() else "checkpoint"
     if kind == "run":
         path = path / RUN_CHECKPOINT
@@ -363,11 +361,11 @@ def _load_checkpoint(name: str, path: Path) -> Target:
             raise MissingFileError(
                 f"{name}: no {RUN_CHECKPOINT} in this folder; give a finished run of `ovstrans finetune`"
             )
-    return _restore(name, kind, load_checkpoint(path), path)
+    return _restore(name, kind, load_checkpoint(path), path, settings)
 
 
-def _restore(name: str, kind: str, checkpoint: Checkpoint, path: Path | None) -> Target:
-    framework = registry.restore(checkpoint)
+def _restore(name: str, kind: str, checkpoint: Checkpoint, path: Path | None, settings: Sequence[str] = ()) -> Target:
+    framework = registry.restore(checkpoint, settings)
     return Target(
         name,
         kind,
@@ -376,7 +374,7 @@ def _restore(name: str, kind: str, checkpoint: Checkpoint, path: Path | None) ->
         checkpoint.clip["model"],
         mask=checkpoint.mask,
         frozen=tuple(checkpoint.provenance.get("frozen", ())),
-        checkpoint=checkpoint,
+        checkpoint=replace(checkpoint, options=framework.options),
         path=path,
         recipe=checkpoint.recipe,
     )

@@ -1,6 +1,6 @@
 """Masks of proposals from files: those of Segment Anything, or of any other program.
 
-A folder holds one file for each image, named like the image but for its suffix (in the same sub-folder, or on top):
+A folder holds one file for each image, named like the image but for its suffix, in the same sub-folders or on top:
 
 NAME.png    a picture of the image's size whose values are segment ids, 0 for no segment: 8 or 16 bits gray, palette,
             or colours with id = R + 256 G + 65536 B, as in COCO's panoptic format. Masks that do not overlap.
@@ -45,7 +45,9 @@ def find_masks(folder: Path | str, name: str) -> Path:
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder of proposals")
     stems = {image.name, image.stem} if image.suffix else {image.name}
-    parents = [folder] if image.is_absolute() or image.parent == Path() else [folder / image.parent, folder]
+    below = image.parent.parts
+    parents = [folder.joinpath(*below[first:]) for first in range(len(below)) if below[first] != image.anchor]
+    parents.append(folder)
     for parent in parents:
         for stem in sorted(stems, key=len):
             for suffix in SUFFIXES:

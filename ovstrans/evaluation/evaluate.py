@@ -21,6 +21,7 @@ from ovstrans.errors import InputError, MismatchError, OvstransError
 from ovstrans.evaluation.inference import (
     Inference,
     classify_pixels,
+    given_masks,
     images_per_batch,
     in_eval_mode,
     refuse_windows,
@@ -163,7 +164,11 @@ def evaluate(
         for indices in _blocks(dataset, total, batch_size)[rank::world]:
             for batch in _batches(dataset, indices, inference, batch_size):
                 images = torch.stack([image for _, _, image in batch])
-                found = score_images(framework, images, text, device, inference)
+                given = [
+                    given_masks(framework, sample.name, sample.image, sample=sample, ignore=dataset.ignore)
+                    for _, sample, _ in batch
+                ]
+                found = score_images(framework, images, text, device, inference, masks=given)
                 for (index, sample, _), scores in zip(batch, found, strict=True):
                     prediction = sums.add(index, sample, scores)
                     if on_image is not None:

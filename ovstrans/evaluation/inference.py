@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ovstrans.clip.backbone import full_precision
 from ovstrans.datasets.augment import compute_evaluation_size, resize_image
-from ovstrans.datasets.sample import Segment
+from ovstrans.datasets.sample import Sample, Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.frameworks.scores import FlippedScores, MapScores, MeanScores, Scores, WindowScores
@@ -126,6 +126,7 @@ def predict_image(
     confidence: bool = False,
     panoptic: Collection[int] | None = None,
     instances: Collection[int] | None = None,
+    masks: Tensor | None = None,
 ) -> Prediction:
     """Predict the class of every pixel of one image.
 
@@ -141,9 +142,10 @@ def predict_image(
         panoptic: Indices of the classes that are things; not None also gives panoptic segments (of a
             `MaskFramework`).
         instances: Indices of the classes that are things; not None also gives instances (of a `MaskFramework`).
+        masks: Masks bool [N, H, W] that the framework is to classify (see `given_masks`); None for its own.
 
     Raises:
-        InputError: If the scores are NaN, or segments are asked for with windows or flip.
+        InputError: If the scores are NaN, segments are asked for with windows or flip, or masks cannot be taken.
     """
     wants_segments = panoptic is not None or instances is not None
     if wants_segments:
@@ -151,7 +153,7 @@ def predict_image(
     height, width = (int(side) for side in image.shape[-2:])
     with in_eval_mode(framework):
         resized = resize_image(image, inference.size(height, width))
-        scores = score_images(framework, resized[None], text, device, inference)[0]
+        scores = score_images(framework, resized[None], text, device, inference, masks=[masks])[0]
         scores = scores.resize(
             size or (height, width), masks_first=inference.upsamples_masks(framework, panoptic=False)
         )
@@ -204,12 +206,25 @@ def classify_pixels(scores: Scores, *, confidence: bool = False) -> Prediction:
     return Prediction(classes, shares)
 
 
+def given_masks(
+    framework: Any, name: str, image: Tensor, *, sample: Sample | None = None, ignore: int = 255
+) -> Tensor | None:
+    """Return the masks that a framework takes beside an image [3, H, W]; see `Framework.given_masks`."""
+    if not hasattr(framework, "given_masks"):
+        return None
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    found: Tensor | None = framework.given_masks(name, size, sample, ignore)
+    return found
+
+
 def score_images(
     framework: Any,
     images: Tensor,
     text: TextClassifier | None,
     device: torch.device | str,
     inference: Inference,
+    *,
+    masks: Sequence[Tensor | None] = (),
 ) -> list[Scores]:
     """Score a batch of images.
 
@@ -219,25 +234,35 @@ def score_images(
         text: As for `predict_image`.
         device: Where to compute.
         inference: Windows, flip and precision; its sizes are not used.
+        masks: Masks of each image that the framework is to classify, bool [N, *, *]; None for its own.
 
     Returns:
         The scores of each image, of size (h, w).
-    """
 
-    def forward(pixels: Tensor) -> list[Scores]:
+    Raises:
+        InputError: If masks are given with windows, or to a framework that finds its own only.
+    """
+    given = [each for each in masks if each is not None]
+    if given and inference.window is not None:
+        raise InputError("given masks: of whole images; leave out `window`")
+    if given and not hasattr(framework, "given_masks"):
+        raise InputError(f"given masks: {type(framework).__name__} takes none")
+
+    def forward(pixels: Tensor, own: Sequence[Tensor] = ()) -> list[Scores]:
         """Score whole images or windows, uint8 [B, 3, *, *]."""
         with torch.inference_mode(), _autocast(device, inference.amp):
-            return list(_scores(framework, pixels.to(device).float().div_(255), text))
+            batch = pixels.to(device).float().div_(255)
+            return list(framework.scores(batch, text, masks=own) if own else _scores(framework, batch, text))
 
-    def score(pixels: Tensor) -> list[Scores]:
+    def score(pixels: Tensor, own: Sequence[Tensor] = ()) -> list[Scores]:
         if inference.window is None:
-            return forward(pixels)
+            return forward(pixels, own)
         return [_score_windows(image, inference, forward) for image in pixels]
 
-    scores = score(images)
+    scores = score(images, given)
     if not inference.flip:
         return scores
-    mirrored = [FlippedScores(each) for each in score(images.flip(-1))]
+    mirrored = [FlippedScores(each) for each in score(images.flip(-1), [each.flip(-1) for each in given])]
     return [MeanScores(pair) for pair in zip(scores, mirrored, strict=True)]
 
 

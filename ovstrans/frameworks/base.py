@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.text import TextClassifier
+from ovstrans.clip.load import Clip
+from ovstrans.clip.text import TextClassifier, embed_vocabulary
+from ovstrans.datasets.sample import Sample
 from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError, MismatchError, did_you_mean
 from ovstrans.frameworks.scores import MapScores, Scores
@@ -52,6 +54,23 @@ class TargetRequirements:
     teacher: bool = False
     captions: bool = False
     synonyms: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """A part of a training run that trains some of a framework's parameters by losses of its own.
+
+    Attributes:
+        name: What `Framework.stage` is meanwhile.
+        steps: Number of steps.
+        lr: Learning rate of the head; None for that of the recipe. The schedule of the recipe runs anew.
+        requirements: What the losses need in a batch.
+    """
+
+    name: str
+    steps: int
+    lr: float | None = None
+    requirements: TargetRequirements = TargetRequirements()
 
 
 @dataclass
@@ -108,6 +127,9 @@ class Framework(nn.Module):
         target_requirements: What the losses need in a batch. An instance may need more, depending on its options.
         templates: Name of the prompt templates that class names are put into (see `vocabulary.prompts`);
             None for the templates of the vocabulary.
+        text_keys: Names of the parameters that the embedding of class names depends on, such as a learned prompt.
+        inference_options: Options that a trained model may be used with other values of.
+        stage: Name of the stage of training that `losses` and `training_outputs` are of; see `training_stages`.
         panoptic_masks_first: If True and the dataset has panoptic ground truth, upsample the mask logits before
             summing over queries, as in the released evaluation. Otherwise upsample the summed class scores.
         options: The options of this instance: `defaults` with the given values.
@@ -126,7 +148,10 @@ class Framework(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {}
     target_requirements: TargetRequirements = TargetRequirements()
     templates: ClassVar[str | None] = None
+    text_keys: ClassVar[tuple[str, ...]] = ()
+    inference_options: ClassVar[frozenset[str]] = frozenset()
     panoptic_masks_first: ClassVar[bool] = False
+    stage: str = ""
 
     options: dict[str, Any]
     embed_dim: int
@@ -199,6 +224,49 @@ class Framework(nn.Module):
     def format_class_names(cls, vocabulary: Vocabulary) -> Vocabulary:
         """Return the vocabulary with the class names as this framework writes them into prompts."""
         return vocabulary
+
+    @classmethod
+    def embed_vocabulary(cls, clip: Clip, vocabulary: Vocabulary, state: Mapping[str, Tensor]) -> TextClassifier:
+        """Embed the classes of a vocabulary with the text encoder of a CLIP.
+
+        Args:
+            clip: The CLIP.
+            vocabulary: The classes, with names and templates as this framework writes them.
+            state: The parameters that `text_keys` names; empty before training.
+        """
+        return embed_vocabulary(clip, vocabulary)
+
+    def training_stages(self, steps: int) -> list[TrainingStage]:
+        """Return the stages of a training run, in order; usually there is one.
+
+        Args:
+            steps: Number of steps of the whole run.
+        """
+        return [TrainingStage("", steps, requirements=self.target_requirements)]
+
+    def start_training(self, clip: Clip, *, resumed: bool) -> None:
+        """Prepare for a training run, before weights are masked or frozen.
+
+        Args:
+            clip: The CLIP of the run.
+            resumed: Whether the run continues with parameters that are loaded already.
+        """
+
+    def finish_training(self) -> None:
+        """Bring what depends on trained parameters up to date, before a checkpoint is written."""
+
+    def given_masks(
+        self, name: str, size: tuple[int, int], sample: Sample | None = None, ignore: int = 255
+    ) -> Tensor | None:
+        """Return masks that `scores` takes beside the image, bool [N, H, W], as its argument `masks`; usually None.
+
+        Args:
+            name: Name of the image or of its file.
+            size: Height and width of the image.
+            sample: The image with its ground truth, if it is one of a dataset.
+            ignore: The label of pixels that are ignored.
+        """
+        return None
 
     def training_outputs(self, images: Tensor) -> list[Tensor]:
         """Compute what `losses` computes before it looks at the targets, to count the cost of a training step.

@@ -106,6 +106,7 @@ class FCCLIP(MaskFramework):
     name: ClassVar[str] = "fcclip"
     templates: ClassVar[str | None] = "vild"
     panoptic_masks_first: ClassVar[bool] = True
+    inference_options: ClassVar[frozenset[str]] = MaskFramework.inference_options | {"alpha", "beta"}
     defaults: ClassVar[Mapping[str, Any]] = {
         **MaskFramework.COMMON,
         "queries": 250,

@@ -204,7 +204,7 @@ class MaskFramework(QueryInference):
 
     def training_outputs(self, images: Tensor) -> list[Tensor]:
         """Compute masks and class scores of every prediction, and `extra_training_outputs`; for cost counters."""
-        output, text = self.head(self.backbone_features(images)), _base_sized(self.text)
+        output, text = self.head(self.backbone_features(images)), base_sized(self.text)
         outputs = list(output.masks)
         for prediction in range(self.predictions):
             outputs.append(self.class_scores(output, prediction, text))
@@ -230,7 +230,7 @@ class MaskFramework(QueryInference):
         return self.probabilities(output, features, text), output.masks[-1]
 
 
-def _base_sized(text: TextClassifier) -> TextClassifier:
+def base_sized(text: TextClassifier) -> TextClassifier:
     """Return a classifier with as many rows as that of the base classes.
 
     `Framework.base_text` selects rows by value, which meta tensors do not have.

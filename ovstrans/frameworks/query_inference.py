@@ -6,6 +6,7 @@ Shapes: `B` batch, `Q` queries, `K` classes, `H W` image, `h w` mask logits.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +26,8 @@ class QueryInference(Framework):
     A subclass implements `predict_masks`. Its options have object_threshold (least class probability of a panoptic
     segment) and overlap_threshold (least part of its mask that a segment must keep).
     """
+
+    inference_options: ClassVar[frozenset[str]] = frozenset({"object_threshold", "overlap_threshold"})
 
     def predict_masks(self, images: Tensor, text: TextClassifier | None = None) -> tuple[Tensor, Tensor]:
         """Predict the class and the mask of every query.

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import Clip, create_image_encoder, load_clip, model_info, random_clip
-from ovstrans.clip.text import TextClassifier, embed_vocabulary
+from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import VISUAL, fit_state
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks.base import Framework
+from ovstrans.recipes.load import override
 from ovstrans.vocabulary.prompts import AUTO, BARE, DATASET, get_templates, use_class_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -113,12 +114,17 @@ def build_on_meta(
         return build(name, encoder=create_image_encoder(model), mean=mean, std=std, text=text, options=options)
 
 
-def restore(checkpoint: Checkpoint) -> Framework:
+def restore(checkpoint: Checkpoint, settings: Sequence[str] = ()) -> Framework:
     """Rebuild the framework of a checkpoint with its weights and text classifier, in eval mode.
 
     Draws no random numbers that the caller would notice, and shares no memory with the checkpoint.
 
+    Args:
+        checkpoint: The trained framework.
+        settings: Other values of the framework's `inference_options`, as `model.OPTION=VALUE`.
+
     Raises:
+        InputError: A setting is not one of inference, or its value is not permitted.
         MismatchError: A tensor is missing, unexpected, or of another shape than the recorded options call for.
     """
     clip = checkpoint.clip
@@ -132,7 +138,7 @@ def restore(checkpoint: Checkpoint) -> Framework:
             mean=clip["mean"],
             std=clip["std"],
             text=text,
-            options=checkpoint.options,
+            options=change_options(checkpoint, settings),
         )
     fit = fit_state(
         checkpoint.state,
@@ -145,6 +151,25 @@ def restore(checkpoint: Checkpoint) -> Framework:
     fit.require_known()
     framework.load_state_dict({key: _copy(value) for key, value in checkpoint.state.items()}, assign=True)
     return framework.eval()
+
+
+def change_options(checkpoint: Checkpoint, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a checkpoint with other values for some that matter to inference alone.
+
+    Args:
+        checkpoint: The trained framework.
+        settings: `model.OPTION=VALUE`, the value as in TOML.
+
+    Raises:
+        InputError: A setting is something else; the message names those that can be changed.
+    """
+    able = sorted(framework_class(checkpoint.framework).inference_options)
+    for setting in settings:
+        name = setting.partition("=")[0].strip()
+        if not name.startswith("model.") or name.removeprefix("model.") not in able:
+            can = f"only {', '.join(f'model.{option}' for option in able)} can" if able else "nothing can"
+            raise InputError(f"`{setting}`: {can} be changed in a trained {checkpoint.framework}; train another for it")
+    return dict(override({"model": checkpoint.options}, settings)["model"]) if settings else checkpoint.options
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -182,7 +207,7 @@ def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary, names: str = 
     those of training, the recorded embeddings are used and no text encoder is needed.
 
     Args:
-        checkpoint: The trained framework.
+        checkpoint: The trained framework; of its state only the framework's `text_keys` are needed.
         vocabulary: The classes to score.
         names: Which names of a class are embedded; see `with_prompts`.
 
@@ -196,7 +221,7 @@ def classifier_for(checkpoint: Checkpoint, vocabulary: Vocabulary, names: str = 
     prompted = with_prompts(vocabulary, checkpoint.framework, checkpoint.options, names)
     if (trained.classes, trained.templates) == (prompted.classes, prompted.templates):
         return TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, prompted)
-    return embed_vocabulary(text_clip(checkpoint), prompted)
+    return framework_class(checkpoint.framework).embed_vocabulary(text_clip(checkpoint), prompted, checkpoint.state)
 
 
 def text_clip(checkpoint: Checkpoint) -> Clip:

@@ -30,6 +30,29 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, an array HxWx3 or HxW, or a tensor 3xHxW, HxWx3 or HxW; integers 0..255 or floats 0..1."""
 
 
+MasksLike = np.ndarray | Tensor
+"""Masks [N, H, W] of any type, in which anything but 0 is inside."""
+
+
+def to_masks(masks: MasksLike, pixels: Tensor) -> Tensor:
+    """Return masks as bool [N, H, W].
+
+    Args:
+        masks: The masks.
+        pixels: The image [3, H, W] that they are of.
+
+    Raises:
+        InputError: They are something else, or of another size.
+    """
+    if not isinstance(masks, (np.ndarray, Tensor)):
+        raise InputError(f"`masks`: {type(masks).__name__} are no masks; give a numpy array or tensor [N, H, W]")
+    found = torch.as_tensor(masks).cpu() != 0
+    if found.dim() != 3 or found.shape[1:] != pixels.shape[1:]:
+        height, width = pixels.shape[1:]
+        raise InputError(f"`masks`: of shape {tuple(found.shape)}; (N, {height}, {width}) is needed, as the image is")
+    return found[found.flatten(1).any(1)]
+
+
 def to_pixels(image: ImageLike) -> Tensor:
     """Return an image as uint8 [3, H, W] in RGB.
 

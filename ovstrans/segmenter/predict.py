@@ -160,6 +160,7 @@ def predict(
     out: Path | str = OUTPUT_DIR / "predict",
     device: torch.device | str = "auto",
     runtime: str = "auto",
+    settings: Sequence[str] = (),
     progress: ProgressCallback | None = None,
 ) -> Predictions:
     """Segment image files and folders of them, and write the predictions into a folder.
@@ -189,6 +190,7 @@ def predict(
         out: The folder to write.
         device: Where to compute, unless `source` is a `Segmenter`.
         runtime: As for `Segmenter.load`, unless `source` is a `Segmenter`.
+        settings: As for `Segmenter.load`, unless `source` is a `Segmenter`.
         progress: Told of the images done.
 
     Raises:
@@ -220,7 +222,10 @@ def predict(
     image_files = find_image_files([Path(path) for path in paths], out=Path(out))
     chosen = choose_vocabulary(classes, vocabulary)
 
-    segmenter = source if isinstance(source, Segmenter) else Segmenter.load(source, device=device, runtime=runtime)
+    if isinstance(source, Segmenter):
+        segmenter = source
+    else:
+        segmenter = Segmenter.load(source, device=device, runtime=runtime, settings=settings)
     task = SegmentationTask(segmenter, chosen, options)
     writer.begin(
         task.vocabulary,

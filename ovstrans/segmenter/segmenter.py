@@ -27,11 +27,11 @@ from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.environment import pick_device
 from ovstrans.errors import InputError
-from ovstrans.evaluation.inference import Inference, Prediction, predict_image
+from ovstrans.evaluation.inference import Inference, Prediction, given_masks, predict_image
 from ovstrans.frameworks import registry
 from ovstrans.interop.describe import describe_tensors
 from ovstrans.segmenter.classes import ClassNames, ThingClasses, choose_vocabulary, describe_unknown, find_things
-from ovstrans.segmenter.inputs import ImageLike, to_pixels
+from ovstrans.segmenter.inputs import ImageLike, MasksLike, to_masks, to_pixels
 from ovstrans.segmenter.options import SegmentationOptions, describe_fit, explain_memory_errors, fit_to_memory
 from ovstrans.segmenter.segmentation import Segmentation
 from ovstrans.vocabulary.prompts import AUTO
@@ -58,6 +58,7 @@ class Segmenter:
         checkpoint: The checkpoint. It is left as it is; the model has its own copy of the weights.
         path: The file that the checkpoint is from, if it is from one.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        settings: Other values of options of inference, see `load`.
 
     Attributes:
         framework: The model, on the device and in eval mode.
@@ -66,36 +67,52 @@ class Segmenter:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, path: Path | None = None, device: torch.device | str = "auto"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        path: Path | None = None,
+        device: torch.device | str = "auto",
+        settings: Sequence[str] = (),
     ) -> None:
         self.device = pick_device(device)
         self.path = path
-        self.framework = registry.restore(checkpoint).to(self.device)
-        self._checkpoint = replace(checkpoint, state={}, mask=None)  # what else there is; the framework has the weights
+        self.framework = registry.restore(checkpoint, settings).to(self.device)
+        # What else there is; the framework has the weights.
+        needed = {key: checkpoint.state[key] for key in self.framework.text_keys if key in checkpoint.state}
+        self._checkpoint = replace(checkpoint, state=needed, mask=None, options=self.framework.options)
         self._classifiers: dict[tuple[Vocabulary, str], TextClassifier] = {}
 
     @classmethod
-    def load(cls, source: Source, *, device: torch.device | str = "auto", runtime: str = "auto") -> Segmenter:
+    def load(
+        cls,
+        source: Source,
+        *,
+        device: torch.device | str = "auto",
+        runtime: str = "auto",
+        settings: Sequence[str] = (),
+    ) -> Segmenter:
         """Load the model of a run or checkpoint.
 
         Args:
             source: A run folder or checkpoint file, what `finetune` returned, or a `Checkpoint`.
             device: "auto", "cpu", "cuda" or "cuda:N".
             runtime: "auto" or "dense". Both compute with dense weights, zeros included.
+            settings: Other values of those options of the framework that matter to inference alone, such as
+                "model.proposals=folder:masks" of a DeOP.
 
         Raises:
-            InputError: If there is no checkpoint, the device is missing, or the runtime is unknown.
+            InputError: If there is no checkpoint, the device is missing, or the runtime or a setting is unknown.
             MismatchError: If the parts of the checkpoint do not fit together.
         """
         if runtime not in RUNTIMES:
             raise InputError(f"`runtime={runtime}`: unknown; use {' or '.join(RUNTIMES)}")
         device = pick_device(device)
         if isinstance(source, Checkpoint):
-            return cls(source, device=device)
+            return cls(source, device=device, settings=settings)
         if not isinstance(source, (str, os.PathLike)):
             raise InputError(f"`source`: {type(source).__name__} is no run and no checkpoint; give one, or its path")
         path = find_checkpoint(Path(source))
-        return cls(_read_checkpoint(path), path=path, device=device)
+        return cls(_read_checkpoint(path), path=path, device=device, settings=settings)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -128,6 +145,7 @@ class Segmenter:
         window: int | None = None,
         stride: int | None = None,
         flip: bool = False,
+        masks: MasksLike | None = None,
     ) -> Segmentation:
         """Segment one image.
 
@@ -150,6 +168,8 @@ class Segmenter:
                 than 4 megapixels: then in windows of 1024, or reduced if segments are asked for.
             stride: Distance between windows; None for 2/3 of the window.
             flip: Average the scores with those of the mirrored image.
+            masks: Masks to classify, numpy or torch [N, H, W] of the image's size, anything but 0 is inside; of
+                Segment Anything, for instance. Only deop takes them; None for its own proposals.
 
         Raises:
             InputError: If the image or an option is not valid, two options do not go together, the framework finds no
@@ -170,7 +190,7 @@ class Segmenter:
         pixels = to_pixels(image)
         task = SegmentationTask(self, choose_vocabulary(classes, vocabulary), options)
         name = image if isinstance(image, (str, os.PathLike)) else "image"
-        prediction, _ = task.predict(pixels, name)
+        prediction, _ = task.predict(pixels, name, masks=None if masks is None else to_masks(masks, pixels))
         return Segmentation(pixels, task.vocabulary, prediction)
 
     def predict(
@@ -253,12 +273,13 @@ class SegmentationTask:
         """Indices of the things among instances; None if those are not asked for."""
         return self.things.instances if self._options.instances else None
 
-    def predict(self, image: Tensor, name: object) -> tuple[Prediction, Inference]:
+    def predict(self, image: Tensor, name: object, *, masks: Tensor | None = None) -> tuple[Prediction, Inference]:
         """Segment an image uint8 [3, H, W].
 
         Args:
             image: The image.
-            name: What to call it in messages.
+            name: Its name, to look up its masks and for messages.
+            masks: Masks to classify, see `Segmenter.segment`.
 
         Returns:
             The prediction, and how the image was scored.
@@ -266,14 +287,17 @@ class SegmentationTask:
         Raises:
             InputError: If the memory does not suffice, or the scores are NaN.
         """
-        size, whole = (int(image.shape[-2]), int(image.shape[-1])), self._options.wants_segments
+        framework = self._segmenter.framework
+        if masks is None:
+            masks = given_masks(framework, str(name), image)
+        size, whole = (int(image.shape[-2]), int(image.shape[-1])), self._options.wants_segments or masks is not None
         inference = fit_to_memory(self.inference, size, whole=whole)
         if inference != self.inference and not self._noticed_size:
             self._noticed_size = True
             logger.info(describe_fit(name, size, inference))
         with explain_memory_errors(name, whole=whole):
             prediction = predict_image(
-                self._segmenter.framework,
+                framework,
                 image,
                 self._text,
                 device=self._segmenter.device,
@@ -281,6 +305,7 @@ class SegmentationTask:
                 confidence=self._options.confidence,
                 panoptic=self.panoptic_things,
                 instances=self.instance_things,
+                masks=masks,
             )
         return prediction, inference
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,12 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip
-from ovstrans.clip.text import embed_vocabulary
 from ovstrans.datasets.sample import Dataset
 from ovstrans.environment import environment, pick_device, pick_precision, to_device
 from ovstrans.errors import InputError, OvstransError
 from ovstrans.files import OUTPUT_DIR
 from ovstrans.frameworks import registry
-from ovstrans.frameworks.base import Batch, Framework
+from ovstrans.frameworks.base import Batch, Framework, TargetRequirements
 from ovstrans.frameworks.registry import with_prompts
 from ovstrans.masks.file import load_mask, pruned_weights_path, save_mask
 from ovstrans.masks.mask import Mask
@@ -49,6 +49,7 @@ from ovstrans.training.inputs import (
 from ovstrans.training.loop import Step, drop_frozen, make_optimizer, train
 from ovstrans.training.resolve import PathLike, choose_recipe, resume_recipe
 from ovstrans.training.run_folder import Run, RunFolder
+from ovstrans.training.stages import split_run
 from ovstrans.training.state import load_state, save_state, seed_step, stopping
 from ovstrans.training.teacher_targets import make_teacher_targets, warn_of_captions
 from ovstrans.version import __version__
@@ -190,7 +191,7 @@ def _train(
         encoder=encoder,
         mean=clip.mean,
         std=clip.std,
-        text=embed_vocabulary(clip, vocabulary),
+        text=registry.framework_class(recipe.model.framework).embed_vocabulary(clip, vocabulary, {}),
         options=recipe.model.options,
     )
     if state is not None:
@@ -199,25 +200,22 @@ def _train(
         mask.apply(framework)
     to_device(framework, world.device)
     freeze(framework, frozen, norms=training.freeze_norms)
+    framework.start_training(clip, resumed=state is not None)
     if state is None and training.bn_recalibrate:
         recalibrate(framework, islice(training_batches(dataset, recipe, world), training.bn_recalibrate), precision)
 
     # What the losses need beyond the data. It belongs to the run and stays out of the framework and its checkpoint.
+    run_stages = framework.training_stages(training.steps)
     targets = make_teacher_targets(
-        framework.target_requirements, clip, vocabulary, seed=seed, world=world, precision=precision
+        [each.requirements for each in run_stages], clip, vocabulary, seed=seed, world=world, precision=precision
     )
 
-    def batches(start: int) -> Iterator[Batch]:
+    def batches(start: int, requirements: TargetRequirements) -> Iterator[Batch]:
         """Return the batches from step `start` on."""
         found = training_batches(
-            dataset,
-            recipe,
-            world,
-            start=start,
-            requirements=framework.target_requirements,
-            region_size=clip.image_size,
+            dataset, recipe, world, start=start, requirements=requirements, region_size=clip.image_size
         )
-        return found if targets is None else targets.attach(found, start)
+        return found if targets is None else targets.attach(found, start, requirements)
 
     # The optimizer has the parameters that may change and no others.
     train_mode(framework, frozen=frozen, norms=training.norms, freeze_norms=training.freeze_norms)
@@ -253,20 +251,20 @@ def _train(
         }
 
     planned = state["planned"] if state is not None else not training.plan_after
-    stages = [training.steps] if planned else [training.plan_after, training.steps]
     held = mask.held(optimizer, framework) if mask is not None else contextlib.nullcontext()
     reporter = ProgressReporter(
         progress if world.main else None, f"finetune {recipe.model.framework}", training.steps, done=done
     )
     with folder.guarded(world.main), held, stopping() as stop:
-        for end in stages:
-            steps = range(done, end)
+        for part in split_run(run_stages, done, None if planned else training.plan_after):
+            framework.stage = part.stage.name
+            train_mode(framework, frozen=frozen, norms=training.norms, freeze_norms=training.freeze_norms)
             for step in train(
                 distributed.parallel(framework, world),
-                batches(done),
+                batches(done, part.stage.requirements),
                 optimizer,
-                steps=steps,
-                rate=lambda step: recipe.schedule.factor(step, training.steps),
+                steps=range(done, part.end),
+                rate=partial(part.rate, recipe),
                 precision=precision,
                 scaler=scaler,
                 clip_norm=recipe.optimizer.clip_norm,
@@ -284,7 +282,7 @@ def _train(
                 if stopped:
                     world.barrier()
                     stop.now()
-            if not planned:
+            if not planned and done == training.plan_after:
                 frozen, planned = _make_plan(recipe, folder, framework, clip, world), True
                 freeze(framework, frozen, norms=training.freeze_norms)
                 train_mode(framework, frozen=frozen, norms=training.norms, freeze_norms=training.freeze_norms)
@@ -340,6 +338,7 @@ def _finish(
     if mask is not None and (broken := mask.violations(framework)):
         raise OvstransError(f"{broken[0][0]}: {broken[0][1]} masked weights are not zero after training")
     framework.eval()
+    framework.finish_training()
     text = framework.text.to("cpu")
     save_checkpoint(
         folder.checkpoint,

@@ -84,13 +84,19 @@ class TeacherTargets:
             SynonymFilter(self.clip, vocabulary, self.encode_regions, computed) if requirements.synonyms else None
         )
 
-    def attach(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
+    def attach(
+        self, batches: Iterator[Batch], start: int, requirements: TargetRequirements | None = None
+    ) -> Iterator[Batch]:
         """Yield batches with their targets.
 
         Args:
             batches: The batches of the steps from `start` on.
             start: Number of the first step, counted from 0.
+            requirements: The targets that these steps need; None for all that this was made for.
         """
+        if requirements is not None and not _needs_teacher(requirements):
+            yield from batches
+            return
         try:
             for number, batch in enumerate(batches, start):
                 yield self.add(batch, number)
@@ -149,7 +155,7 @@ class TeacherTargets:
 
 
 def make_teacher_targets(
-    requirements: TargetRequirements,
+    stages: Sequence[TargetRequirements],
     clip: Clip,
     vocabulary: Vocabulary,
     *,
@@ -160,18 +166,19 @@ def make_teacher_targets(
     """Return the targets of a run, or None if its framework requires none.
 
     Args:
-        requirements: The targets that the framework requires.
+        stages: The targets that the framework requires, in each stage of the run.
         clip: The CLIP of the run, with its own weights.
         vocabulary: Classes of the segments, with names as the framework writes them.
         seed: Seed of the run.
         world: This process.
         precision: Precision of the image encoder.
     """
-    if not (requirements.teacher or requirements.captions or requirements.synonyms):
+    needed = [each for each in stages if _needs_teacher(each)]
+    if not needed:
         return None
-    return TeacherTargets(
-        clip, requirements, vocabulary, device=world.device, precision=precision, seed=seed, rank=world.rank
-    )
+    names = TargetRequirements.__dataclass_fields__
+    union = TargetRequirements(**{name: any(getattr(each, name) for each in needed) for name in names})
+    return TeacherTargets(clip, union, vocabulary, device=world.device, precision=precision, seed=seed, rank=world.rank)
 
 
 def warn_of_captions(dataset: Labelled, requirements: TargetRequirements, remedy: str) -> None:
@@ -203,6 +210,11 @@ def draw_nouns(words: Sequence[str], draws: torch.Generator) -> list[str]:
     if len(kept) > MAX_NOUNS:
         kept = kept[torch.randperm(len(kept), generator=draws)[:MAX_NOUNS]].sort().values
     return [words[number] for number in kept.tolist()]
+
+
+def _needs_teacher(requirements: TargetRequirements) -> bool:
+    """Return whether targets are required that the data alone do not give."""
+    return requirements.teacher or requirements.captions or requirements.synonyms
 
 
 def _numerics(device: torch.device, precision: Precision) -> str:

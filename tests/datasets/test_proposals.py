@@ -88,6 +88,8 @@ def test_names_with_folders_dots_and_suffixes(tmp_path: Path) -> None:
         "street/0002.jpg": "0002.png",
         "0002": "0002.png",
         "/somewhere/else/0002.jpg": "0002.png",
+        "/photos/street/0001.jpg": "street/0001.png",
+        "photos/street/0001.jpg": "street/0001.png",
         "v1.0": "v1.0.npz",
         "v1.0.jpg": "v1.0.npz",
         "photo.jpg": "photo.jpg.json",
