@@ -17,8 +17,8 @@ from ovstrans.frameworks.registry import classifier_for
 from ovstrans.segmenter import options as options_module
 from ovstrans.segmenter import predict as predict_module
 from tests.cli.test_predict import files_in, read, run
+from tests.datasets.test_run_lengths import walked
 from tests.segmenter.case import deeplab_checkpoint, draw, fcclip_checkpoint, write_run
-from tests.segmenter.test_rle import walked
 
 OPTIONS = ("--panoptic", "--instances")
 

@@ -29,7 +29,7 @@ from ovstrans.segmenter.coco import (
     write_segment_map,
 )
 from ovstrans.vocabulary.vocabulary import Vocabulary
-from tests.segmenter.test_rle import walked
+from tests.datasets.test_run_lengths import walked
 
 STREET = Vocabulary("street", (("sky",), ("car",)), things=frozenset({1}), colors=((30, 60, 200), (200, 30, 30)))
 
