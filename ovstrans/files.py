@@ -261,7 +261,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         with safe_open(path, framework="np") as handle:
             return dict(handle.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not an intact safetensors file ({error}); copy or make it again") from error
+        raise InputError(_describe_damage(path, error)) from error
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -277,4 +277,15 @@ def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, s
     try:
         return load_file(path), metadata
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not an intact safetensors file ({error}); copy or make it again") from error
+        raise InputError(_describe_damage(path, error)) from error
+
+
+def _describe_damage(path: Path | str, error: Exception) -> str:
+    """Return the error message for a file that is no intact safetensors file."""
+    from ovstrans import file_kinds
+
+    kind = file_kinds.recognize(path)
+    if kind is not None and kind.format != "safetensors":
+        return file_kinds.refusal(path, "a safetensors file")
+    reason = file_kinds.truncation(path) or error
+    return f"{path}: not an intact safetensors file ({reason}); copy or download it again, or make it anew"

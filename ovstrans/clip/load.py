@@ -27,7 +27,15 @@ from ovstrans.clip.models import (
     config_kind,
     model_config,
 )
-from ovstrans.clip.weights import VISUAL, fit_state, is_counter, read_state_dict, require_finite, weights_sha256
+from ovstrans.clip.weights import (
+    VISUAL,
+    find_clip,
+    fit_state,
+    is_counter,
+    read_state_dict,
+    require_finite,
+    weights_sha256,
+)
 from ovstrans.errors import InputError, MismatchError
 
 _FIRST_WEIGHT = {"ResNet": "conv1.weight", "ConvNeXt": "trunk.stem.0.weight"}
@@ -313,6 +321,7 @@ def _load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> bool:
         Whether the state held the text encoder.
     """
     needed = module.state_dict()
+    state = find_clip(state, where)
     kind, first = next(item for item in _FIRST_WEIGHT.items() if VISUAL + item[1] in needed)
     encoder_only = VISUAL + first not in state
     if encoder_only:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ovstrans import files
+from ovstrans import file_kinds, files
 from ovstrans.clip.backbone import find_image_encoder
 from ovstrans.errors import InputError, MismatchError
+
+ORIGIN = "ovstrans"
+"""Entry in which a file that we export says what it is, see `interop.origin`."""
 
 VISUAL = "visual."
 """Prefix of the image encoder's keys in an open_clip state dict."""
@@ -31,8 +31,26 @@ OTHER_ARCHITECTURE = "weights of another architecture"
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 """Entries of older files that are no weights. (The text encoder's mask holds infinities on purpose.)"""
 
-_PICKLE = b"\x80"
-"""First byte of a pickle of protocol 2 or later: torch files from before the zip archives."""
+_PREFIXES = ("module.", "model.")
+"""Prefixes that DDP and Lightning put before every name."""
+
+_INNER_WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of names that `torch.compile` and FSDP add, wherever the wrapped module is."""
+
+_COUNTERS = ("total_ops", "total_params", "n_averaged")
+"""Ends of the names that thop and averaging of weights add."""
+
+_QUANTIZED_ENTRIES = (".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_scale")
+"""Ends of the names that libraries for quantization add."""
+
+_ENCODER_ENTRIES = ("layer1.0.conv1.weight", "trunk.stem.0.weight", "class_embedding", "trunk.patch_embed.proj.weight")
+"""An entry of every kind of image encoder: ResNet, ConvNeXt, ViT, ViT of timm."""
+
+_ORIGINAL, _MASK = "_orig", "_mask"
+"""Ends of the names of torch's pruning: of a weight before its mask, and of the mask."""
+
+_REFUSED_FORMATS = ("ovstrans.mask/", "ovstrans.checkpoint/")
+"""Formats of ours that hold no plain weights."""
 
 _COUNTER = "num_batches_tracked"
 _LISTED = 3
@@ -142,10 +160,15 @@ def encoder_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor
     """
     if isinstance(model, nn.Module):
         named = find_image_encoder(model).named_parameters(remove_duplicate=False)
-        return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
-    bare = {key: value for key, value in model.items() if isinstance(value, Tensor)}
+        return {_pruned_name(_INNER_WRAPPERS.sub("", name)): parameter for name, parameter in named}
+    bare = {_pruned_name(key): value for key, value in model.items() if isinstance(value, Tensor)}
     prefixed = {WRAPPERS.sub("", key): value for key, value in bare.items() if WRAPPERS.match(key)}
     return {**bare, **prefixed}
+
+
+def _pruned_name(key: str) -> str:
+    """Return a weight's own name where torch's pruning holds it as `weight_orig`."""
+    return key.removesuffix(_ORIGINAL) if key.endswith(f".weight{_ORIGINAL}") else key
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -170,70 +193,158 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Read a state dict from a `.safetensors` file, or from a torch file with `weights_only`.
+@dataclass(frozen=True)
+class WeightFile:
+    """The contents of a file of weights: of ours, of another program, or exported from here.
 
-    Wrappers are removed: `{"state_dict": ...}`, `{"model": ...}`, and `module.` before every name.
+    Attributes:
+        path: The file.
+        state: Its tensors, without the prefixes of wrappers around the whole model.
+        origin: What one of our exports says of itself, as JSON text; "" in other files.
+        metadata: Metadata of a safetensors file.
+        ignored: Entries that are no part of the model, such as an optimizer.
+        modules: Names of the modules that torch recorded beside the state dict.
+        extras: Names of entries of the state dict that are no weights, as OpenAI's files have them.
+        code: Source text of a TorchScript archive, which is not run.
+        run_name: Name of the training run, in checkpoints of open_clip.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    origin: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+    code: str = ""
+    run_name: str = ""
+
+    def dense(self) -> dict[str, Tensor]:
+        """Return the weights with the masks of torch's pruning applied to them.
+
+        Raises:
+            InputError: If there are masks only, or a weight lacks its mask.
+        """
+        baked = bake_masks(self.state, str(self.path))
+        weights = {key: value for key, value in baked.items() if not key.endswith(f".weight{_MASK}")}
+        if not weights:
+            raise InputError(f"{self.path}: holds masks and no weights; give it as `mask`")
+        return weights
+
+
+def read_weight_file(path: Path | str) -> WeightFile:
+    """Read a file of weights, whichever program wrote it, without running anything in it.
+
+    Safetensors files; torch files (zipped, older ones, TorchScript archives, modules saved whole); pickles of arrays
+    as in detectron2's model zoo. A dictionary may be the state dict itself, may hold it beside an optimizer and
+    counters (`state_dict`, `model`, ... ), or may hold one state dict per part of a model, as OpenTrans saves them.
+    Prefixes of DDP, FSDP, `torch.compile` and Lightning are removed, and so are the counters of thop. Sparse tensors
+    become dense.
 
     Raises:
-        InputError: If the file is missing or damaged, holds no tensors, or holds anything that could run code (a
-            TorchScript archive, a pickle of other objects).
+        MissingFileError: If there is no such file.
+        InputError: If it holds no weights, quantized ones, or asks for code to be run. The message says what it is.
     """
     path = files.existing_file(path)
-    if path.suffix == ".safetensors":
-        state: object = files.read_tensors(path)[0]
-    else:
-        state = _read_torch(path)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping):
-        raise InputError(f"{path}: holds no state dict but a {type(state).__name__}")
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise InputError(f"{path}: holds no tensors")
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return {key: value for key, value in tensors.items() if key not in _NOT_WEIGHTS}
-
-
-def _read_torch(path: Path) -> object:
-    """Read a torch file without running code. Every failure becomes an InputError of one line."""
+    part = file_kinds.shard(path)
+    if part:
+        raise InputError(f"{path}: {part} of a checkpoint in several files; join them into one .safetensors file")
     with path.open("rb") as handle:
-        start = handle.read(2)
-    if start != b"PK" and start[:1] != _PICKLE:
-        raise InputError(f"{path}: not a weights file; give .safetensors or a torch state dict")
-    _refuse_torchscript(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the file was pickled
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([A-Za-z_][\w.]*) was not", str(error))
-        what = f"holds {named[1]} beside tensors" if named else "is damaged, or holds objects beside tensors"
-        raise InputError(
-            f"{path}: {what}, which could run code; save its state dict as .safetensors where you trust it, "
-            "and give that file"
-        ) from error
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise InputError(
-            f"{path}: not a weights file, or a damaged one; copy or make it again, or give .safetensors"
-        ) from error
+        start = handle.read(9)
+    if file_kinds.safetensors_header(start):
+        tensors, metadata = files.read_tensors(path)
+        found = WeightFile(path, tensors, metadata.get(ORIGIN, ""), metadata)
+    else:
+        from ovstrans.clip.torch_file import read_torch_file
+
+        found = WeightFile(path, **vars(read_torch_file(path)))
+    if found.metadata.get("format", "").startswith(_REFUSED_FORMATS):
+        raise InputError(file_kinds.refusal(path, "a file of weights"))
+    _refuse_quantized(found)
+    state = _clean_names(found.state)
+    extras = tuple(key for key in state if key in _NOT_WEIGHTS)
+    return replace(found, state={key: value for key, value in state.items() if key not in extras}, extras=extras)
 
 
-def _refuse_torchscript(path: Path) -> None:
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # damaged, in one of many ways: torch's reader will not take it either
-        return
-    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """Read the weights in a file; see `read_weight_file`. Masks of torch's pruning are applied to them."""
+    return read_weight_file(path).dense()
+
+
+def bake_masks(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Make the masks of torch's pruning permanent, as `torch.nn.utils.prune.remove` does.
+
+    `W_orig` and `W_mask` become `W`, exactly zero where it is masked. Masks without a weight stay.
+
+    Raises:
+        InputError: If a weight has no mask beside it.
+        MismatchError: If their shapes differ.
+    """
+    baked = dict(state)
+    for key, weight in state.items():
+        name = key.removesuffix(_ORIGINAL)
+        if name == key or (name + _MASK not in state and not key.endswith(f".weight{_ORIGINAL}")):
+            continue
+        if name + _MASK not in state:
+            raise InputError(f"{where}: {key} has no {name + _MASK} beside it; save both, or the pruned weight itself")
+        kept = state[name + _MASK]
+        if kept.shape != weight.shape:
+            raise MismatchError(f"{where}: {key} has shape {list(weight.shape)}, its mask {list(kept.shape)}")
+        del baked[key], baked[name + _MASK]
+        baked[name] = weight.masked_fill(kept == 0, 0)
+    return baked
+
+
+def find_clip(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return the entries of the one CLIP, or image encoder, in a state dict, by its own names.
+
+    Args:
+        state: Tensors of a model that has it as a part, under any prefix (`clip_model.visual.conv1.weight`), or of
+            the CLIP itself.
+        where: Beginning of messages: the file.
+
+    Returns:
+        The CLIP's entries, or the image encoder's (`conv1.weight`); the whole state if there is neither.
+
+    Raises:
+        InputError: If there are several.
+    """
+    prefixes = {
+        key.removesuffix(ending)
+        for ending in _ENCODER_ENTRIES
+        for key in state
+        if key.endswith(ending) and key.removesuffix(ending)[-1:] in ("", ".")
+    }
+    clips = {prefix.removesuffix(VISUAL) for prefix in prefixes if prefix.endswith(VISUAL)}
+    chosen = sorted(clips or prefixes)
+    if len(chosen) > 1:
         raise InputError(
-            f"{path}: is a TorchScript archive, which carries code and is not run here; use `pretrained=openai` "
-            "(open_clip fetches safetensors), or save its state dict as .safetensors where you trust it"
+            f"{where}: holds {len(chosen)} image encoders ({', '.join(map(repr, chosen))}); save one of them alone"
         )
+    if not chosen or not chosen[0]:
+        return dict(state)
+    inner = {key.removeprefix(chosen[0]): value for key, value in state.items() if key.startswith(chosen[0])}
+    return {key: value for key, value in inner.items() if key not in _NOT_WEIGHTS}
+
+
+def _clean_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what training code puts around names and beside weights."""
+    named = {_INNER_WRAPPERS.sub("", key): value for key, value in state.items() if not key.endswith(_COUNTERS)}
+    while named and (prefix := next((each for each in _PREFIXES if all(key.startswith(each) for key in named)), "")):
+        named = {key.removeprefix(prefix): value for key, value in named.items()}
+    return named
+
+
+def _refuse_quantized(file: WeightFile) -> None:
+    """Raise InputError if weights are stored as integers or 8-bit floats, which need scales to mean anything."""
+    for key, value in file.state.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        stored = key.endswith(".weight") and value.dim() > 1 and not kind.startswith(("float16", "float32", "bfloat"))
+        stored = stored and not kind.startswith(("float64", "bool"))
+        if stored or key.endswith(_QUANTIZED_ENTRIES):
+            raise InputError(
+                f"{file.path}: holds quantized weights ({kind}: {key}); give the weights that they were made from"
+            )
 
 
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:

@@ -25,10 +25,9 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints.file import BACKBONE, TEXT_ENCODER, Checkpoint, find_checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip
-from ovstrans.clip.weights import VISUAL, list_keys
+from ovstrans.clip.weights import ORIGIN, VISUAL, list_keys
 from ovstrans.errors import InputError
 from ovstrans.interop.export_source import ExportSource, ImportOptions, open_source
-from ovstrans.interop.external import ORIGIN
 from ovstrans.interop.import_clip import MaskedClip, is_builtin, open_clip_name
 from ovstrans.interop.origin import OURS, describe_origin
 from ovstrans.interop.published_names import published_frameworks, to_published

@@ -9,9 +9,8 @@ from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
 from ovstrans.clip.load import Clip
-from ovstrans.clip.weights import StateFit
+from ovstrans.clip.weights import StateFit, WeightFile, read_weight_file
 from ovstrans.errors import InputError
-from ovstrans.interop.external import ExternalFile, read_external
 from ovstrans.interop.import_clip import MaskedClip, clip_from_weights, clip_of_mask, mask_clip
 from ovstrans.interop.import_framework import PUBLISHED_CLIP, embed_classes, import_checkpoint
 from ovstrans.interop.import_mask import find_mask, mask_from_zeros, mask_of_pruned_weights, split_mask
@@ -84,7 +83,7 @@ def open_source(source: Path | Clip | Mask | Checkpoint, format: str, options: I
     """
     name = str(source) if isinstance(source, Path) else f"the {type(source).__name__}"
     content = _read(find_checkpoint(source)) if isinstance(source, Path) else source
-    if isinstance(content, ExternalFile):
+    if isinstance(content, WeightFile):
         return _open_external(content, format, options)
     if isinstance(content, Checkpoint):
         options.refuse(name, "framework", "partial", "mask", "vocabulary", "model", "pretrained")
@@ -105,14 +104,14 @@ def open_source(source: Path | Clip | Mask | Checkpoint, format: str, options: I
     return ExportSource(mask_from_zeros(encoder, name, model=content.name, pretrained=content.pretrained))
 
 
-def _read(path: Path) -> Checkpoint | Mask | ExternalFile:
+def _read(path: Path) -> Checkpoint | Mask | WeightFile:
     found = files.read_metadata(path).get("format") if path.suffix == ".safetensors" else None
     if found == checkpoint_file.FORMAT:
         return load_checkpoint(path)
-    return load_mask(path) if found == mask_file.FORMAT else read_external(path)
+    return load_mask(path) if found == mask_file.FORMAT else read_weight_file(path)
 
 
-def _open_external(file: ExternalFile, format: str, options: ImportOptions) -> ExportSource:
+def _open_external(file: WeightFile, format: str, options: ImportOptions) -> ExportSource:
     where = str(file.path)
     origin = parse_origin(file.origin, where)
     recorded = origin.get("clip") or file.metadata

@@ -13,12 +13,11 @@ from torch import Tensor
 from ovstrans.checkpoints.file import TEXT_ENCODER, Checkpoint
 from ovstrans.clip.load import load_clip, model_info
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
-from ovstrans.clip.weights import StateFit, fit_state
+from ovstrans.clip.weights import StateFit, WeightFile, fit_state
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.registry import text_clip, with_prompts
-from ovstrans.interop.external import ExternalFile
 from ovstrans.interop.import_clip import NAME_THE_MODEL, PARTIAL, open_clip_name
 from ovstrans.interop.origin import OURS, parse_origin
 from ovstrans.interop.published_names import from_published, published_frameworks, rename_known
@@ -52,7 +51,7 @@ _NO_CLASSES = Vocabulary("none", ())
 
 
 def import_checkpoint(
-    file: ExternalFile,
+    file: WeightFile,
     *,
     framework: str | None = None,
     model: str | None = None,

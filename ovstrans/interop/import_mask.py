@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ovstrans.clip.backbone import BODY
 from ovstrans.clip.load import model_shapes
-from ovstrans.clip.weights import WRAPPERS, encoder_tensors, read_state_dict
+from ovstrans.clip.weights import WRAPPERS, bake_masks, encoder_tensors, read_weight_file
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
 from ovstrans.masks.mask import Mask
 
-_ORIGINAL, _MASK = "_orig", "_mask"
-"""Suffixes of torch's pruning: of a weight before its mask, and of the mask."""
+_MASK = "_mask"
+"""End of the name of a mask of torch's pruning."""
 
 _RECORDED = ("pretrained", "weights_sha256", "method", "created_by")
 """Entries in which pruned weights record their mask."""
@@ -35,7 +35,9 @@ def load_external_mask(
         pretrained: As for `mask_from_entries`.
         body_only: As for `mask_from_entries`.
     """
-    return mask_from_entries(read_state_dict(path), str(path), model=model, pretrained=pretrained, body_only=body_only)
+    return mask_from_entries(
+        read_weight_file(path).state, str(path), model=model, pretrained=pretrained, body_only=body_only
+    )
 
 
 def mask_from_entries(
@@ -157,30 +159,6 @@ def split_mask(
     mask = find_mask(state, where, model=model, pretrained=pretrained, body_only=body_only)
     baked = bake_masks(state, where)
     return {key: value for key, value in baked.items() if not key.endswith(f".weight{_MASK}")}, mask
-
-
-def bake_masks(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Make the masks of torch's pruning permanent, as `torch.nn.utils.prune.remove` does.
-
-    `W_orig` and `W_mask` become `W`, exactly zero where it is masked. Masks without a weight stay.
-
-    Raises:
-        InputError: If a weight has no mask beside it.
-        MismatchError: If their shapes differ.
-    """
-    baked = dict(state)
-    for key, weight in state.items():
-        if not key.endswith(f".weight{_ORIGINAL}"):
-            continue
-        name = key.removesuffix(_ORIGINAL)
-        if name + _MASK not in state:
-            raise InputError(f"{where}: {key} has no {name + _MASK} beside it; save both, or the pruned weight itself")
-        kept = state[name + _MASK]
-        if kept.shape != weight.shape:
-            raise MismatchError(f"{where}: {key} has shape {list(weight.shape)}, its mask {list(kept.shape)}")
-        del baked[key], baked[name + _MASK]
-        baked[name] = weight.masked_fill(kept == 0, 0)
-    return baked
 
 
 def mask_of_pruned_weights(metadata: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> Mask | None:

@@ -21,9 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from ovstrans.checkpoints.file import Checkpoint
-from ovstrans.clip.weights import encoder_tensors
+from ovstrans.clip.weights import ORIGIN, encoder_tensors
 from ovstrans.errors import InputError
-from ovstrans.interop.external import ORIGIN
 from ovstrans.interop.import_clip import MaskedClip
 from ovstrans.masks.file import DAMAGED, mask_metadata, parse_object
 from ovstrans.masks.mask import CREATED_BY, Mask

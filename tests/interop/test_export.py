@@ -22,10 +22,10 @@ from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.backbone import encode_stages, scope_convs
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.models import bundled_folder
+from ovstrans.clip.weights import read_weight_file
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.interop import export as export_module
 from ovstrans.interop.export import ExportResult, check_suffix, export
-from ovstrans.interop.external import read_external
 from ovstrans.interop.import_clip import MaskedClip, clip_from_weights, clip_of_mask, open_clip_name
 from ovstrans.interop.import_mask import find_mask, mask_of_pruned_weights, split_mask
 from ovstrans.interop.origin import parse_origin, recorded_mask
@@ -117,7 +117,7 @@ def test_clip_comes_back(
 ) -> None:
     path = tmp_path / f"out{suffix}"
     write(path, pruned, kind, like)
-    external = read_external(path)
+    external = read_weight_file(path)
     assert key in external.state
     texts = [name for name in external.state if name.endswith("token_embedding.weight")]
     assert texts == ([] if like == "gkc" else [key.partition("visual.")[0] + "token_embedding.weight"])
@@ -194,7 +194,7 @@ def test_backbone_of_a_framework_without_published_names(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
     write(tmp_path / "m.pth", checkpoint, "detectron2", "fcclip")
     trunk = {key: value for key, value in checkpoint.state.items() if key.startswith("backbone.")}
-    found = read_external(tmp_path / "m.pth").state
+    found = read_weight_file(tmp_path / "m.pth").state
     assert_equal(found, {key.replace("backbone.", "backbone.clip_model.visual."): trunk[key] for key in trunk})
 
 

@@ -15,12 +15,11 @@ from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import embed_vocabulary
-from ovstrans.clip.weights import VISUAL
+from ovstrans.clip.weights import VISUAL, read_weight_file
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.registry import with_prompts
 from ovstrans.interop.export import export
-from ovstrans.interop.external import read_external
 from ovstrans.interop.import_framework import embed_classes, head_options, import_checkpoint
 from ovstrans.interop.published_names import from_published, published_frameworks, to_published
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -96,7 +95,7 @@ def test_export_and_import_is_the_same_to_the_bit(
 ) -> None:
     ours, path = checkpoints[name], tmp_path / f"out{suffix}"
     export(ours, path, format=kind)
-    back, imported = import_checkpoint(read_external(path), mask=ours.mask)
+    back, imported = import_checkpoint(read_weight_file(path), mask=ours.mask)
     assert_equal(back.state, ours.state)
     assert (imported.missing, imported.unexpected) == ((), ())
     assert (back.options, back.clip, back.recipe) == (ours.options, ours.clip, ours.recipe)
@@ -120,7 +119,7 @@ def test_published_checkpoint(tmp_path: Path, checkpoints: dict[str, Checkpoint]
     text = {f"text_tower.{key}": value for key, value in (ours.text_encoder or {}).items()}
     theirs = {**to_published(name)({**ours.state, **text}), "criterion.empty_weight": torch.ones(5)}
     torch.save({"model": theirs, "optimizer": {"state": {}}, "iteration": 9}, tmp_path / "model_final.pth")
-    found = read_external(tmp_path / "model_final.pth")
+    found = read_weight_file(tmp_path / "model_final.pth")
     with pytest.raises(InputError, match="model_final.pth: does not say what it is .* `framework` .fcclip, gkc"):
         import_checkpoint(found)
     back, imported = import_checkpoint(found, framework=name, model="RN-mini")
@@ -153,7 +152,7 @@ def test_parts_of_gkc_are_read_off(
     ours = make("gkc", clip, vocabulary, **distill)
     assert ("training_only.text_scale" in ours.state) == scaled
     torch.save({"model": to_published("gkc")(ours.state)}, tmp_path / "m.pth")
-    back, imported = import_checkpoint(read_external(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
+    back, imported = import_checkpoint(read_weight_file(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
     assert imported.unexpected == () and {key: back.options[key] for key in read} == read
     assert_equal(back.state, ours.state)
 
@@ -185,7 +184,7 @@ def test_head_of_mask2former_is_a_start(
         "model": "RN-mini",
         "pretrained": str(tmp_path / "clip.safetensors"),
     }
-    found = read_external(tmp_path / "coco.pkl")
+    found = read_weight_file(tmp_path / "coco.pkl")
     with pytest.raises(MismatchError, match=r"coco.pkl: lacks \d+ entries \(backbone\.conv1\.weight, .*`partial=True`"):
         import_checkpoint(found, **given)
     back, imported = import_checkpoint(found, **given, partial=True)
@@ -208,7 +207,7 @@ def test_another_architecture_is_refused(tmp_path: Path, checkpoints: dict[str, 
     theirs["sem_seg_head.pixel_decoder.input_proj.0.0.weight"] = torch.zeros(32, 7, 1, 1)
     torch.save({"model": theirs}, tmp_path / "m.pth")
     with pytest.raises(MismatchError, match=r"m.pth: .*input_projections.0.0.weight has shape \[32, 7, 1, 1\], .*768"):
-        import_checkpoint(read_external(tmp_path / "m.pth"), framework="fcclip", model="RN-mini", partial=partial)
+        import_checkpoint(read_weight_file(tmp_path / "m.pth"), framework="fcclip", model="RN-mini", partial=partial)
 
 
 def test_what_is_missing_and_unexpected_is_named(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
@@ -217,13 +216,13 @@ def test_what_is_missing_and_unexpected_is_named(tmp_path: Path, checkpoints: di
     theirs["ema.decay"] = torch.ones(1)
     torch.save({"model": theirs}, tmp_path / "m.pth")
     with pytest.raises(MismatchError, match=r"lacks 1 entry \(class_head.scores.non_object\) .* and 1 that do"):
-        import_checkpoint(read_external(tmp_path / "m.pth"), framework="fcclip", model="RN-mini")
+        import_checkpoint(read_weight_file(tmp_path / "m.pth"), framework="fcclip", model="RN-mini")
 
 
 def test_names_of_another_framework_do_not_pass(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
     torch.save({"model": to_published("fcclip")(checkpoints["fcclip"].state)}, tmp_path / "m.pth")
     with pytest.raises(MismatchError, match="m.pth"):
-        import_checkpoint(read_external(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
+        import_checkpoint(read_weight_file(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
 
 
 def test_sizes_are_read_off_the_tensors(checkpoints: dict[str, Checkpoint]) -> None:
@@ -237,7 +236,7 @@ def test_counters_that_old_files_lack_are_zero(tmp_path: Path, checkpoints: dict
     kept = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
     assert len(kept) < len(theirs)
     torch.save({"model": kept}, tmp_path / "m.pth")
-    back, imported = import_checkpoint(read_external(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
+    back, imported = import_checkpoint(read_weight_file(tmp_path / "m.pth"), framework="gkc", model="RN-mini")
     assert imported.missing == () and int(back.state["backbone.bn1.num_batches_tracked"]) == 0
     back = replace(back, text_encoder=checkpoints["gkc"].text_encoder)
     registry.restore(embed_classes(back, Vocabulary.from_names("v", ["cat"])))
@@ -245,7 +244,7 @@ def test_counters_that_old_files_lack_are_zero(tmp_path: Path, checkpoints: dict
 
 def test_a_file_that_says_what_it_is_is_believed(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
     export(checkpoints["fcclip"], tmp_path / "m.pth", format="detectron2")
-    found = read_external(tmp_path / "m.pth")
+    found = read_weight_file(tmp_path / "m.pth")
     assert import_checkpoint(found, framework="fcclip")[0].framework == "fcclip"
     with pytest.raises(InputError, match="m.pth: is a checkpoint of fcclip, not of gkc; leave `framework` out"):
         import_checkpoint(found, framework="gkc")

@@ -18,10 +18,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
+from ovstrans.clip.pickles import read_pickle
+from ovstrans.clip.weights import bake_masks, read_weight_file
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.interop.external import read_external
-from ovstrans.interop.import_mask import bake_masks
-from ovstrans.interop.pickles import read_pickle
 from ovstrans.interop.published_names import from_fcclip, rename_known
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -87,7 +86,7 @@ def test_training_checkpoint_of_detectron2(tmp_path: Path, zipped: bool) -> None
         "iteration": np.int64(368750),
     }
     torch.save({"model": make_state(), **rest}, tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
-    found = read_external(tmp_path / "m.pth")
+    found = read_weight_file(tmp_path / "m.pth")
     assert_same(found.state, make_state())
     assert found.ignored == ("optimizer", "scheduler", "iteration") and found.origin == ""
 
@@ -97,7 +96,7 @@ def test_zoo_pickle(tmp_path: Path, protocol: int) -> None:
     arrays = {key: value.numpy() for key, value in make_state().items()}
     value = {"model": arrays, "__author__": "someone", "matching_heuristics": True, "score": np.float32(0.5)}
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(value, protocol=protocol))
-    found = read_external(tmp_path / "m.pkl")
+    found = read_weight_file(tmp_path / "m.pkl")
     assert_same(found.state, make_state())
     assert found.ignored == ("__author__", "matching_heuristics", "score")
 
@@ -105,7 +104,7 @@ def test_zoo_pickle(tmp_path: Path, protocol: int) -> None:
 def test_pickle_of_python_2(tmp_path: Path) -> None:
     assert np.array_equal(pickle.loads(PYTHON_2, encoding="latin1")["model"]["w"], [1, -2.5])
     (tmp_path / "m.pkl").write_bytes(PYTHON_2)
-    assert_same(read_external(tmp_path / "m.pkl").state, {"w": torch.tensor([1.0, -2.5])})
+    assert_same(read_weight_file(tmp_path / "m.pkl").state, {"w": torch.tensor([1.0, -2.5])})
 
 
 @given(
@@ -125,7 +124,7 @@ def test_every_array_comes_back(kind: str, shape: list[int], fortran: bool, prot
 
 def test_safetensors(tmp_path: Path) -> None:
     save_file(dict(make_state()), tmp_path / "m.safetensors", metadata={"format": "pt"})
-    found = read_external(tmp_path / "m.safetensors")
+    found = read_weight_file(tmp_path / "m.safetensors")
     assert_same(dict(sorted(found.state.items())), dict(sorted(make_state().items())))
     assert found.metadata == {"format": "pt"}
 
@@ -134,7 +133,7 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
     state = {prefix + key: value for key, value in make_state().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "m.pth")
-    assert_same(read_external(tmp_path / "m.pth").state, make_state())
+    assert_same(read_weight_file(tmp_path / "m.pth").state, make_state())
 
 
 def test_parts_of_a_model(tmp_path: Path) -> None:
@@ -144,7 +143,7 @@ def test_parts_of_a_model(tmp_path: Path) -> None:
         {"first_conv": {"weight": torch.ones(1)}, "backbone": conv.state_dict(), "sem_seg_head": {"w": torch.ones(2)}},
         tmp_path / "seg_backbone_imp3.pth",
     )
-    found = read_external(tmp_path / "seg_backbone_imp3.pth")
+    found = read_weight_file(tmp_path / "seg_backbone_imp3.pth")
     assert set(found.state) == {
         "backbone.bias",
         "backbone.weight_orig",
@@ -188,7 +187,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path: Path, name: str, kind: st
     with pytest.raises(
         InputError, match=f"{path.name}: asks for .*{says}.*could run code; nothing was loaded"
     ) as error:
-        read_external(path)
+        read_weight_file(path)
     assert not marker.exists() and "\n" not in str(error.value)
 
 
@@ -211,7 +210,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path: Path, name: str, kind: st
 def test_other_pickles_are_refused(tmp_path: Path, pickled: bytes) -> None:
     (tmp_path / "m.pkl").write_bytes(pickled)
     with pytest.raises(InputError, match="m.pkl"):
-        read_external(tmp_path / "m.pkl")
+        read_weight_file(tmp_path / "m.pkl")
 
 
 @pytest.mark.parametrize(
@@ -229,10 +228,10 @@ def test_arrays_whose_parts_do_not_agree(tmp_path: Path, changed: tuple[str, str
     assert before in PYTHON_2
     (tmp_path / "m.pkl").write_bytes(PYTHON_2.replace(before, after))
     if changed[1].startswith("J"):  # -1 stands for the size that fits, as in numpy
-        assert read_external(tmp_path / "m.pkl").state["w"].shape == (2,)
+        assert read_weight_file(tmp_path / "m.pkl").state["w"].shape == (2,)
         return
     with pytest.raises(InputError, match="not a readable checkpoint"):
-        read_external(tmp_path / "m.pkl")
+        read_weight_file(tmp_path / "m.pkl")
 
 
 @pytest.mark.parametrize("name", ["m.pth", "m.pkl", "old.pth", "m.safetensors"])
@@ -249,22 +248,24 @@ def test_truncated_anywhere(tmp_path: Path, name: str) -> None:
     for length in sorted({0, 1, 5, *range(0, len(raw) - 1, len(raw) // 17), len(raw) - 1}):
         (tmp_path / name).write_bytes(raw[:length])
         with pytest.raises(InputError, match=name):
-            read_external(tmp_path / name)
+            read_weight_file(tmp_path / name)
 
 
-def test_torchscript_is_refused(tmp_path: Path) -> None:
+def test_tensors_of_a_torchscript_archive_are_read_and_its_code_is_not_run(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Linear(4, 2).half()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "RN50.pt")
-    with pytest.raises(InputError, match="RN50.pt: asks for a TorchScript program"):
-        read_external(tmp_path / "RN50.pt")
+        torch.jit.script(model).save(tmp_path / "RN50.pt")
+    found = read_weight_file(tmp_path / "RN50.pt")
+    assert_same(dict(sorted(found.state.items())), dict(sorted(model.state_dict().items())))
+    assert "def forward" in found.code
 
 
 @pytest.mark.parametrize("value", [torch.ones(2), [torch.ones(2)], {"model": {}}, {"iteration": 3}])
 def test_what_is_no_checkpoint(tmp_path: Path, value: Any) -> None:
     torch.save(value, tmp_path / "m.pth")
     with pytest.raises(InputError, match="m.pth: (holds a|no tensors)"):
-        read_external(tmp_path / "m.pth")
+        read_weight_file(tmp_path / "m.pth")
 
 
 def test_renaming_keeps_what_it_knows() -> None:
