@@ -284,8 +284,9 @@ def _describe_damage(path: Path | str, error: Exception) -> str:
     """Return the error message for a file that is no intact safetensors file."""
     from ovstrans import file_kinds
 
-    kind = file_kinds.recognize(path)
-    if kind is not None and kind.format != "safetensors":
+    with Path(path).open("rb") as handle:
+        start = handle.read(9)
+    if not file_kinds.safetensors_header(start) and file_kinds.recognize(path) is not None:
         return file_kinds.refusal(path, "a safetensors file")
     reason = file_kinds.truncation(path) or error
     return f"{path}: not an intact safetensors file ({reason}); copy or download it again, or make it anew"

@@ -7,80 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ovstrans.clip.backbone import BODY
 from ovstrans.clip.load import model_shapes
-from ovstrans.clip.weights import WRAPPERS, bake_masks, encoder_tensors, read_weight_file
+from ovstrans.clip.weights import bake_masks, encoder_tensors
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
+from ovstrans.masks.foreign import MASK, has_masks, mask_from_entries
 from ovstrans.masks.mask import Mask
-
-_MASK = "_mask"
-"""End of the name of a mask of torch's pruning."""
 
 _RECORDED = ("pretrained", "weights_sha256", "method", "created_by")
 """Entries in which pruned weights record their mask."""
-
-
-def load_external_mask(
-    path: Path | str, *, model: str = "RN50", pretrained: str = "openai", body_only: bool = False
-) -> Mask:
-    """Read `weight_mask` entries (`layer1.0.conv1.weight_mask`) of zeros and ones from a file.
-
-    Args:
-        path: A torch file, read with `weights_only`, or a safetensors file.
-        model: As for `mask_from_entries`.
-        pretrained: As for `mask_from_entries`.
-        body_only: As for `mask_from_entries`.
-    """
-    return mask_from_entries(
-        read_weight_file(path).state, str(path), model=model, pretrained=pretrained, body_only=body_only
-    )
-
-
-def mask_from_entries(
-    state: Mapping[str, Tensor], where: str, *, model: str, pretrained: str = "", body_only: bool = False
-) -> Mask:
-    """Make a mask of the `weight_mask` entries of a state dict.
-
-    Other entries are ignored, prefixes of wrappers (`module.`, `backbone.`, `visual.`) removed.
-
-    Args:
-        state: The state dict. Its masks hold zeros and ones.
-        where: The file, for messages and the mask's recipe.
-        model: open_clip model that the mask was made from, which such files do not record.
-        pretrained: Tag or file of that model's weights.
-        body_only: Leave out the stem. OpenTrans saves masks of its second and third convolution, but transfers
-            only layer1 to layer4.
-
-    Raises:
-        InputError: If there is no mask, or one holds anything but zeros and ones.
-    """
-    tensors: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not key.endswith(f".weight{_MASK}"):
-            continue
-        kept = value != 0
-        if value.numel() == 0 or not torch.equal(kept, value == 1):
-            raise InputError(f"{where}: {key} holds values other than zero and one; it is not a mask")
-        name = WRAPPERS.sub("", key).removesuffix(_MASK)
-        if name in tensors:
-            raise InputError(f"{where}: {name} has two masks; keep the entries of one image encoder only")
-        if not body_only or name.startswith(BODY):
-            tensors[name] = kept
-    if not tensors:
-        what = "no weight_mask entry of layer1 to layer4" if body_only else "no weight_mask entry"
-        raise InputError(f"{where}: {what} in it (first entry: {next(iter(state), 'none')}); is it a mask?")
-    return Mask(
-        tensors=tensors,
-        model=model,
-        pretrained=pretrained,
-        method="imported",
-        recipe={"file": Path(where).name, "scope": "body" if body_only else "file"},
-        path=where,
-    )
 
 
 def mask_from_zeros(encoder: Mapping[str, Tensor], where: str, *, model: str, pretrained: str = "") -> Mask:
@@ -121,7 +59,7 @@ def find_mask(state: Mapping[str, Tensor], where: str, *, model: str, pretrained
         InputError: If there is neither.
         MismatchError: If the model does not have such layers.
     """
-    if _has_masks(state):
+    if has_masks(state):
         mask = mask_from_entries(state, where, model=model, pretrained=pretrained, body_only=body_only)
     else:
         mask = mask_from_zeros(encoder_tensors(state), where, model=model, pretrained=pretrained)
@@ -154,11 +92,11 @@ def split_mask(
         InputError: If a weight has no mask beside it.
         MismatchError: If the masks do not fit the weights or the model.
     """
-    if not _has_masks(state):
+    if not has_masks(state):
         return dict(state), None
     mask = find_mask(state, where, model=model, pretrained=pretrained, body_only=body_only)
     baked = bake_masks(state, where)
-    return {key: value for key, value in baked.items() if not key.endswith(f".weight{_MASK}")}, mask
+    return {key: value for key, value in baked.items() if not key.endswith(f".weight{MASK}")}, mask
 
 
 def mask_of_pruned_weights(metadata: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> Mask | None:
@@ -175,7 +113,3 @@ def mask_of_pruned_weights(metadata: Mapping[str, str], state: Mapping[str, Tens
     mask = mask_from_zeros(encoder_tensors(state), where, model=metadata.get("model", ""))
     recorded: dict[str, Any] = {key: metadata.get(key, "") for key in _RECORDED}
     return replace(mask, recipe=parse_object(metadata.get("recipe", "{}"), f"{where}: recipe"), **recorded)
-
-
-def _has_masks(state: Mapping[str, Tensor]) -> bool:
-    return any(key.endswith(f".weight{_MASK}") for key in state)

@@ -53,7 +53,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovstrans import files
+from ovstrans import file_kinds, files
 from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask
 
@@ -106,16 +106,21 @@ def save_mask(path: Path | str, mask: Mask) -> None:
 
 
 def load_mask(path: Path | str) -> Mask:
-    """Read a mask file.
+    """Read a mask file, or the `weight_mask` entries of a file of torch's pruning or OpenTrans.
 
     Raises:
         MissingFileError: If there is no such file.
         InputError: If the file is truncated or of another format, or its bits do not agree with its metadata. The
-            message names the file and the tensor.
+            message names the file and the tensor, or says what the file is and where it goes.
     """
+    path = files.existing_file(path)
+    kind = file_kinds.recognize(path)
+    if kind is None or kind.format != FORMAT:
+        from ovstrans.masks.foreign import load_foreign_mask
+
+        return load_foreign_mask(path)
     tensors, metadata = files.read_tensors(path)
     where = str(path)
-    _require_format(metadata, tensors, where)
     require_entries(metadata, METADATA, where)
     shapes = parse_shapes(metadata["shapes"], where)
     for key in tensors:
@@ -168,19 +173,6 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != WEIGHTS_FORMAT:
         raise InputError(f"{path}: its format is {metadata.get('format')!r}, {WEIGHTS_FORMAT!r} is needed")
     return weights, metadata
-
-
-def _require_format(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str) -> None:
-    found = metadata.get("format")
-    if found == FORMAT:
-        return
-    if any(key.endswith(".weight_mask") for key in tensors):
-        raise InputError(
-            f"{where}: holds weight_mask entries, not {FORMAT!r}; "
-            "convert it with ovstrans.export(path, out, format='mask')"
-        )
-    kind = "has no format entry" if found is None else f"its format is {found!r}"
-    raise InputError(f"{where}: not a mask file: {kind}, {FORMAT!r} is needed; 'ovstrans inspect' tells what it is")
 
 
 def _require_sparsity(text: str, mask: Mask, where: str) -> None:

@@ -8,9 +8,17 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
+from ovstrans.clip.weights import read_weight_file
 from ovstrans.errors import InputError
-from ovstrans.interop.import_mask import load_external_mask, mask_from_zeros
+from ovstrans.interop.import_mask import mask_from_zeros
+from ovstrans.masks.foreign import mask_from_entries
+from ovstrans.masks.mask import Mask
 from tests.masks.dummies import MASKED, Framework, make_mask
+
+
+def read_mask(path: Path, **options: Any) -> Mask:
+    """The masks in a file."""
+    return mask_from_entries(read_weight_file(path).state, str(path), **{"model": "dummy", **options})
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone.", "visual.", "backbone.clip_model.visual."])
@@ -18,7 +26,7 @@ from tests.masks.dummies import MASKED, Framework, make_mask
 def test_weight_mask_entries(tmp_path: Path, prefix: str, kind: torch.dtype) -> None:
     entries = {f"{prefix}{key}_mask": kept.to(kind) for key, kept in make_mask().tensors.items()}
     torch.save(entries, tmp_path / "mask.pt")
-    mask = load_external_mask(tmp_path / "mask.pt", model="dummy", pretrained="")
+    mask = read_mask(tmp_path / "mask.pt", model="dummy", pretrained="")
     assert all(torch.equal(mask.tensors[key], kept) for key, kept in make_mask().tensors.items())
     assert mask.method == "imported" and mask.weights_sha256 == ""
 
@@ -28,10 +36,10 @@ def test_state_dict_under_torch_pruning(tmp_path: Path) -> None:
     prune.l1_unstructured(framework.backbone.conv1, "weight", amount=0.25)
     prune.l1_unstructured(framework.backbone.layer1[0].conv1, "weight", amount=0.5)
     torch.save({"state_dict": framework.state_dict()}, tmp_path / "run.pth")
-    mask = load_external_mask(tmp_path / "run.pth", model="dummy")
+    mask = read_mask(tmp_path / "run.pth", model="dummy")
     assert list(mask.tensors) == ["conv1.weight", MASKED[0]]
     assert mask.layer_densities() == {"conv1": 0.75, "layer1.0.conv1": 0.5}
-    body = load_external_mask(tmp_path / "run.pth", model="dummy", body_only=True)
+    body = read_mask(tmp_path / "run.pth", model="dummy", body_only=True)
     assert list(body.tensors) == [MASKED[0]]
 
 
@@ -47,7 +55,7 @@ def test_state_dict_under_torch_pruning(tmp_path: Path) -> None:
 def test_what_is_no_mask(tmp_path: Path, entries: dict[str, torch.Tensor], says: str) -> None:
     torch.save(entries, tmp_path / "mask.pt")
     with pytest.raises(InputError, match=says):
-        load_external_mask(tmp_path / "mask.pt")
+        read_mask(tmp_path / "mask.pt")
 
 
 class _Payload:
@@ -64,7 +72,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "b.pt").write_bytes(pickle.dumps(_Payload(marker), protocol=2))
     for name in ("a.pt", "b.pt"):
         with pytest.raises(InputError, match=name):
-            load_external_mask(tmp_path / name)
+            read_mask(tmp_path / name)
     assert not marker.exists()
 
 
