@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ovstrans.files import LARGEST_HEADER, read_toml, safetensors_header
+
 _START = 4096
-_LARGEST_HEADER = 1 << 30
 _TEXT_SUFFIXES = (".txt", ".csv", ".md", ".log", ".yaml", ".yml")
 _AGAIN = "download the file itself"
 
@@ -97,12 +98,6 @@ def recognize(path: Path | str) -> FileKind | None:
     return _recognize_text(path, start)
 
 
-def safetensors_header(start: bytes) -> int:
-    """Return the length of the header of a safetensors file by its first nine bytes; 0 for another file."""
-    length = int.from_bytes(start[:8], "little")
-    return length if start[8:9] == b"{" and 2 <= length < _LARGEST_HEADER else 0
-
-
 def refusal(path: Path | str, needed: str) -> str:
     """Return the error message for a file that is none of what is needed: what it is, and where it goes.
 
@@ -123,7 +118,7 @@ def truncation(path: Path | str) -> str:
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         if length > size:
-            return f"truncated: {size:,} bytes, its header alone has {length + 8:,}" if length < _LARGEST_HEADER else ""
+            return f"truncated: {size:,} bytes, its header alone has {length + 8:,}" if length < LARGEST_HEADER else ""
         try:
             header = json.loads(handle.read(length))
             ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
@@ -131,12 +126,6 @@ def truncation(path: Path | str) -> str:
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return ""
     return f"truncated: {size:,} of {whole:,} bytes" if size < whole else ""
-
-
-def shard(path: Path | str) -> str:
-    """Return which part of a sharded checkpoint a file is, by its name: "part 1 of 3"; "" if it is whole."""
-    match = re.search(r"-(\d{5})-of-(\d{5})\.", Path(path).name)
-    return f"part {int(match[1])} of {int(match[2])}" if match and int(match[2]) > 1 else ""
 
 
 def _recognize_folder(path: Path) -> FileKind | None:
@@ -204,8 +193,6 @@ def _recognize_json(path: Path) -> FileKind | None:
 
 
 def _recognize_toml(path: Path) -> FileKind | None:
-    from ovstrans.files import read_toml
-
     try:
         table = read_toml(path)
     except ValueError:

@@ -20,6 +20,9 @@ from ovstrans.errors import InputError, MissingFileError
 if TYPE_CHECKING:
     import torch
 
+LARGEST_HEADER = 1 << 30
+"""Length from which the first bytes of a file are no header of a safetensors file."""
+
 OUTPUT_DIR = Path("ovstrans-out")
 """Default folder of the commands: each writes into it, and looks there for what an earlier one wrote."""
 
@@ -248,6 +251,24 @@ def _sort_metadata(path: Path) -> None:
         handle.write(text.ljust(length))
 
 
+def safetensors_header(start: bytes) -> int:
+    """Return the length of the header of a safetensors file by its first nine bytes; 0 for another file."""
+    length = int.from_bytes(start[:8], "little")
+    return length if start[8:9] == b"{" and 2 <= length < LARGEST_HEADER else 0
+
+
+def read_format(path: Path | str) -> str:
+    """Return the entry `format` of the metadata of a safetensors file; "" without it, or of another file.
+
+    Raises:
+        InputError: The file is missing, or is a damaged safetensors file.
+    """
+    path = existing_file(path)
+    with path.open("rb") as handle:
+        start = handle.read(9)
+    return read_metadata(path).get("format", "") if safetensors_header(start) else ""
+
+
 def read_metadata(path: Path | str) -> dict[str, str]:
     """Read the metadata of a safetensors file.
 
@@ -286,7 +307,7 @@ def _describe_damage(path: Path | str, error: Exception) -> str:
 
     with Path(path).open("rb") as handle:
         start = handle.read(9)
-    if not file_kinds.safetensors_header(start) and file_kinds.recognize(path) is not None:
+    if not safetensors_header(start) and file_kinds.recognize(path) is not None:
         return file_kinds.refusal(path, "a safetensors file")
     reason = file_kinds.truncation(path) or error
     return f"{path}: not an intact safetensors file ({reason}); copy or download it again, or make it anew"

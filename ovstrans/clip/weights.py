@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ovstrans import file_kinds, files
+from ovstrans import files
 from ovstrans.clip.backbone import find_image_encoder
 from ovstrans.errors import InputError, MismatchError
 
@@ -48,6 +48,9 @@ _ENCODER_ENTRIES = ("layer1.0.conv1.weight", "trunk.stem.0.weight", "class_embed
 
 _ORIGINAL, _MASK = "_orig", "_mask"
 """Ends of the names of torch's pruning: of a weight before its mask, and of the mask."""
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.")
+"""What the name of a part of a checkpoint in several files has."""
 
 _REFUSED_FORMATS = ("ovstrans.mask/", "ovstrans.checkpoint/")
 """Formats of ours that hold no plain weights."""
@@ -246,12 +249,13 @@ def read_weight_file(path: Path | str) -> WeightFile:
         InputError: If it holds no weights, quantized ones, or asks for code to be run. The message says what it is.
     """
     path = files.existing_file(path)
-    part = file_kinds.shard(path)
-    if part:
-        raise InputError(f"{path}: {part} of a checkpoint in several files; join them into one .safetensors file")
+    part = _PART.search(path.name)
+    if part and int(part[2]) > 1:
+        which = f"part {int(part[1])} of {int(part[2])}"
+        raise InputError(f"{path}: {which} of a checkpoint in several files; join them into one .safetensors file")
     with path.open("rb") as handle:
         start = handle.read(9)
-    if file_kinds.safetensors_header(start):
+    if files.safetensors_header(start):
         tensors, metadata = files.read_tensors(path)
         found = WeightFile(path, tensors, metadata.get(ORIGIN, ""), metadata)
     else:
@@ -259,7 +263,9 @@ def read_weight_file(path: Path | str) -> WeightFile:
 
         found = WeightFile(path, **vars(read_torch_file(path)))
     if found.metadata.get("format", "").startswith(_REFUSED_FORMATS):
-        raise InputError(file_kinds.refusal(path, "a file of weights"))
+        from ovstrans.file_kinds import refusal
+
+        raise InputError(refusal(path, "a file of weights"))
     _refuse_quantized(found)
     state = _clean_names(found.state)
     extras = tuple(key for key in state if key in _NOT_WEIGHTS)

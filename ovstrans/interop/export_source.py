@@ -18,6 +18,7 @@ from ovstrans.interop.origin import parse_origin, recorded_mask
 from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.modules import bake_pruning
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
@@ -83,6 +84,8 @@ def open_source(source: Path | Clip | Mask | Checkpoint, format: str, options: I
     """
     name = str(source) if isinstance(source, Path) else f"the {type(source).__name__}"
     content = _read(find_checkpoint(source)) if isinstance(source, Path) else source
+    if isinstance(content, Clip):
+        content = replace(content, model=bake_pruning(content.model))
     if isinstance(content, WeightFile):
         return _open_external(content, format, options)
     if isinstance(content, Checkpoint):

@@ -53,7 +53,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovstrans import file_kinds, files
+from ovstrans import files
 from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask
 
@@ -113,12 +113,10 @@ def load_mask(path: Path | str) -> Mask:
         InputError: If the file is truncated or of another format, or its bits do not agree with its metadata. The
             message names the file and the tensor, or says what the file is and where it goes.
     """
-    path = files.existing_file(path)
-    kind = file_kinds.recognize(path)
-    if kind is None or kind.format != FORMAT:
+    if files.read_format(path) != FORMAT:
         from ovstrans.masks.foreign import load_foreign_mask
 
-        return load_foreign_mask(path)
+        return load_foreign_mask(Path(path))
     tensors, metadata = files.read_tensors(path)
     where = str(path)
     require_entries(metadata, METADATA, where)

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ovstrans import file_kinds
 from ovstrans.clip.backbone import BODY
-from ovstrans.clip.load import model_names, model_shapes
+from ovstrans.clip.load import model_shapes
+from ovstrans.clip.models import config_kind, model_config, model_names
 from ovstrans.clip.weights import WRAPPERS, read_weight_file
 from ovstrans.errors import InputError
+from ovstrans.file_kinds import recognize, refusal
+from ovstrans.files import read_metadata
 from ovstrans.masks.mask import Mask
 
 MASK = "_mask"
@@ -22,29 +24,35 @@ MASK = "_mask"
 logger = logging.getLogger(__name__)
 
 
-def load_foreign_mask(path: Path | str) -> Mask:
+def load_foreign_mask(path: Path) -> Mask:
     """Read the mask in a file of another program. Masks of the stem are left out, as OpenTrans transfers none.
 
-    Its model is that whose backbone has these layers, "" if there is none; its weights are not known.
+    Its model is that whose body has exactly these layers, if it is a ResNet, else ""; its weights are not known.
 
     Raises:
         InputError: If the file cannot be read or holds no mask. The message says what it is.
     """
-    kind = file_kinds.recognize(path)
+    kind = recognize(path)
+    if kind is not None and kind.format.startswith("ovstrans.mask/"):
+        raise InputError(
+            f"{path}: its format is {kind.format!r}, which this version of ovstrans does not know; update it"
+        )
     if kind is not None and kind.format not in ("torch", "safetensors"):
-        raise InputError(file_kinds.refusal(path, "a mask"))
+        raise InputError(refusal(path, "a mask"))
+    if kind is None and path.suffix == ".safetensors":
+        read_metadata(path)  # says what is wrong with it
     state = read_weight_file(path).state
     if not has_masks(state):
         raise InputError(
-            f"{path}: a file of weights, not a mask; give it as `pretrained`, or write the mask of its zeros with "
-            "'ovstrans export FILE --format mask'"
+            f"{path}: a file of weights, not a mask (no format entry, no weight_mask in it); give it as `pretrained`, "
+            "or write the mask of its zeros with 'ovstrans export FILE --format mask'"
         )
     mask = mask_from_entries(state, str(path), model="", body_only=_has_body(state))
     mask.model = _find_model(mask.shapes)
     stem = sum(key.endswith(f".weight{MASK}") for key in state) - len(mask.tensors)
     if stem:
         logger.info(
-            "%s: %d masks outside layer1 to layer4 are left out; 'ovstrans export --format mask --scope file' keeps them",
+            "%s: %d masks outside layer1 to layer4 left out; 'ovstrans export --format mask --scope file' keeps them",
             path,
             stem,
         )
@@ -104,11 +112,11 @@ def _has_body(state: Mapping[str, Tensor]) -> bool:
 
 
 def _find_model(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the model whose body has exactly these layers, "" if there is none or several."""
-    found = set()
-    for name in model_names():
+    """Return the ResNet whose body has exactly these layers, "" if there is none."""
+    resnets = [name for name in model_names() if config_kind(model_config(name)) == "resnet"]
+    for name in resnets if next(iter(shapes)).startswith("layer") else ():
         known = model_shapes(name) or {}
         body = {key: shape for key, shape in known.items() if key.startswith(BODY) and len(shape) > 1}
         if body == dict(shapes):
-            found.add(name.removesuffix("-quickgelu"))
-    return found.pop() if len(found) == 1 else ""
+            return name.removesuffix("-quickgelu")
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks import registry
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.modules import bake_pruning
 from ovstrans.progress import ProgressCallback
 from ovstrans.pruning.images import Images
 from ovstrans.pruning.losses import LOSSES, Distillation, make_distillation
@@ -85,7 +87,10 @@ def prune(
         raise InputError("`resume=True`: goes on with the run at `out`, which is not given")
     place = pick_device(device)
     pattern = load_mask(like) if isinstance(like, (str, Path)) else like
-    loaded = load_clip(clip, None if pretrained is None else str(pretrained)) if isinstance(clip, str) else clip
+    if isinstance(clip, str):
+        loaded = load_clip(clip, None if pretrained is None else str(pretrained))
+    else:
+        loaded = dataclasses.replace(clip, model=bake_pruning(clip.model))
     dataset = _open_data(chosen, data, data_root)
     state = None if out is None else state_path(out)
     if state is not None:

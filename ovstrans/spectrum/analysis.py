@@ -25,6 +25,7 @@ from ovstrans.environment import pick_device
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.modules import bake_pruning
 from ovstrans.progress import ProgressCallback, ProgressReporter
 from ovstrans.spectrum import esd, metrics, powerlaw
 from ovstrans.spectrum.plan import FreezePlan, check_rule, make_plan
@@ -218,7 +219,7 @@ def analyze(
     limit = esd.Cut(cut, relative_cut)
     place = pick_device(device)
     model = load_model(target, pretrained)
-    encoder = _image_encoder(model)
+    encoder = bake_pruning(_image_encoder(model))
     name, pretrained_name, sha256 = _origin(model, encoder)
     if mask is not None:
         mask = mask if isinstance(mask, Mask) else load_mask(Path(mask))

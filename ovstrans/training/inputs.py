@@ -33,6 +33,7 @@ from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.modules import bake_pruning
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.analysis import Analysis
 from ovstrans.spectrum.file import save_plan
@@ -115,6 +116,7 @@ def take_inputs(
     if isinstance(clip, Clip):
         if pretrained is not None:
             raise InputError("`pretrained`: the Clip given has its weights; leave it out, or give a model by name")
+        clip = dataclasses.replace(clip, model=bake_pruning(clip.model))
         clip = dataclasses.replace(clip, weights_sha256=weights_sha256(clip.visual.state_dict()))
         if not _is_named(clip):
             clip = dataclasses.replace(clip, name=_recorded_name(clip), pretrained=str(_clip_file(folder)))
