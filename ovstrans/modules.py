@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ def bake_pruning(module: _Module) -> _Module:
     from torch import Tensor
     from torch.nn.utils import prune
 
+    remove: Callable[[nn.Module, str], object] = prune.remove
     computed = [value for inner in module.modules() for value in vars(inner).values() if isinstance(value, Tensor)]
     copied = copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
     for inner in copied.modules():
         for name in [name.removesuffix("_orig") for name, _ in inner.named_parameters(recurse=False)]:
             if hasattr(inner, f"{name}_mask") and hasattr(inner, f"{name}_orig"):
-                prune.remove(inner, name)
+                remove(inner, name)
     return copied
