@@ -97,10 +97,7 @@ def _show(result: PruneResult) -> None:
     rows.append(
         ("all", "", f"{summary['total']:,}", f"{summary['kept']:,}", f"{100 - 100 * summary['sparsity']:.2f} %")
     )
-    losses = [each["loss"] for each in summary["rounds"] if each["loss"] is not None]
-    caption = f"{summary['sparsity']:.2%} zeros after {common.counted(len(summary['rounds']), 'round')}"
-    if losses:
-        caption += f"; distillation loss {losses[0]:.3g} in the first, {losses[-1]:.3g} in the last"
+    caption = f"{summary['sparsity']:.2%} zeros {result.describe_rounds()}{result.describe_losses()}"
     console.table(
         f"{summary['model']} pruned by {summary['method']}",
         ("layer", "shape", "weights", "kept", "density"),

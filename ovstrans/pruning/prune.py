@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ovstrans.clip.load import Clip, load_clip
-from ovstrans.clip.models import DEFAULT_MODEL
+from ovstrans.clip.models import BUNDLED_MODELS, DEFAULT_MODEL, model_config
 from ovstrans.clip.text import embed_vocabulary
-from ovstrans.datasets.catalog import open_dataset
+from ovstrans.datasets.catalog import GENERATED, open_dataset
 from ovstrans.datasets.sample import Dataset
 from ovstrans.environment import pick_device, pick_precision
 from ovstrans.errors import InputError, did_you_mean
@@ -29,7 +31,7 @@ from ovstrans.pruning.result import PruneResult, check_outputs, state_path
 from ovstrans.pruning.rounds import BatchStream, run_rounds
 from ovstrans.recipes.load import Settings, load_recipe, read_settings, resolve
 from ovstrans.recipes.options import accepts_options
-from ovstrans.recipes.schema import FEATURES, SEGMENT_LOSSES, PruneRecipe
+from ovstrans.recipes.schema import FEATURES, ONE_SHOT_METHODS, SEGMENT_LOSSES, PruneRecipe
 from ovstrans.training.state import seed_step
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,8 @@ def prune(
         clip: A CLIP, or the open_clip name of one.
         pretrained: open_clip tag or file of weights, if `clip` is a name.
         data: Images to distil from, `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`, or a dataset. They must be labelled if the
-            distillation loss compares segments. Default: those of the recipe.
+            distillation loss compares segments. Default: those of the recipe. Every model but a bundled one needs them,
+            if it is distilled, as it learns nothing from generated scenes.
         data_root: Folder of published datasets.
         like: Mask, or mask file, whose layers and densities `method="random"` takes.
         recipe: Name of a shipped recipe, path of a file, or a recipe. Default: the one for the model and the loss.
@@ -72,7 +75,8 @@ def prune(
         device: auto, cpu, cuda or cuda:N.
         progress: Receives the progress of the distillation steps.
         **options: Values of the recipe by the names of the options: method, sparsity, rate, scope, steps, distill, lr,
-            batch, image_size, precision, seed.
+            batch, image_size, precision, seed. The one-shot methods `magnitude` and `random` take no steps unless
+            `steps` asks for them or the model is a bundled one.
 
     Raises:
         InputError: An argument is wrong, two contradict each other, files are in the way, the weights hold NaN or
@@ -128,9 +132,25 @@ def choose_recipe(
         InputError: A recipe, key or loss is unknown, the recipe is for another kind of loss, or a value does not fit.
     """
     if isinstance(recipe, PruneRecipe):
-        return resolve(PruneRecipe, recipe.to_table(), "given", settings=settings, options=options)
-    default = "prune-mini" if model == DEFAULT_MODEL else "prune-rn50"
-    wanted = options.get("distill") or read_settings(settings).get("distill.loss")
+        table, name = recipe.to_table(), "given"
+    else:
+        table, name = _load_table(model, recipe, settings, options.get("distill"))
+    given = {key for key, value in options.items() if value is not None} | set(read_settings(settings))
+    chosen = resolve(PruneRecipe, table, name, settings=settings, options=options)
+    chosen = _leave_out_steps(chosen, model, table, given)
+    if chosen.distill.loss == FEATURES:  # its options are the weights of its terms
+        for key, value in chosen.distill.options.items():
+            if type(value) not in (int, float) or value < 0:
+                raise InputError(f"recipe {name}: distill.{key} = {value!r}: a number of at least 0 is needed")
+    return chosen
+
+
+def _load_table(
+    model: str, recipe: str | Path | None, settings: Settings, distill: str | None
+) -> tuple[dict[str, Any], str]:
+    """Return the table of the recipe that is named, or else fits the model and the loss, and its name."""
+    default = "prune-mini" if model in BUNDLED_MODELS else "prune-rn50"
+    wanted = distill or read_settings(settings).get("distill.loss")
     if wanted is not None and wanted not in LOSSES:
         hint = did_you_mean(str(wanted), LOSSES)
         raise InputError(f"`distill={wanted}`: unknown; {hint}losses are {', '.join(LOSSES)}")
@@ -143,12 +163,41 @@ def choose_recipe(
             raise InputError(f"recipe {name}: is for the distillation loss {own}, not {wanted}; {other} is for that")
         if (wanted or own) == "semantic":  # every option of GKC can be set, and the mask records it
             table["distill"] = {**registry.default_options("gkc"), **table["distill"]}
-    chosen = resolve(PruneRecipe, table, name, settings=settings, options=options)
-    if chosen.distill.loss == FEATURES:  # its options are the weights of its terms
-        for key, value in chosen.distill.options.items():
-            if type(value) not in (int, float) or value < 0:
-                raise InputError(f"recipe {name}: distill.{key} = {value!r}: a number of at least 0 is needed")
-    return chosen
+    return table, name
+
+
+def _leave_out_steps(chosen: PruneRecipe, model: str, table: Mapping[str, Any], given: set[str]) -> PruneRecipe:
+    """Return the recipe without distillation if a one-shot method replaced the recipe's own and nobody asked for steps.
+
+    The steps of a recipe for rounds are meant for rounds: 22,000 for a CLIP of full size. The bundled models keep
+    theirs, which take a minute, and so does a recipe whose own method is a one-shot one.
+    """
+    asked = bool(given & {"steps", "prune.steps"}) or table["prune"].get("method") in ONE_SHOT_METHODS
+    if model in BUNDLED_MODELS or chosen.prune.method not in ONE_SHOT_METHODS or asked or not chosen.prune.steps:
+        return chosen
+    unused = ", ".join(f"`{name}`" for name in ("data", "distill", "lr", "batch") if name in given)
+    logger.info(
+        "%s prunes %s in one shot, without distillation%s; `steps=N` asks for N steps a round",
+        chosen.prune.method,
+        model or "the image encoder",
+        f" (not used: {unused})" if unused else "",
+    )
+    return replace(chosen, prune=replace(chosen.prune, steps=0, final_steps=0))
+
+
+def _require_images(chosen: PruneRecipe, model: str) -> None:
+    """Refuse to distil a CLIP that knows photographs on generated scenes, which a recipe may name but nobody asked for.
+
+    Raises:
+        InputError: The recipe names no data or generated ones.
+    """
+    steps, name = chosen.prune.steps, chosen.data.dataset.partition(":")[0]
+    if not steps or (name and (model in BUNDLED_MODELS or name not in GENERATED)):
+        return
+    raise InputError(
+        f"`data`: {model or 'a CLIP'} learns from images in {steps} steps a round, so give a folder of photographs, "
+        "`data=folder:PATH`, or a dataset; `steps=0` prunes without distillation"
+    )
 
 
 def _choose(
@@ -165,8 +214,13 @@ def _choose(
         if options.get("sparsity") is not None or options.get("scope") is not None:
             raise InputError("`like`: takes sparsity and scope from its mask; leave `sparsity` and `scope` out")
         options["method"] = options.get("method") or "random"
+    if isinstance(clip, str):
+        model_config(clip)  # an unknown model is the clearer message
     model = clip if isinstance(clip, str) else clip.name
-    return choose_recipe(model, recipe=recipe, settings=settings, **options)
+    chosen = choose_recipe(model, recipe=recipe, settings=settings, **options)
+    if data is None and "data.dataset" not in read_settings(settings):
+        _require_images(chosen, model)
+    return chosen
 
 
 def _open_data(recipe: PruneRecipe, data: str | Dataset | None, data_root: Path | str | None) -> Dataset | None:

@@ -14,6 +14,7 @@ from ovstrans.errors import InputError
 from ovstrans.masks.file import pruned_weights_path, save_mask, save_weights
 from ovstrans.masks.mask import Mask, density_rows
 from ovstrans.pruning.rounds import Round
+from ovstrans.recipes.schema import ONE_SHOT_METHODS
 
 SCHEMA = "ovstrans.prune/1"
 
@@ -41,15 +42,26 @@ class PruneResult:
         lines = [
             f"PruneResult of {mask.model or 'an image encoder'} by {mask.method}: {mask.sparsity:.2%} zeros, "
             f"{mask.kept:,} of {mask.total:,} weights kept in {len(mask.tensors)} layers",
-            f"  rounds: {len(self.rounds)}{self._describe_losses()}",
+            f"  {self.describe_rounds()}{self.describe_losses()}",
         ]
         if self.files:
             lines.append(f"  files: {', '.join(map(str, self.files))}")
         return "\n".join(lines)
 
-    def _describe_losses(self) -> str:
+    def describe_rounds(self) -> str:
+        """Return how the weights were pruned: "in 22 rounds", or "in one shot" by a method that prunes once."""
+        if self.mask.method in ONE_SHOT_METHODS:
+            return "in one shot"
+        return f"in {len(self.rounds)} round{'' if len(self.rounds) == 1 else 's'}"
+
+    def describe_losses(self) -> str:
+        """Return the first and the last loss of the distillation, "" without distillation."""
         losses = [each.loss for each in self.rounds if each.losses]
-        return f", distillation loss {losses[0]:.3g} in the first, {losses[-1]:.3g} in the last" if losses else ""
+        if not losses:
+            return ""
+        if len(losses) == 1:
+            return f", distillation loss {losses[0]:.3g}"
+        return f", distillation loss {losses[0]:.3g} at the start, {losses[-1]:.3g} at the end"
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON report, schema "ovstrans.prune/1"."""

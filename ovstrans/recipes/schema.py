@@ -35,6 +35,8 @@ SMALLEST_SIDE = 32
 """The image encoders reduce an image by 32, so a smaller one has no position left."""
 
 METHODS = ("imp", "magnitude", "random")
+ONE_SHOT_METHODS = ("magnitude", "random")
+"""The methods that prune once; `imp` prunes a part in every round."""
 FEATURES = "features"
 """The distillation loss that needs images only."""
 SEGMENT_LOSSES = ("text-guided", "vision-guided", "semantic")
@@ -81,7 +83,11 @@ class Prune:
     rate: float = setting(
         "Fraction of the remaining weights pruned in each round (0.1).", above=0, below=1, option="rate"
     )
-    steps: int = setting("Distillation steps of each round; 0 prunes without distillation.", at_least=0, option="steps")
+    steps: int = setting(
+        "Distillation steps of each round; 0 for none, the default of magnitude and random but for RN-mini.",
+        at_least=0,
+        option="steps",
+    )
     final_steps: int = setting("Distillation steps after the last round.", at_least=0)
     scope: str = setting("body (layer1-4), backbone (all but the first convolution), or name patterns.", option="scope")
 

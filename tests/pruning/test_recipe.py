@@ -6,7 +6,7 @@ import pytest
 
 from ovstrans.errors import InputError
 from ovstrans.pruning.prune import choose_recipe
-from ovstrans.recipes.load import load_recipe
+from ovstrans.recipes.load import load_recipe, recipe_text
 from ovstrans.recipes.schema import PruneRecipe
 
 
@@ -135,3 +135,44 @@ def test_an_unknown_loss_is_named() -> None:
     for asked in ({"distill": "text-guide"}, {"settings": ["distill.loss=text-guide"]}):
         with pytest.raises(InputError, match="`distill=text-guide`: unknown; did you mean 'text-guided'"):
             choose_recipe(**asked)  # type: ignore[arg-type]
+
+
+ONE_SHOT = pytest.mark.parametrize("method", ["magnitude", "random"])
+
+
+@ONE_SHOT
+@pytest.mark.parametrize("recipe", [None, "prune-rn50", "prune-mini", "file", "object"])
+@pytest.mark.parametrize("as_setting", [True, False])
+def test_one_shot_methods_of_real_clips_take_no_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, recipe: str | None, as_setting: bool
+) -> None:
+    chosen: dict = {"recipe": recipe}
+    if recipe == "file":
+        chosen["recipe"] = tmp_path / "own.toml"
+        chosen["recipe"].write_text(recipe_text("prune-rn50"))
+    if recipe == "object":
+        chosen["recipe"] = choose_recipe("RN50")
+    wanted: dict = {"settings": [f"prune.method={method}"]} if as_setting else {"method": method}
+    with caplog.at_level("INFO", "ovstrans"):
+        prune = choose_recipe("RN50", **chosen, **wanted).prune
+    assert (prune.method, prune.steps, prune.total_steps(22)) == (method, 0, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{method} prunes RN50 in one shot, without distillation; `steps=N` asks for N steps a round"
+    ]
+
+
+@ONE_SHOT
+def test_one_shot_methods_take_the_steps_that_are_asked_for(tmp_path: Path, method: str) -> None:
+    assert choose_recipe("RN50", method=method, steps=7).prune.total_steps(22) == 154
+    assert choose_recipe("RN50", method=method, settings={"prune.steps": 7}).prune.steps == 7
+    assert choose_recipe("RN-mini", method=method).prune.total_steps(22) == 220  # the bundled one keeps its own
+    own = tmp_path / "own.toml"
+    own.write_text(recipe_text("prune-rn50").replace('method = "imp"', f'method = "{method}"').replace("1000 ", "9 "))
+    assert choose_recipe("RN50", recipe=own).prune.steps == 9  # written beside the method
+    assert choose_recipe("RN50").prune.steps == 1000
+
+
+def test_what_no_step_would_use_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "ovstrans"):
+        choose_recipe("RN50", method="random", data="folder:photos", lr=0.1)
+    assert "without distillation (not used: `data`, `lr`); `steps=N`" in caplog.text

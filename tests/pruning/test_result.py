@@ -42,7 +42,7 @@ def test_a_result_says_in_a_few_lines_what_it_is(clip: Clip, tmp_path: Path) -> 
         clip, recipe=small_settings("prune.steps=0"), device="cpu", out=tmp_path / "m.safetensors", plot=False
     )
     text = repr(result)
-    assert "80.00% zeros" in text and "rounds: 3" in text and "m.weights.safetensors" in text
+    assert "80.00% zeros" in text and "in 3 rounds" in text and "m.weights.safetensors" in text
     assert len(text.splitlines()) == 3
 
 
