@@ -18,9 +18,10 @@ A complete description:
     train/0002.png   trainannot/0002.png
     val/0001.png     valannot/0001.png
 
-A label map is a grey or palette image of the same size as its image, with one class value per pixel, 8 or 16 bits. It
-has the image's file name, with the suffix `.png`. Pixels of value 255 or 65535 are ignored, in training and in
-evaluation. Folders are searched at any depth; links to folders are not followed.
+A label map is a gray or palette image of the same size as its image, with one class value per pixel, of 1 to 16 bits,
+or an RGB image whose three channels are equal. It has the image's file name, with the suffix `.png`. Suffixes are
+compared without case. Pixels of value 255 or 65535 are ignored, in training and in evaluation. Folders are searched at
+any depth, and links are followed.
 
 All other keys are optional:
 

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from ovstrans.datasets.description import ALL_SPLIT, LABEL_VALUES, Description
-from ovstrans.datasets.images import IMAGE_SUFFIXES, check_equal_size, find_images, read_image, read_label
+from ovstrans.datasets.images import (
+    IMAGE_SUFFIXES,
+    check_equal_size,
+    find_images,
+    is_lost_folder,
+    read_image,
+    read_label,
+)
 from ovstrans.datasets.sample import IGNORE, Sample, get_ignore_label
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file, missing_file_message, refuse_missing
@@ -155,15 +162,31 @@ def _find_images(description: Description, split: str) -> tuple[list[tuple[str, 
             f"{folder}: no image ends in {' or '.join(description.image_suffix)}; "
             f"correct images or image_suffix in {description.path}"
         )
-    images = [(_remove_suffix(path.relative_to(folder).as_posix(), description.image_suffix), path) for path in paths]
-    return images, [missing_file_message(path) for path in paths if not path.is_file()]
+    lost = [path for path in paths if not path.is_file()]
+    images = [
+        (_remove_suffix(path.relative_to(folder).as_posix(), description.image_suffix), path)
+        for path in paths
+        if path not in lost or not is_lost_folder(path.name, {path.name})
+    ]
+    return images, [missing_file_message(path) for path in lost]
 
 
 def _find_labels(description: Description, split: str, images: Sequence[tuple[str, Path]]) -> list[Path]:
     folder = description.root / description.location("labels", split)
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder of label maps; correct labels, root or splits in {description.path}")
-    return [folder / (name + description.label_suffix) for name, _ in images]
+    labels = [folder / (name + description.label_suffix) for name, _ in images]
+    if all(label.is_file() for label in labels):
+        return labels
+    existing = _list_by_name(folder, (description.label_suffix,))
+    return [existing.get(name, label) for (name, _), label in zip(images, labels, strict=True)]
+
+
+def _list_by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """List the files below a folder that end in a suffix, compared without case, by their path without it."""
+    return {
+        _remove_suffix(path.relative_to(folder).as_posix(), suffixes): path for path in find_images(folder, suffixes)
+    }
 
 
 def _list_unlabelled(images: Sequence[tuple[str, Path]], labels: Sequence[Path]) -> list[str]:
@@ -196,13 +219,18 @@ def _find_listed(
 ) -> tuple[list[tuple[str, Path]], list[str]]:
     """Find listed images, which may be written with or without suffix; returns the same as `_find_images`."""
     images, missing = [], []
+    existing: dict[str, Path] | None = None
     for line in lines:
+        name = _remove_suffix(line, description.image_suffix)
         candidates = (folder / (line + suffix) for suffix in ("", *description.image_suffix))
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if path is None:  # its suffix may be written in another case
+            existing = _list_by_name(folder, description.image_suffix) if existing is None else existing
+            path = existing.get(name)
         if path is None:
             missing.append(f"{folder / line}: listed, but there is no such image; correct the list or image_suffix")
         else:
-            images.append((_remove_suffix(line, description.image_suffix), path))
+            images.append((name, path))
     return images, missing
 
 

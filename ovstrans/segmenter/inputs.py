@@ -118,7 +118,9 @@ class ImageFile:
 
 
 def find_image_files(paths: Sequence[Path], *, out: Path) -> list[ImageFile]:
-    """Find the images in files and folders, at any depth; each once, in the order given.
+    """Find the images in files and folders, at any depth, in the order given.
+
+    An image that several of `paths` lead to is taken once. Links in a folder count as images of their own.
 
     Args:
         paths: Image files and folders of them.
@@ -127,15 +129,21 @@ def find_image_files(paths: Sequence[Path], *, out: Path) -> list[ImageFile]:
     Raises:
         InputError: If a path is missing, a video, `out` itself, or a folder without images.
     """
-    found: dict[str, tuple[Path, int]] = {}
+    found: list[tuple[Path, int]] = []
+    taken: set[str] = set()
     several = sum(path.is_dir() for path in paths) > 1
     for path in paths:
-        for image, depth in _list_images(path, out):
-            found.setdefault(os.path.realpath(image), (image, depth + (several and path.is_dir())))
+        images = {image: (os.path.realpath(image), depth) for image, depth in _list_images(path, out)}
+        found += [
+            (image, depth + (several and path.is_dir()))
+            for image, (real_path, depth) in images.items()
+            if real_path not in taken
+        ]
+        taken |= {real_path for real_path, _ in images.values()}
     # not resolve(): a link keeps the name it has here
-    parts = [Path(os.path.abspath(image)).parts[1:] for image, _ in found.values()]  # noqa: PTH100
-    names = _make_names(parts, [depth for _, depth in found.values()])
-    return [ImageFile(image, name) for (image, _), name in zip(found.values(), names, strict=True)]
+    parts = [Path(os.path.abspath(image)).parts[1:] for image, _ in found]  # noqa: PTH100
+    names = _make_names(parts, [depth for _, depth in found])
+    return [ImageFile(image, name) for (image, _), name in zip(found, names, strict=True)]
 
 
 def _list_images(path: Path, out: Path) -> list[tuple[Path, int]]:

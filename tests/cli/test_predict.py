@@ -19,6 +19,7 @@ from ovstrans.segmenter import options as options_module
 from ovstrans.segmenter import predict as predict_module
 from ovstrans.segmenter import segmenter as segmenter_module
 from ovstrans.vocabulary.catalog import load_published_vocabulary
+from tests.datasets.raw_files import png_bytes, put_tiff
 from tests.segmenter.case import deeplab_checkpoint, draw, write_run
 
 
@@ -298,3 +299,27 @@ def test_an_image_that_does_not_fit_into_memory(
         "photo.png: not enough memory for this image; use windows (--window 512), or --long-side"
         in capsys.readouterr().err
     )
+
+
+def test_files_with_faults_of_every_kind_do_not_end_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    """Files whose pixels are whole are read; each other one is one line, and the exit status is 2."""
+    draw("in/good.png", 32, 32)
+    whole = png_bytes(32, 32, bytes(32 * 32))
+    Path("in/profile.png").write_bytes(png_bytes(32, 32, bytes(32 * 32), after=[(b"iCCP", b"")]))
+    Path("in/text.png").write_bytes(png_bytes(32, 32, bytes(32 * 32), before=[(b"tEXt", b"a\0" + b"x" * (2 << 20))]))
+    put_tiff(Path("in/floats.tif"), np.full((32, 32), 300, dtype=np.float32))
+    put_tiff(Path("in/half.tif"), np.full((32, 32), 0.5, dtype=np.float16))
+    put_tiff(Path("in/wide.tif"), np.full((32, 32), 300, dtype=np.int32))
+    Path("in/cut.png").write_bytes(whole[: len(whole) // 2])
+    Path("in/empty.jpg").write_bytes(b"")
+    Path("in/text.jpg").write_bytes(b"no picture")
+    Path("in/lost").symlink_to("/unmounted/disk")
+    status, summary = run("run", "in", "--out", "seen", "--no-overlay")
+    assert status == 2
+    assert [Path(image["file"]).name for image in summary["images"]] == ["good.png", "profile.png", "text.png"]
+    failed = {Path(entry["file"]).name: entry["error"] for entry in summary["failed"]}
+    assert sorted(failed) == ["cut.png", "empty.jpg", "floats.tif", "half.tif", "lost", "text.jpg", "wide.tif"]
+    errors = capsys.readouterr().err
+    for name, error in failed.items():
+        assert error.startswith(f"in/{name}: ") and "\n" not in error and error in " ".join(errors.split())
+    assert "bug" not in errors

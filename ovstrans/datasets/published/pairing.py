@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovstrans.datasets.images import walk_folders
+from ovstrans.datasets.images import is_lost_folder, walk_folders
 from ovstrans.datasets.published.layouts import DatasetLocation, Pair, SplitIndex
 from ovstrans.errors import InputError
 from ovstrans.files import missing_file_message, read_json
@@ -22,11 +22,12 @@ def pair_by_name(location: DatasetLocation) -> SplitIndex:
     panoptic = layout.panoptic if location.labels and location.has_panoptic else None
     segments = None if panoptic is None else _Files(location.path(panoptic.folder), (".png",))
     names = sorted(images.names) if location.listing is None else read_listing(location)
-    pairs, missing = [], []
+    pairs: list[Pair] = []
+    missing = [missing_file_message(path) for path in images.lost_folders] if location.listing is None else []
     for name in names:
         if labels is not None and layout.partial and name not in labels.names:
             continue
-        png = None if panoptic is None else panoptic.png_name(name)
+        png = None if panoptic is None or segments is None else segments.spell(panoptic.png_name(name))
         pair = Pair(
             name,
             images.path(name),
@@ -100,14 +101,17 @@ def pair_in_ade_tree(location: DatasetLocation) -> SplitIndex:
     split = layout.split_names[location.split]
     for folder, files, dangling in walk_folders(location.path(layout.images), "ADE_"):
         existing = set(files) - dangling
+        spelling = {_lower_suffix(file, layout.label_suffixes): file for file in files}
+        missing += [missing_file_message(f"{folder}/{file}") for file in files if is_lost_folder(file, dangling)]
         for file in files:
-            fields = file.split("_")
-            if not file.endswith(layout.image_suffixes) or fields[0] != "ADE" or len(fields) < 2:
+            fields, suffix = file.split("_"), _find_suffix(file, layout.image_suffixes)
+            if not suffix or fields[0] != "ADE" or len(fields) < 2:
                 continue
             if ("val" if fields[1] == "val" else "train") != split:
                 continue
-            stem = file[: -len(_find_suffix(file, layout.image_suffixes))]
+            stem = file[: -len(suffix)]
             label = stem + layout.label_suffixes[0]
+            label = spelling.get(label, label)
             pair = Pair(stem, f"{folder}/{file}", f"{folder}/{label}" if location.labels else None)
             pairs.append(pair)
             if file in dangling:
@@ -161,11 +165,14 @@ class _Files:
         self.folder, self._usual_suffix = folder, suffixes[0]
         self.names: dict[str, str] = {}
         """Maps the path of a file without suffix to its path, both below the folder."""
+        self.lost_folders: list[str] = []
+        """Dangling symlinks that may have pointed to folders."""
         all_dangling: set[str] = set()
         for parent, files, dangling in walk_folders(folder):
             prefix = Path(parent).relative_to(folder).as_posix() + "/"
             prefix = "" if prefix == "./" else prefix
             all_dangling |= {prefix + file for file in dangling}
+            self.lost_folders += [f"{parent}/{file}" for file in sorted(dangling) if is_lost_folder(file, dangling)]
             for file in files:
                 stem = file[: len(file) - len(_find_suffix(file, suffixes))]
                 if len(stem) < len(file) and not file.startswith("."):
@@ -176,6 +183,10 @@ class _Files:
     def path(self, name: str) -> str:
         """Return the path of a file by its name, or its usual path if it does not exist."""
         return f"{self.folder}/{self.names.get(name, name + self._usual_suffix)}"
+
+    def spell(self, file: str) -> str:
+        """Return the path of a file with its suffix as it is written on disk; unchanged if there is no such file."""
+        return self.names.get(file[: len(file) - len(self._usual_suffix)], file)
 
     def has(self, name: str) -> bool:
         """Return whether a file of that name exists."""
@@ -222,3 +233,9 @@ def _find_suffix(name: str, suffixes: Sequence[str]) -> str:
         if lower.endswith(suffix.lower()):
             return name[len(name) - len(suffix) :]
     return ""
+
+
+def _lower_suffix(name: str, suffixes: Sequence[str]) -> str:
+    """Return a file name with its suffix spelt as in `suffixes`."""
+    found = _find_suffix(name, suffixes)
+    return name[: len(name) - len(found)] + next((each for each in suffixes if each.lower() == found.lower()), "")

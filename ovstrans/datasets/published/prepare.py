@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ovstrans.datasets.parallel import map_in_threads
+from ovstrans.datasets.pictures import read_stored_size
 from ovstrans.datasets.published.dataset import PublishedDataset
 from ovstrans.datasets.published.layouts import PREPARED, DatasetInfo, DatasetLocation, Layout
 from ovstrans.datasets.published.registry import (
@@ -279,8 +280,7 @@ def _link_image(source: Path, target: Path) -> None:
 
 def _image_size(path: Path) -> tuple[int, int]:
     """Return width and height of an image."""
-    with Image.open(path) as picture:
-        width, height = picture.size
+    width, height, _ = read_stored_size(path)
     return width, height
 
 
