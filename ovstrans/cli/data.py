@@ -88,7 +88,12 @@ def check(
             console.show(fault)
     common.emit_json(
         json,
-        {"schema": "ovstrans.datasets-check/1", "images": dict(result.images), "faults": list(result.faults)},
+        {
+            "schema": "ovstrans.datasets-check/1",
+            "images": dict(result.images),
+            "faults": list(result.faults),
+            "warnings": list(result.warnings),
+        },
         force=force,
     )
     if result.faults:

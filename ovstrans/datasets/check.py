@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ovstrans.datasets.catalog import list_splits, open_dataset
 from ovstrans.datasets.folder import FolderDataset
+from ovstrans.datasets.label_counts import LabelCounts, count_values, describe_labels
 from ovstrans.datasets.parallel import map_in_threads
 from ovstrans.datasets.published.dataset import PublishedDataset
 from ovstrans.datasets.sample import Dataset
@@ -28,10 +29,12 @@ class CheckResult:
     Attributes:
         images: Number of images of each split that was checked, such as {"camvid:val": 101}.
         faults: A message for each fault, with the path of the file.
+        warnings: What is no fault but makes scores on the dataset say little, such as a class without a pixel.
     """
 
     images: Mapping[str, int]
     faults: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return the splits and the first few faults."""
@@ -61,6 +64,7 @@ def check_dataset(
     """
     images: dict[str, int] = {}
     faults: list[str] = []
+    counts = LabelCounts()
     for spec in list_splits(name, data_root=data_root):
         try:
             dataset = open_dataset(spec, split="train", data_root=data_root, allow_missing=True)
@@ -69,14 +73,18 @@ def check_dataset(
             continue
         title = f"{dataset.name}:{dataset.split}"
         reporter = ProgressReporter(progress, f"check {title}", len(dataset), unit="images")
-        split_faults = find_faults(dataset, reporter, workers=workers)
+        split_faults, split_counts = _check_samples(dataset, reporter, workers)
+        counts += split_counts
         images[title] = len(dataset)
         faults += split_faults
         if not split_faults:
             logger.info("%s: %d images, no fault", title, len(dataset))
     if not images:
         raise InputError("; ".join(faults))
-    return CheckResult(images, tuple(faults))
+    messages = tuple(f"{dataset.name}: {message}" for message in describe_labels(dataset, counts))
+    for message in messages:
+        logger.warning("%s", message)
+    return CheckResult(images, tuple(faults), messages)
 
 
 def find_faults(dataset: Dataset, reporter: ProgressReporter, *, workers: int = 0) -> list[str]:
@@ -87,23 +95,36 @@ def find_faults(dataset: Dataset, reporter: ProgressReporter, *, workers: int = 
         reporter: Advanced by one for each image.
         workers: Images at once; 0 for one per core.
     """
+    return _check_samples(dataset, reporter, workers)[0]
+
+
+def _check_samples(dataset: Dataset, reporter: ProgressReporter, workers: int) -> tuple[list[str], LabelCounts]:
+    """Return the same as `find_faults`, and the values in the label maps of a described folder."""
     missing = dataset.missing if isinstance(dataset, (FolderDataset, PublishedDataset)) else []
     results = map_in_threads(
         lambda index: _check_sample(dataset, index), range(len(dataset)), reporter, workers=workers
     )
-    faults = [fault for sample_faults, _ in results for fault in sample_faults]
-    sizes = [size for _, size in results]
-    return list(dict.fromkeys([*missing, *faults, *_find_unequal_frames(dataset, sizes)]))
+    faults = [fault for sample_faults, _, _ in results for fault in sample_faults]
+    sizes = [size for _, size, _ in results]
+    counts = sum((counts for _, _, counts in results), LabelCounts())
+    return list(dict.fromkeys([*missing, *faults, *_find_unequal_frames(dataset, sizes)])), counts
 
 
-def _check_sample(dataset: Dataset, index: int) -> tuple[list[str], tuple[int, int] | None]:
-    """Return the faults of a sample, apart from missing files, and the size of its image if there is none."""
+def _check_sample(dataset: Dataset, index: int) -> tuple[list[str], tuple[int, int] | None, LabelCounts]:
+    """Return the faults of a sample, apart from missing files, the size of its image, and the values of its label map.
+
+    With a fault there is neither size nor values.
+    """
     files = dataset.files(index) if isinstance(dataset, (FolderDataset, PublishedDataset)) else []
     faults: list[str] = []
     if all(path.exists() for path, _ in files):
         try:
-            height, width = dataset[index].image.shape[1:]
-            return [], (int(height), int(width))
+            if isinstance(dataset, FolderDataset):
+                sample, raw = dataset.read(index)
+            else:
+                sample, raw = dataset[index], None
+            height, width = sample.image.shape[1:]
+            return [], (int(height), int(width)), LabelCounts() if raw is None else count_values(raw)
         except InputError as error:
             faults.append(str(error))
     # Reading a sample stops at its first fault, so read each file on its own, too.
@@ -114,7 +135,7 @@ def _check_sample(dataset: Dataset, index: int) -> tuple[list[str], tuple[int, i
                 read(path)
             except InputError as error:
                 faults.append(str(error))
-    return faults, None
+    return faults, None, LabelCounts()
 
 
 def _find_unequal_frames(dataset: Dataset, sizes: Sequence[tuple[int, int] | None]) -> Iterator[str]:

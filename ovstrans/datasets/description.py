@@ -33,6 +33,7 @@ All other keys are optional:
     label_suffix = ".png"             # how the name of the label map ends instead; default: .png
     ignore = [11]                     # label values that are ignored; default: 255 and 65535, unless they are classes
     offset = 1                        # label value of the first class; default: 0
+    values = { 0 = "sky", 255 = "car" } # class of each label value, in place of offset; several may be of one class
     list = "lists/{split}.txt"        # text file that names the images to use, one per line, with or without suffix; in
                                       # `root` or in the folder of the description; default: all images
     novel = ["car"]                   # classes that training must not see
@@ -63,14 +64,14 @@ draws some of its images with their labels.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ovstrans.datasets.images import IMAGE_SUFFIXES
 from ovstrans.datasets.sample import IGNORE, IGNORE_WIDE
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, did_you_mean
 from ovstrans.files import read_toml
 from ovstrans.vocabulary.files import VOCABULARY_KEYS, check_keys, parse_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -85,7 +86,7 @@ LABEL_VALUES = 65536
 """Number of values of a 16-bit label map."""
 
 _LOCATIONS = ("images", "labels", "list")
-_KEYS = (*VOCABULARY_KEYS, "root", *_LOCATIONS, "image_suffix", "label_suffix", "ignore", "offset", "splits")
+_KEYS = (*VOCABULARY_KEYS, "root", *_LOCATIONS, "image_suffix", "label_suffix", "ignore", "offset", "values", "splits")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Description:
         image_suffix: Possible ends of image names.
         label_suffix: End of the name of a label map, in place of the image's suffix.
         ignore: Label values that are ignored.
-        offset: Label value of the first class.
+        ignores_by_default: Whether `ignore` is the default.
+        values: Class index of each label value that stands for a class.
         splits: For each named split its own `images`, `labels` and `list`, and the text in place of `{split}` under the
             key "folder".
     """
@@ -116,8 +118,16 @@ class Description:
     image_suffix: tuple[str, ...]
     label_suffix: str
     ignore: frozenset[int]
-    offset: int
+    ignores_by_default: bool
+    values: Mapping[int, int]
     splits: Mapping[str, Mapping[str, str]]
+
+    def describe_values(self) -> str:
+        """Return the label values that stand for classes, such as "0 to 2" or "0, 255"."""
+        values = sorted(self.values)
+        if values == list(range(values[0], values[0] + len(values))) and len(values) > 1:
+            return f"{values[0]} to {values[-1]}"
+        return ", ".join(str(value) for value in values)
 
     def split_names(self) -> list[str] | None:
         """Return the splits that the description names; None if it accepts any name."""
@@ -174,10 +184,7 @@ def read_description(path: Path) -> Description:
     own_name = path.resolve().parent.name if path.name == DESCRIPTION_FILE else path.stem
     vocabulary_table = {key: table[key] for key in VOCABULARY_KEYS if key in table}
     vocabulary = parse_vocabulary(vocabulary_table, where=where, name=own_name)
-    offset = _parse_label_value(table.get("offset", 0), "offset", where)
-    values = range(offset, offset + len(vocabulary))
-    if values.stop > LABEL_VALUES:
-        raise InputError(f"{where}: offset {offset} and {len(vocabulary)} classes do not fit 16-bit label maps")
+    values = _parse_values(table, vocabulary, where)
     splits = _parse_splits(table, where)
     for kind in ("images", "labels"):
         if kind not in table and not (splits and all(kind in split for split in splits.values())):
@@ -192,7 +199,8 @@ def read_description(path: Path) -> Description:
         image_suffix=_parse_suffixes(table, where),
         label_suffix=_parse_text(table, "label_suffix", where, ".png"),
         ignore=_parse_ignore(table, values, where),
-        offset=offset,
+        ignores_by_default="ignore" not in table,
+        values=values,
         splits=splits,
     )
 
@@ -234,9 +242,51 @@ def _parse_label_value(value: Any, key: str, where: str) -> int:
     return value
 
 
-def _parse_ignore(table: Mapping[str, Any], classes: range, where: str) -> frozenset[int]:
+def _parse_values(table: Mapping[str, Any], vocabulary: Vocabulary, where: str) -> dict[int, int]:
+    """Return the class index of each label value: from the table `values`, or counted from `offset`."""
+    if "values" not in table:
+        offset = _parse_label_value(table.get("offset", 0), "offset", where)
+        if offset + len(vocabulary) > LABEL_VALUES:
+            raise InputError(f"{where}: offset {offset} and {len(vocabulary)} classes do not fit 16-bit label maps")
+        return {offset + index: index for index in range(len(vocabulary))}
+    if "offset" in table:
+        raise InputError(f"{where}: values says what each label value means, leave out offset")
+    entries, example = table["values"], 'write values = { 0 = "background", 255 = "polyp" }'
+    if not isinstance(entries, Mapping) or not entries:
+        raise InputError(f"{where}: values is {entries!r}; {example}")
+    index_of = _index_names(vocabulary)
+    values: dict[int, int] = {}
+    for key, name in entries.items():
+        if not (key.isascii() and key.isdigit()) or int(key) >= LABEL_VALUES:
+            raise InputError(f"{where}: values: {key!r} is no label value (0 to {LABEL_VALUES - 1}); {example}")
+        if int(key) in values:
+            raise InputError(f"{where}: values: {int(key)} is written twice; give it one class")
+        if not isinstance(name, str):
+            raise InputError(f"{where}: values: {key} is {name!r}; the name of a class is needed, {example}")
+        if name not in index_of:
+            hint = did_you_mean(name, index_of) or f"known are {', '.join(vocabulary.names)} "
+            raise InputError(f"{where}: values: {key} is {name!r}, which is none of the classes; {hint.strip()}")
+        values[int(key)] = index_of[name]
+    return values
+
+
+def _index_names(vocabulary: Vocabulary) -> dict[str, int]:
+    """Return the index of each class by its display name, and by its synonyms as far as they are of one class only."""
+    owners: dict[str, set[int]] = {}
+    for index, synonyms in enumerate(vocabulary.classes):
+        for name in (*synonyms, ", ".join(synonyms)):
+            owners.setdefault(name, set()).add(index)
+    unique = {name: min(indices) for name, indices in owners.items() if len(indices) == 1}
+    return unique | {name: index for index, name in enumerate(vocabulary.names)}
+
+
+def _parse_ignore(table: Mapping[str, Any], classes: Collection[int], where: str) -> frozenset[int]:
     """Return the ignored label values; `classes` are the values that classes have."""
     if "ignore" not in table:
         return frozenset({IGNORE, IGNORE_WIDE} - set(classes))
-    values = table["ignore"] if isinstance(table["ignore"], list) else [table["ignore"]]
-    return frozenset(_parse_label_value(value, "ignore", where) for value in values)
+    entries = table["ignore"] if isinstance(table["ignore"], list) else [table["ignore"]]
+    ignored = frozenset(_parse_label_value(value, "ignore", where) for value in entries)
+    both = sorted(ignored & set(classes)) if "values" in table else []
+    if both:
+        raise InputError(f"{where}: label value {both[0]} is in values and in ignore; leave it in one of them")
+    return ignored

@@ -72,14 +72,24 @@ class FolderDataset:
             InputError: A file is missing or broken, or the label map holds a value that is no class.
             MismatchError: Image and label map differ in size.
         """
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[Sample, np.ndarray | None]:
+        """Read a sample as indexing does; also returns the raw values of its label map, if label maps are read."""
         name, path = self._images[index]
         image = read_image(path)
         if self._labels is None:
-            return Sample(image=image, name=name)
+            return Sample(image=image, name=name), None
         label_path = self._labels[index]
         raw = read_label(label_path)
         check_equal_size(raw, label_path, image, path)
-        return Sample(image=image, label=self._to_classes(raw, label_path), name=name)
+        return Sample(image=image, label=self._to_classes(raw, label_path), name=name), raw
+
+    def read_raw_label(self, index: int) -> np.ndarray:
+        """Read the raw values of a label map, uint8 or int64 [H, W]; InputError if it is missing or broken."""
+        if self._labels is None:
+            raise InputError(f"{self.name}:{self.split}: was opened without labels; open it with them")
+        return read_label(self._labels[index])
 
     def files(self, index: int) -> list[tuple[Path, Callable[[Path], Any]]]:
         """Return the files of a sample, each with the function that reads it on its own."""
@@ -94,13 +104,16 @@ class FolderDataset:
         """Convert the raw values of a label map to class indices."""
         classes = self._table[raw.clip(-1, LABEL_VALUES)]  # the last entry, also reached by -1, is for all other values
         if (classes < 0).any():
-            value, description, count = int(raw[classes < 0][0]), self.description, len(self.vocabulary)
-            raise InputError(
-                f"{path}: label value {value} is none of the {count} classes "
-                f"({description.offset} to {description.offset + count - 1}); "
-                f"add it to ignore in {description.path}, or correct classes or offset there"
-            )
+            raise self._unknown_value(int(raw[classes < 0][0]), path)
         return torch.from_numpy(classes.astype(np.uint8 if self.ignore == IGNORE else np.int64))
+
+    def _unknown_value(self, value: int, path: Path) -> InputError:
+        legal, count = self.description.describe_values(), len(self.vocabulary)
+        return InputError(
+            f"{path}: label value {value} is none of the {count} classes ({legal}); add it to ignore in "
+            f"{self.description.path}, correct classes or offset there, or say there what each value means, "
+            f'values = {{ {value} = "{self.vocabulary.names[-1]}", ... }}'
+        )
 
 
 class ImageFolder:
@@ -245,7 +258,6 @@ def _remove_suffix(name: str, suffixes: Sequence[str]) -> str:
 def _make_label_table(description: Description, ignore: int) -> np.ndarray:
     """Return the class index or ignore label of each label value 0 to 65535, -1 if it has none, and a final -1."""
     table = np.full(LABEL_VALUES + 1, -1, dtype=np.int64)
-    classes = np.arange(len(description.vocabulary))
-    table[description.offset + classes] = classes
+    table[list(description.values)] = list(description.values.values())
     table[list(description.ignore)] = ignore
     return table

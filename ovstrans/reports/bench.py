@@ -20,6 +20,8 @@ from torch import Tensor
 from ovstrans.checkpoints.file import find_checkpoint
 from ovstrans.costs.target import PAPER_SIZE, RUN_CHECKPOINT, Costs, Target, count_costs, load_target, parse_size
 from ovstrans.datasets.catalog import find_vocabulary, open_dataset
+from ovstrans.datasets.folder import FolderDataset
+from ovstrans.datasets.label_counts import warn_of_labels
 from ovstrans.datasets.sample import Dataset, Sample
 from ovstrans.environment import environment, pick_device
 from ovstrans.errors import InputError, MismatchError
@@ -153,6 +155,7 @@ def bench(
     with process_group(where) as world:
         costs: list[Costs] = []
         if world.main:
+            _warn_of_labels(work, limit)
             costs = [count_costs(target, size, counter=counter, batch=batch) for target in loaded.values()]
             costs = costs if per_layer else [each.without_layers() for each in costs]
         described = environment(str(where))
@@ -286,6 +289,13 @@ def _open_datasets(
     if chosen and NONE not in chosen and not any(work):
         raise InputError(f"`data={chosen[0]}`: nothing to evaluate, no target has weights; name a run or a checkpoint")
     return work
+
+
+def _warn_of_labels(work: Sequence[Mapping[str, Dataset]], limit: int | None) -> None:
+    """Log what makes scores on the datasets say little."""
+    for dataset in {id(dataset): dataset for own in work for dataset in own.values()}.values():
+        if isinstance(dataset, FolderDataset) or len(dataset.vocabulary) == 1:
+            warn_of_labels(dataset, limit)
 
 
 def _find_published(data_root: Path | str | None) -> list[str]:

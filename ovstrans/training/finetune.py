@@ -18,6 +18,7 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip
+from ovstrans.datasets.label_counts import warn_of_labels
 from ovstrans.datasets.sample import Dataset
 from ovstrans.environment import environment, pick_device, pick_precision, to_device
 from ovstrans.errors import InputError, OvstransError
@@ -173,6 +174,8 @@ def _train(
         )
     source = open_training_set(recipe, inputs, root)
     dataset = Labelled(source, limit=recipe.data.images, cache=recipe.data.cache)
+    if world.main and state is None:
+        warn_of_labels(source, len(dataset))
     clip = open_clip_of(recipe, folder, inputs, resuming=state is not None)
     mask = _mask(recipe, folder, inputs, resuming=state is not None)
     frozen: list[str]

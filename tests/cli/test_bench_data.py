@@ -20,6 +20,7 @@ from ovstrans.evaluation.inference import Inference
 from ovstrans.reports import bench as reports_bench
 from ovstrans.vocabulary.catalog import load_published_vocabulary
 from tests.cli.test_bench import write_run
+from tests.datasets.test_label_counts import put_masks
 
 
 @pytest.fixture(autouse=True)
@@ -279,3 +280,26 @@ def test_two_processes_agree_on_a_fault_and_go_on() -> None:
 def test_predictions_of_one_process_are_those_it_made() -> None:
     predictions = {3: torch.zeros(1, 1)}
     assert reports_bench._gather(predictions) == predictions
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "words"),
+    [
+        (
+            (0, 255),
+            '"background", "polyp"',
+            "class polyp has no pixel anywhere in 2 label maps, one class alone is left",
+        ),
+        ((0, 255), '"background", "polyp"', "value 255 covers 25 % and is ignored"),
+        ((0, 255), '"polyp"', "its only class is polyp, which every pixel is given to: all scores are 100 %"),
+    ],
+)
+def test_what_makes_scores_say_little_is_named(
+    values: tuple[int, ...], classes: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_masks(Path("polyps"), *values, classes=classes)
+    status, report = run("a", "--data", "folder:polyps", "--limit", "2", "--show", "0")
+    assert status == 0
+    if classes == '"polyp"':
+        assert report["datasets"]["polyps:val"]["mIoU"] == pytest.approx(100)
+    assert words in " ".join(capsys.readouterr().err.split())

@@ -24,6 +24,7 @@ from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.file import load_analysis
 from ovstrans.training.run_folder import Run, RunFolder
 from ovstrans.training.state import load_state
+from tests.datasets.test_label_counts import put_masks
 from tests.training.conftest import train
 
 Tiny = Callable[..., FinetuneRecipe]
@@ -286,3 +287,13 @@ def test_an_existing_run_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "run" / "recipe.toml").write_text("")
     with pytest.raises(InputError, match="`force=True`"):
         train(tiny(), tmp_path / "run")
+
+
+def test_masks_whose_second_class_is_ignored_are_named_before_training(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    top = put_masks(tmp_path / "polyps", 0, 255)
+    train(tiny(data=f"folder:{top}", steps=1), tmp_path / "run")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings[0].startswith("polyps:train: class polyp has no pixel anywhere in 4 label maps")
+    assert "value 255 covers 25 % and is ignored" in warnings[0]
