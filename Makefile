@@ -42,11 +42,13 @@ $(VENV)/bin/python:
 	  { echo "ovstrans needs Python 3.10 to 3.13; name one with: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+SOURCES := pyproject.toml setup.py ovstrans/runtime/kernels.c ovstrans/runtime/build.py
+
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-test: $(SOURCES) | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.installed
 

@@ -18,6 +18,7 @@ ORDER = (
     "evaluation",
     "costs",
     "frameworks",
+    "runtime",
     "spectrum",
     "checkpoints",
     "masks",

@@ -16,7 +16,7 @@ ROOMS = (
         ("interop", "other files"),
     ),
     (("evaluation", "mIoU, PQ"), ("costs", "params, MACs")),
-    (("frameworks", "DeepLabV3, FC-CLIP, GKC"), ("spectrum", "alpha, plans")),
+    (("frameworks", "DeepLabV3, FC-CLIP, GKC"), ("runtime", "skipping zeros"), ("spectrum", "alpha, plans")),
     (("checkpoints", "sparse files"), ("masks", "which weights")),
     (("clip", "image and text encoder"),),
     (("datasets", "images, labels"), ("vocabulary", "class names"), ("recipes", "settings")),
