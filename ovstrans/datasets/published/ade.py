@@ -137,6 +137,7 @@ ADE = (
                 label_suffixes=("_seg.png",),
                 short_side=512,
                 upright=False,
+                sign="images/ADE",
             ),
         ),
         source="https://groups.csail.mit.edu/vision/datasets/ADE20K",

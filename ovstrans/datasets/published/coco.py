@@ -37,6 +37,12 @@ _SPLIT_NAMES = {"train": "train2017", "val": "val2017"}
 _CAPTIONS = "annotations/captions_{split}.json"
 _CATEGORIES = {number: index for index, number in enumerate(COCO_PANOPTIC)}
 _PANOPTIC = Panoptic("panoptic_{split}", "annotations/panoptic_{split}.json", _CATEGORIES)
+_ELSEWHERE = {
+    "{split}": ("images/{split}",),
+    "panoptic_{split}": ("annotations/panoptic_{split}",),
+    "stuffthingmaps/{split}": ("stuffthingmaps_trainval2017/{split}",),
+}
+"""Where else the archives are unpacked to."""
 _STUFF_NOVEL = frozenset(COCO_STUFF.index(number) for number in COCO_STUFF_NOVEL)
 _STUFF_BASE = tuple(index for index in range(len(COCO_STUFF)) if index not in _STUFF_NOVEL)
 _SOURCE = "https://cocodataset.org"
@@ -76,6 +82,7 @@ def _stuff_layouts(split_names: Mapping[str, str], ignored: Collection[int]) -> 
             pairing=pair_by_name,
             split_names=split_names,
             captions=_CAPTIONS,
+            elsewhere=_ELSEWHERE,
         ),
         Layout(
             name=ORIGINAL,
@@ -86,6 +93,7 @@ def _stuff_layouts(split_names: Mapping[str, str], ignored: Collection[int]) -> 
             pairing=pair_by_name,
             split_names=split_names,
             captions=_CAPTIONS,
+            elsewhere=_ELSEWHERE,
         ),
         Layout(
             name="mmsegmentation",
@@ -116,6 +124,7 @@ COCO = (
                 split_names=_SPLIT_NAMES,
                 panoptic=_PANOPTIC,
                 captions=_CAPTIONS,
+                elsewhere=_ELSEWHERE,
             ),
             Layout(
                 name=ORIGINAL,
@@ -127,6 +136,7 @@ COCO = (
                 split_names=_SPLIT_NAMES,
                 panoptic=_PANOPTIC,
                 captions=_CAPTIONS,
+                elsewhere=_ELSEWHERE,
             ),
             Layout(
                 name="panopticapi's sample",
@@ -167,6 +177,7 @@ COCO = (
                 split_names={"train": "train2017"},
                 partial=True,
                 captions=_CAPTIONS,
+                elsewhere=_ELSEWHERE,
             ),
             *_stuff_layouts({"train": "train2017"}, _STUFF_NOVEL),
             *_stuff_layouts({"val": "val2017"}, ()),

@@ -15,6 +15,7 @@ from pathlib import Path
 from ovstrans.datasets.images import IMAGE_SUFFIXES
 from ovstrans.datasets.published.encodings import Encoding
 from ovstrans.datasets.published.panoptic import Annotations, Panoptic, read_annotations
+from ovstrans.datasets.published.places import find_named, find_part, is_other_edition
 
 PREPARED = "prepared"
 """Name of the layouts that detectron2's preparation scripts make from the original downloads."""
@@ -91,6 +92,9 @@ class Layout:
         captions: A file of captions in COCO's format, used if it exists; "" for none.
         short_side: Reduce images and label maps to this short side if theirs is longer; 0 to keep their size.
         upright: Whether to rotate images by their EXIF orientation, as detectron2 does.
+        elsewhere: Other places of the paths above, by path.
+        sign: A path by which a dataset folder of any name is known; "" if the required paths suffice, None if a dataset
+            folder must have one of the names in `folders`.
     """
 
     name: str
@@ -109,6 +113,8 @@ class Layout:
     captions: str = ""
     short_side: int = 0
     upright: bool = True
+    elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sign: str | None = ""
 
     def candidate_folders(self, root: Path) -> Iterator[Path]:
         """Yield where the dataset folder may be below a root, or the root itself if it has the folder's name."""
@@ -117,9 +123,21 @@ class Layout:
                 yield root
             yield root / folder
 
+    def other_folders(self, root: Path) -> Iterator[Path]:
+        """Yield where else the dataset folder may be: below a folder of any name, of a similar name, or the root."""
+        yield from find_named(root, self.folders)
+        if self.sign is None or is_other_edition(root.absolute().name, self.folders):
+            return
+        if not self.sign or (root / self.sign).exists():
+            yield root
+
     def fill(self, template: str, split: str) -> str:
         """Replace `{split}` and `{part}` in a path."""
         return template.replace("{split}", self.split_names[split]).replace("{part}", split)
+
+    def places(self, template: str, split: str) -> tuple[str, ...]:
+        """Return the paths below the dataset folder that a file or folder of a split may have, the usual one first."""
+        return tuple(self.fill(each, split) for each in (template, *self.elsewhere.get(template, ())))
 
     def has_split_folders(self) -> bool:
         """Return whether every split has its own folder of images."""
@@ -135,7 +153,10 @@ class Layout:
             templates += [(self.panoptic.json,)] if labels or not self.has_split_folders() else []
         if self.listings:
             templates.append(self.listings)
-        paths = [tuple(self.fill(each.partition("/{video}")[0], split) for each in group) for group in templates]
+        paths = [
+            tuple(place for each in group for place in self.places(each.partition("/{video}")[0], split))
+            for group in templates
+        ]
         return list(dict.fromkeys(paths))
 
     def describe(self, split: str, labels: bool = True) -> str:
@@ -192,8 +213,9 @@ class DatasetLocation:
     labels: bool = True
 
     def path(self, template: str) -> Path:
-        """Return the path of a file or folder of the layout for this split."""
-        return self.folder / self.layout.fill(template, self.split)
+        """Return the path of a file or folder of the layout for this split; the usual one if it does not exist."""
+        places = self.layout.places(template, self.split)
+        return find_part(self.folder, places) or self.folder / places[0]
 
     @cached_property
     def index(self) -> SplitIndex:
@@ -233,16 +255,24 @@ class DatasetLocation:
         return next((path for path in paths if path.is_file()), paths[0] if paths else None)
 
 
-def list_candidates(info: DatasetInfo, split: str, roots: Sequence[Path]) -> Iterator[tuple[Layout, Path]]:
-    """Yield the layouts that have the split with each folder that the dataset may be in, the preferred first."""
+def list_candidates(
+    info: DatasetInfo, split: str, roots: Sequence[Path], *, other: bool = False
+) -> Iterator[tuple[Layout, Path]]:
+    """Yield the layouts that have the split with each folder that the dataset may be in, the preferred first.
+
+    Args:
+        info: The dataset.
+        split: One of its splits.
+        roots: Where datasets are looked for.
+        other: Whether to yield the folders that are not named as the layout has it, instead of those that are.
+    """
     for root in roots:
         for layout in info.layouts:
             if split in layout.split_names:
-                for folder in layout.candidate_folders(root):
-                    yield layout, folder
+                folders = layout.other_folders(root) if other else layout.candidate_folders(root)
+                yield from ((layout, folder) for folder in folders)
 
 
-def list_absent(layout: Layout, folder: Path, split: str, labels: bool = True) -> list[Path]:
-    """Return the paths that a layout requires in a dataset folder and that do not exist."""
-    required = layout.required_paths(split, labels)
-    return [folder / paths[0] for paths in required if not any((folder / path).exists() for path in paths)]
+def list_absent(layout: Layout, folder: Path, split: str, labels: bool = True) -> list[tuple[str, ...]]:
+    """Return the paths that a layout requires in a dataset folder and that do not exist, as `required_paths` does."""
+    return [paths for paths in layout.required_paths(split, labels) if find_part(folder, paths) is None]

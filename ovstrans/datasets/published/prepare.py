@@ -167,7 +167,7 @@ class Preparation:
         return [i for i in indices if force or not (self.label_path(i).is_file() and self.image_path(i).is_file())]
 
     def _fill(self, template: str) -> Path:
-        return self.folder / self.layout.fill(template, self.split)
+        return DatasetLocation(self.source.location.info, self.split, self.layout, self.folder).path(template)
 
 
 def plan_preparation(
@@ -202,8 +202,10 @@ def plan_preparation(
         return f"is prepared already, in {existing.folder}"
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, a folder is needed; give another `out`")
-    root = _find_root(location) if out is None else out
-    return Preparation(PublishedDataset(location), layout, root / layout.folders[0])
+    folder = (_find_root(location) if out is None else out) / layout.folders[0]
+    if out is None and not _is_named(location) and set(layout.folders) & set(location.layout.folders):
+        folder = location.folder
+    return Preparation(PublishedDataset(location), layout, folder)
 
 
 def convert(plan: Preparation, reporter: ProgressReporter, *, workers: int = 0, force: bool = False) -> list[str]:
@@ -315,10 +317,15 @@ def _locate_original(info: DatasetInfo, split: str, roots: Sequence[Path]) -> Da
     return locate_dataset(replace(info, layouts=layouts), split, roots)
 
 
+def _is_named(location: DatasetLocation) -> bool:
+    """Return whether a dataset was found in a folder that is named as its layout has it."""
+    return location.folder.name in {Path(folder).name for folder in location.layout.folders}
+
+
 def _find_root(location: DatasetLocation) -> Path:
-    """Return the root below which a dataset folder was found."""
+    """Return the root below which a dataset folder was found; the folder itself if it has another name."""
     for folder in location.layout.folders:
         depth = len(Path(folder).parts)
         if location.folder.parts[-depth:] == Path(folder).parts:
             return Path(*location.folder.parts[:-depth])
-    return location.folder.parent
+    return location.folder.parent if _is_named(location) else location.folder

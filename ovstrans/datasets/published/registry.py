@@ -17,6 +17,7 @@ from ovstrans.datasets.published.layouts import (
     list_candidates,
 )
 from ovstrans.datasets.published.pascal import PASCAL
+from ovstrans.datasets.published.places import describe_neighbours, list_folders, shorten
 from ovstrans.datasets.published.roads import ROADS
 from ovstrans.datasets.published.videos import VIDEOS
 from ovstrans.errors import InputError, did_you_mean
@@ -124,7 +125,8 @@ def locate_dataset(
 
     The first layout without missing files is taken, root by root. If all have missing files, the one with the fewest
     is taken. A prepared layout whose images are copies gives way to the original if that has clearly more images: then
-    the preparation was not finished.
+    the preparation was not finished. Dataset folders of other names, in folders in between, and the root itself are
+    looked at only if there is none where a layout has it.
 
     Args:
         info: The dataset.
@@ -141,10 +143,8 @@ def locate_dataset(
     if split not in info.splits:
         raise InputError(f"dataset {info.name}: no split {split!r}; it has {', '.join(info.splits)}")
     try:
-        locations = [
-            DatasetLocation(info, split, layout, folder, labels)
-            for layout, folder in list_candidates(info, split, roots)
-            if not list_absent(layout, folder, split, labels)
+        locations = _find_locations(info, split, roots, labels, other=False) or [
+            location for location in _find_locations(info, split, roots, labels, other=True) if location.pairs
         ]
         for location in locations:
             if not location.missing:
@@ -156,6 +156,17 @@ def locate_dataset(
         raise InputError(
             f"{error.filename}: cannot be read ({error.strerror}); change its permissions, or give another `data_root`"
         ) from error
+
+
+def _find_locations(
+    info: DatasetInfo, split: str, roots: Sequence[Path], labels: bool, *, other: bool
+) -> list[DatasetLocation]:
+    """Return where everything that a layout requires exists; `other` as for `list_candidates`."""
+    return [
+        DatasetLocation(info, split, layout, folder, labels)
+        for layout, folder in list_candidates(info, split, roots, other=other)
+        if not list_absent(layout, folder, split, labels)
+    ]
 
 
 def locate_splits(info: DatasetInfo, roots: Sequence[Path]) -> list[str]:
@@ -189,17 +200,35 @@ def not_found_error(info: DatasetInfo, split: str, roots: Sequence[Path], *, lab
     """Return an error that says where a dataset was looked for, what is missing there, and which layouts are read."""
     nearly: list[tuple[float, str]] = []
     layouts: list[str] = []
-    for layout, folder in list_candidates(info, split, roots):
-        required = layout.required_paths(split, labels)
-        absent = list_absent(layout, folder, split, labels)
-        if len(absent) < len(required):
-            paths = " and ".join(str(path.relative_to(folder)) for path in absent)
-            nearly.append((len(absent) / len(required), f"{folder} lacks {paths}"))
-        description = f"{layout.name}: {layout.describe(split, labels)}"
-        layouts += [description] if description not in layouts else []
-    nearest = f"; {min(nearly)[1]}" if nearly else ""
+    for other in (False, True):
+        for layout, folder in list_candidates(info, split, roots, other=other):
+            absent = list_absent(layout, folder, split, labels)
+            share = len(absent) / len(layout.required_paths(split, labels))
+            if share < 1 or (folder.is_dir() and folder not in roots):
+                nearly.append((share, _describe_absent(folder, absent)))
+            description = f"{layout.name}: {layout.describe(split, labels)}"
+            layouts += [description] if description not in layouts else []
+    nearest = min(nearly, key=lambda entry: entry[0])[1] if nearly else _describe_roots(info, split, roots)
+    found = "; ".join(filter(None, (format_roots(roots), nearest)))
     return InputError(
-        f"dataset {info.name}:{split}: not found in {format_roots(roots)}{nearest}; any of these would do: "
-        f"{'; '.join(layouts)} (name the folder that holds them with `data_root` or {ROOT_VARIABLES[0]}; "
-        f"from {info.source})"
+        f"dataset {info.name}:{split}: not found in {found}; any of these would do: {'; '.join(layouts)} (name the "
+        f"folder that holds them with `data_root` or {ROOT_VARIABLES[0]}; from {info.source})"
+    )
+
+
+def _describe_absent(folder: Path, absent: Sequence[tuple[str, ...]]) -> str:
+    """Say what a dataset folder lacks and what is there, such as "coco lacks val2017; there is coco/val2014"."""
+    if not absent:
+        return f"{folder} has everything, but no image of this split"
+    there = list(dict.fromkeys(filter(None, (describe_neighbours(folder, paths) for paths in absent))))
+    lacks = f"{folder} lacks {' and '.join(' or '.join(paths) for paths in absent)}"
+    return "; ".join([lacks, *there])
+
+
+def _describe_roots(info: DatasetInfo, split: str, roots: Sequence[Path]) -> str:
+    """Say which folders were looked for in the roots, and which are there; "" if there are none."""
+    names = dict.fromkeys(name for layout in info.layouts if split in layout.split_names for name in layout.folders)
+    there = [(root, list_folders(root)) for root in roots]
+    return "; ".join(
+        f"{root} holds no {' or '.join(names)}, but {shorten(folders)}" for root, folders in there if folders
     )

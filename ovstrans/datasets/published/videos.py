@@ -45,6 +45,7 @@ VIDEOS = (
                 pairing=pair_by_name,
                 split_names={"val": "val"},
                 image_suffixes=(".jpg",),
+                sign=None,
             ),
         ),
         source="https://github.com/sssdddwww2/vspw_dataset_download",
