@@ -213,8 +213,8 @@ def list_splits(spec: str, *, data_root: Path | str | None = None) -> list[str]:
         return [spec if rest else f"{name}:train"]
     if name == "folder":
         path, split = _parse_folder(spec)
-        splits = [split] if split else read_description(path).existing_splits()
-        return [f"{spec}:{split}" for split in splits] if len(splits) > 1 else [spec]
+        splits = [] if split else read_description(path).existing_splits()
+        return [spec] if splits in ([], [ALL_SPLIT]) else [f"{spec}:{each}" for each in splits]
     published = lookup_published(spec)
     if published is None:
         raise _unknown_error(spec)

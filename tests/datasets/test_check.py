@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ovstrans.datasets.catalog import open_dataset
-from ovstrans.datasets.check import find_faults
+from ovstrans.datasets.check import check_dataset, find_faults
 from ovstrans.datasets.published.dataset import PublishedDataset
 from ovstrans.datasets.published.registry import PUBLISHED, locate_dataset
 from ovstrans.errors import InputError
@@ -100,3 +100,12 @@ def test_generated_data_can_be_checked_too() -> None:
     dataset = open_dataset("scenes:train", split="train", size=32)
     dataset._length = 3  # type: ignore[attr-defined]
     assert find_faults(dataset, ProgressReporter(None, "check", 3)) == []
+
+
+def test_a_folder_with_one_split_of_any_name_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/dataset.toml").write_text('classes = ["a", "b"]\nimages = "{split}"\nlabels = "{split}annot"')
+    for split, expected in (("val", ["val"]), ("later", ["later", "val"])):
+        put_image(tmp_path / f"set/{split}/1.png", [[0, 1]])
+        put_gray(tmp_path / f"set/{split}annot/1.png", [[0, 1]])
+        assert check_dataset(f"folder:{tmp_path}/set").images == {f"set:{each}": 1 for each in expected}

@@ -68,6 +68,20 @@ def test_a_dataset_that_is_a_link_in_every_part(linked: Path, tmp_path: Path) ->
     assert list(check_dataset(f"folder:{tmp_path}/other").images.values()) == [8]
 
 
+def test_splits_behind_links_are_listed(linked: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk/sets").mkdir()
+    (tmp_path / "mine").mkdir()
+    for kind in ("images", "labels"):
+        (tmp_path / "disk/sets" / kind).mkdir()
+        for split in ("train", "later"):
+            (tmp_path / "disk/sets" / kind / split).symlink_to(linked / kind)
+        (tmp_path / "mine" / kind).symlink_to(tmp_path / "disk/sets" / kind)
+    (tmp_path / "mine/dataset.toml").write_text(
+        'classes = ["x", "y"]\nimages = "images/{split}"\nlabels = "labels/{split}"\n'
+    )
+    assert check_dataset(f"folder:{tmp_path}/mine").images == {"mine:later": 8, "mine:train": 8}
+
+
 @pytest.mark.parametrize("target", [".", "..", "one", "one/two", "../../set", "loop"])
 def test_loops_end(linked: Path, target: str) -> None:
     """A link to a folder that it is in, or to itself, adds nothing; one to other folders adds their images."""
