@@ -147,6 +147,15 @@ Latency = Annotated[
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Timed passes of each.", rich_help_panel=_MEASURE)]
 Warmup = Annotated[int, typer.Option(min=0, help="Passes of each before the timed ones.", rich_help_panel=_MEASURE)]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|sparse|csr|dense",
+        help="What --latency lets skip the zeros of a masked model: sparse (the runtime for CPUs), csr (torch's sparse "
+        "matrices), dense (nothing); auto: sparse where it runs, else csr.",
+        rich_help_panel=_MEASURE,
+    ),
+]
 
 _EVALUATE = "Evaluating"
 Data = Annotated[

@@ -57,6 +57,15 @@ Window = Annotated[
         rich_help_panel=SCORING,
     ),
 ]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|sparse|dense",
+        help="What runs the image encoder: sparse (kernels for CPUs that skip zero weights), dense (torch); auto: "
+        "sparse where most weights are zero.",
+        rich_help_panel=SCORING,
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

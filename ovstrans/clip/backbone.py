@@ -14,7 +14,7 @@ Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
@@ -141,16 +141,21 @@ def backbone_shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]
     }
 
 
-def encode_stages(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Run the backbone and return the features of every stage.
+def encode_stages(encoder: nn.Module, images: Tensor, stages: Collection[str] = STAGES) -> dict[str, Tensor]:
+    """Run the backbone and return the features of its stages.
 
     Args:
-        encoder: The image encoder.
+        encoder: The image encoder. If it has a `stage_runner` that accepts the images, that runs them (see
+            `runtime.choose`).
         images: Normalised images [B, 3, H, W].
+        stages: Which features to return, of the names in `STAGES`.
 
     Returns:
-        Feature maps [B, C, h, w] by the names in `STAGES`.
+        Feature maps [B, C, h, w] by name.
     """
+    runner = getattr(encoder, "stage_runner", None)
+    if runner is not None and not encoder.training and runner.accepts(images, stages):
+        return cast("dict[str, Tensor]", runner(images, stages))
     inner = cast(Any, encoder)
     if encoder_kind(encoder) == "convnext":
         layers = (inner.trunk.stem, *inner.trunk.stages)
@@ -159,7 +164,9 @@ def encode_stages(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
     features: dict[str, Tensor] = {}
     current = images
     for name, layer in zip(STAGES, layers, strict=True):
-        current = features[name] = layer(current)
+        current = layer(current)
+        if name in stages:
+            features[name] = current
     return features
 
 

@@ -1,4 +1,6 @@
-"""Time, memory and energy of a forward pass, measured: dense, and with the mask's zeros skipped where torch can.
+"""Time, memory and energy of a forward pass, measured: dense, and with the mask's zeros skipped.
+
+Zeros are skipped by the sparse runtime (`runtime/`), or by torch's CSR matrices where that cannot run.
 
 Both arms hold the same masked weights. Each round runs them one after the other, in turns first, so that a busy or
 throttled machine slows both alike.
@@ -8,19 +10,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ovstrans.clip.backbone import encode_stages, find_image_encoder
 from ovstrans.costs.csr import make_sparse_pass, synchronize
 from ovstrans.costs.meters import NvmlMeter, RaplMeter, find_energy_meter, measure_peak_memory
 from ovstrans.costs.params import kept_weights
 from ovstrans.masks.mask import Mask
 from ovstrans.modules import eval_mode
+from ovstrans.runtime.choose import RuntimeChoice, attach_runtime, check_runtime, choose_runtime
+
+_BACKBONE = "backbone of "
 
 _ENERGY_SECONDS = 1.0
 """Time that an arm runs for its energy: counters advance only now and then."""
@@ -45,6 +51,8 @@ class ArmLatency:
         peak_memory_bytes: Peak memory beyond the weights; None if it could not be measured.
         energy_per_image_j: Energy in joules; None if it could not be measured.
         sparse_layers: Number of layers that ran on sparse kernels; None in reports of before.
+        backbone_share: Median time of the image encoder's backbone alone over that of the whole, 0 to 1; None if the
+            module has none, or was not told apart.
     """
 
     how: str
@@ -58,6 +66,7 @@ class ArmLatency:
     peak_memory_bytes: int | None
     energy_per_image_j: float | None
     sparse_layers: int | None = None
+    backbone_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ def measure_latency(
     device: torch.device | str = "cpu",
     rounds: int = 10,
     warmup: int = 2,
+    runtime: str = "auto",
 ) -> Latency:
     """Measure `module(images)` in eval mode.
 
@@ -130,7 +140,14 @@ def measure_latency(
         device: Where to run.
         rounds: Timed passes of each arm.
         warmup: Passes before them. The sparse arm has at least one, in which its layers choose.
+        runtime: What skips the zeros: "auto", the sparse runtime where it runs, else torch's CSR matrices; "sparse" or
+            "csr" for one of them; "dense" for no sparse arm.
+
+    Raises:
+        InputError: If there is no such runtime.
     """
+    if runtime != "csr":
+        check_runtime(runtime)
     device, load = torch.device(device), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if mask is not None:
         mask.apply(module)
@@ -146,7 +163,16 @@ def measure_latency(
             passes: dict[str, Callable[[], object]] = {"dense": run}
             how = {"dense": "every weight, zeros too, by torch's dense kernels"}
             sparse_layers = {"dense": 0}
-            if mask is not None:
+            backbone = record_backbone(module, run)
+            choice: RuntimeChoice | None = None
+            if mask is not None and runtime in ("auto", "sparse"):
+                choice = choose_runtime(find_image_encoder(module), runtime, device=device)
+            if mask is not None and choice is not None and choice.backbone is not None:
+                convs = {f"{conv.name}.weight" for conv in choice.backbone.network.convs}
+                passes["sparse"] = with_runtime(find_image_encoder(module), choice, run)
+                sparse_layers["sparse"] = len(convs & set(mask.tensors))
+                how["sparse"] = f"backbone by the sparse runtime: {choice.reason}; the rest by torch"
+            elif mask is not None and runtime in ("auto", "csr"):
                 passes["sparse"], layers = make_sparse_pass(module, kept_weights(module, mask), run)
                 passes["sparse"]()
                 sparse_layers["sparse"] = len(layers.used)
@@ -154,7 +180,16 @@ def measure_latency(
                     f"{len(layers.used)} of {len(mask.tensors)} masked layers as torch CSR matrices "
                     f"({len(layers.tried)} tried), the others dense"
                 )
-            times = time_passes(passes, device, rounds=rounds, warmup=warmup)
+                if choice is not None and choice.notable:
+                    how["sparse"] += f"; {choice.reason}"
+            elif choice is not None:
+                how["dense"] += f"; sparse runtime: {choice.reason}"
+            timed = dict(passes)
+            if backbone is not None:
+                timed[_BACKBONE + "dense"] = backbone
+                if choice is not None and choice.backbone is not None:
+                    timed[_BACKBONE + "sparse"] = with_runtime(find_image_encoder(module), choice, backbone)
+            times = time_passes(timed, device, rounds=rounds, warmup=warmup)
             meter = find_energy_meter(device)
             arms = {
                 name: ArmLatency(
@@ -163,6 +198,7 @@ def measure_latency(
                     peak_memory_bytes=measure_peak_memory(one, device),
                     energy_per_image_j=None if meter is None else _measure_energy(meter, one, device) / batch,
                     sparse_layers=sparse_layers[name],
+                    backbone_share=_share(times, name),
                 )
                 for name, one in passes.items()
             }
@@ -182,6 +218,55 @@ def measure_latency(
         arms=arms,
         speedup=arms["dense"].median_s / arms["sparse"].median_s if "sparse" in arms else None,
     )
+
+
+class _Recorder:
+    """Takes the place of a runtime and notes what the backbone is run on."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, Collection[str]]] = []
+
+    def accepts(self, images: Tensor, stages: Collection[str]) -> bool:
+        self.calls.append((images, stages))
+        return False
+
+
+def record_backbone(module: nn.Module, run: Callable[[], object]) -> Callable[[], object] | None:
+    """Return a pass of a module's backbone alone, on what it is run on in a pass of the module.
+
+    Args:
+        module: A framework or image encoder in eval mode.
+        run: The pass of the module.
+
+    Returns:
+        The pass; None if the module does not run its backbone by `encode_stages`.
+    """
+    encoder: Any = find_image_encoder(module)
+    recorder = encoder.stage_runner = _Recorder()
+    try:
+        run()
+    finally:
+        del encoder.stage_runner
+    calls = recorder.calls
+    return (lambda: [encode_stages(encoder, *call) for call in calls]) if calls else None
+
+
+def with_runtime(encoder: nn.Module, choice: RuntimeChoice, run: Callable[[], object]) -> Callable[[], object]:
+    """Make a version of a pass in which a runtime runs the image encoder; between passes the encoder is what it was."""
+
+    def sparse_run() -> object:
+        attach_runtime(encoder, choice)
+        try:
+            return run()
+        finally:
+            del cast(Any, encoder).stage_runner
+
+    return sparse_run
+
+
+def _share(times: Mapping[str, list[float]], arm: str) -> float | None:
+    alone = times.get(_BACKBONE + arm)
+    return None if alone is None else min(1.0, float(np.median(alone) / np.median(times[arm])))
 
 
 def time_passes(passes: Passes, device: torch.device, *, rounds: int, warmup: int) -> dict[str, list[float]]:

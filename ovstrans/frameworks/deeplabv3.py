@@ -134,7 +134,8 @@ class DeepLabV3(Framework):
             Pixel embeddings [B, E, h, w] of any length, at the output stride or at stride 4 with the decoder, and
             res5 [B, C, *, *].
         """
-        features = encode_stages(self.backbone, self.prepare(images))
+        stages = ("res5",) if self.decoder is None else ("res2", "res5")
+        features = encode_stages(self.backbone, self.prepare(images), stages)
         res5 = features["res5"]
         context = self.aspp(res5)
         embedding: Tensor = self.embed(context if self.decoder is None else self.decoder(context, features["res2"]))

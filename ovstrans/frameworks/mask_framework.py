@@ -114,8 +114,8 @@ class MaskFramework(QueryInference):
     # What a subclass may override.
 
     def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the features [B, C, h, w] of all stages, by name, of images [B, 3, H, W] in [0, 1]."""
-        return encode_stages(self.backbone, self.prepare(images))
+        """Compute the features [B, C, h, w] of res2 to res5, by name, of images [B, 3, H, W] in [0, 1]."""
+        return encode_stages(self.backbone, self.prepare(images), FEATURES)
 
     def probabilities(self, output: HeadOutput, features: Mapping[str, Tensor], text: TextClassifier) -> Tensor:
         """Compute the class probabilities that inference uses: by default the softmax of the final class logits.

@@ -26,6 +26,7 @@ from ovstrans.errors import CheckFailed, InputError
 from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
 from ovstrans.masks.mask import Mask, density_rows, require_shapes
+from ovstrans.runtime.choose import describe_runtime
 
 _UNIT_TOLERANCE = 1e-2
 """How far the norm of a unit row may be off; half precision rounds it by less."""
@@ -158,9 +159,11 @@ def _describe_checkpoint(path: Path, verify: bool) -> FileDescription:
         "text_encoder": checkpoint.text_encoder is not None,
         "mask": None,
     }
+    encoder = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
     if mask is not None:
         facts["mask"] = _origin_facts(mask)
         facts.update(_counts(mask))
+    facts["cpu_runtime"] = describe_runtime(encoder)
     facts.update(recipe=checkpoint.recipe, provenance=checkpoint.provenance, created_by=checkpoint.created_by)
     checks = ["structure", "values agree with bitmasks", "no NaN or infinity"]
     if verify:
@@ -174,7 +177,6 @@ def _describe_checkpoint(path: Path, verify: bool) -> FileDescription:
             raise CheckFailed(f"{path}: {checkpoint_file.EMBEDDINGS} has rows that are not of unit length")
         checks.append("text embeddings are of unit length")
         checks.append(_check_origin(path, clip["model"], clip["pretrained"], clip["weights_sha256"]))
-        encoder = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
         facts["backbone_sha256"] = weights_sha256(encoder)
     columns, rows = _density_table(mask) if mask is not None else ([], [])
     return FileDescription(str(path), "sparse checkpoint", facts, columns, rows, checks)

@@ -72,6 +72,7 @@ def bench(
     latency: bool = False,
     rounds: int = 10,
     warmup: int = 2,
+    runtime: str = "auto",
     show: int = 4,
     pictures: Path | str | None = None,
     device: torch.device | str = "auto",
@@ -110,6 +111,8 @@ def bench(
         latency: Measure time, memory and energy of a forward pass.
         rounds: Timed passes of each arm.
         warmup: Passes before them.
+        runtime: What skips zeros in the latency of masked models: "auto", "sparse", "csr" or "dense"; see
+            `costs.latency.measure_latency`.
         show: Number of images on the pages of pictures.
         pictures: Folder for pages of predictions and confusion matrices; None for no pictures.
         device: Where to evaluate.
@@ -169,7 +172,7 @@ def bench(
             weighted = (
                 target if target.checkpoint is not None else load_target(chosen[number], **building, device="cpu")
             )
-            _measure(weighted, report, size, where, batch=batch, rounds=rounds, warmup=warmup)
+            _measure(weighted, report, size, where, batch=batch, rounds=rounds, warmup=warmup, runtime=runtime)
     made = dict(zip(loaded, ([report] for report in fresh), strict=True)) | written
     reports = [report for number in range(len(chosen)) for report in made[number]]
     return reports if several or len(reports) > 1 else reports[0]
@@ -432,14 +435,24 @@ def _measure(
     batch: int,
     rounds: int,
     warmup: int,
+    runtime: str,
 ) -> None:
     """Measure the latency of a target that has weights, and fill it in."""
     from ovstrans.costs.latency import measure_latency
 
     logger.info("measure %s: %d rounds", target.name, rounds)
     report.latency = measure_latency(
-        target.module, image_size, batch=batch, mask=target.mask, device=device, rounds=rounds, warmup=warmup
+        target.module,
+        image_size,
+        batch=batch,
+        mask=target.mask,
+        device=device,
+        rounds=rounds,
+        warmup=warmup,
+        runtime=runtime,
     )
+    if target.mask is not None:
+        logger.info("%s: %s", target.name, "; ".join(f"{name}: {arm.how}" for name, arm in report.latency.arms.items()))
     load, cores = report.latency.load or 0.0, os.cpu_count() or 1
     if load > cores:
         logger.warning("%s: timed while others kept the machine busy (load %.1f on %d cores)", target.name, load, cores)

@@ -58,10 +58,14 @@ LATENCY = (
     ("iqr_s", "time a batch, interquartile range", "s"),
     ("min_s", "time a batch, fastest", "s"),
     ("images_per_s", "throughput", "images/s"),
+    ("backbone_share", "share of the backbone", ""),
     ("peak_memory_bytes", "peak memory beside the weights", "bytes"),
     ("energy_per_image_j", "energy an image", "J"),
 )
 """Attributes of `ArmLatency` in the table, with their names and units."""
+
+_MAIN_LATENCY = ("median_s", "backbone_share")
+"""Those that are shown by default."""
 
 LAYER_COLUMNS = ["layer", "component", "dense MMAC", "effective MMAC", "share"]
 
@@ -310,7 +314,7 @@ def _latency_rows(found: Sequence[Latency | None]) -> Iterator[Row]:
     for arm in _union(arms):
         for attribute, label, unit in LATENCY:
             values = tuple(getattr(one.get(arm), attribute, None) for one in arms)
-            yield Row(f"{names.get(arm, arm)}: {label}", "", unit, values, basis, attribute == "median_s")
+            yield Row(f"{names.get(arm, arm)}: {label}", "", unit, values, basis, attribute in _MAIN_LATENCY)
     yield Row("layers on sparse kernels", "", "layers", tuple(counts), main=bool(known))
     if known != {0}:  # else both times are of the same kernels, and their ratio is noise
         speedups = tuple(_of(one, lambda latency: latency.speedup) for one in found)

@@ -94,6 +94,11 @@ class SparseBackbone:
         self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
         self._lock = Lock()
 
+    def accepts(self, images: Tensor, stages: Collection[str] = STAGES) -> bool:
+        """Return True if the backbone can run images: on the CPU, in float32, without gradients, and not too small."""
+        plain = images.device.type == "cpu" and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return plain and not torch.is_grad_enabled() and min(images.shape[-2:]) >= SMALLEST
+
     def __call__(self, images: Tensor, stages: Collection[str] = STAGES) -> dict[str, Tensor]:
         """Run the backbone.
 

@@ -30,6 +30,7 @@ from ovstrans.errors import InputError
 from ovstrans.evaluation.inference import Inference, Prediction, given_masks, predict_image
 from ovstrans.frameworks import registry
 from ovstrans.interop.describe import describe_tensors
+from ovstrans.runtime.choose import attach_runtime, check_runtime, choose_runtime
 from ovstrans.segmenter.classes import ClassNames, ThingClasses, choose_vocabulary, describe_unknown, find_things
 from ovstrans.segmenter.inputs import ImageLike, MasksLike, to_masks, to_pixels
 from ovstrans.segmenter.options import SegmentationOptions, describe_fit, explain_memory_errors, fit_to_memory
@@ -40,8 +41,6 @@ from ovstrans.vocabulary.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from ovstrans.progress import ProgressCallback
     from ovstrans.segmenter.predict import Predictions
-
-RUNTIMES = ("auto", "dense")
 
 Source = str | os.PathLike[str] | Checkpoint
 """A run folder or checkpoint file, by its path; a run; a checkpoint."""
@@ -59,10 +58,12 @@ class Segmenter:
         path: The file that the checkpoint is from, if it is from one.
         device: "auto", "cpu", "cuda" or "cuda:N".
         settings: Other values of options of inference, see `load`.
+        runtime: What runs the image encoder, see `load`.
 
     Attributes:
         framework: The model, on the device and in eval mode.
         device: Where it computes.
+        runtime: What runs the image encoder, and why.
         path: The checkpoint's file, or None.
     """
 
@@ -73,10 +74,18 @@ class Segmenter:
         path: Path | None = None,
         device: torch.device | str = "auto",
         settings: Sequence[str] = (),
+        runtime: str = "auto",
     ) -> None:
+        check_runtime(runtime)
         self.device = pick_device(device)
         self.path = path
         self.framework = registry.restore(checkpoint, settings).to(self.device)
+        self.runtime = choose_runtime(self.framework.backbone, runtime, device=self.device)
+        attach_runtime(self.framework.backbone, self.runtime)
+        if self.runtime.notable:
+            logger.warning("the image encoder runs dense: %s", self.runtime.reason)
+        elif self.runtime.backbone is not None:
+            logger.info("sparse runtime: %s", self.runtime.reason)
         # What else there is; the framework has the weights.
         needed = {key: checkpoint.state[key] for key in self.framework.text_keys if key in checkpoint.state}
         self._checkpoint = replace(checkpoint, state=needed, mask=None, options=self.framework.options)
@@ -96,7 +105,9 @@ class Segmenter:
         Args:
             source: A run folder or checkpoint file, what `finetune` returned, or a `Checkpoint`.
             device: "auto", "cpu", "cuda" or "cuda:N".
-            runtime: "auto" or "dense". Both compute with dense weights, zeros included.
+            runtime: What runs the image encoder. "dense": torch. "sparse": kernels that skip zero weights, on a CPU
+                and for the ResNets of CLIP; what they cannot run is run dense, with a warning. "auto": sparse where
+                most weights are zero. Results differ by rounding.
             settings: Other values of those options of the framework that matter to inference alone, such as
                 "model.proposals=folder:masks" of a DeOP.
 
@@ -104,15 +115,14 @@ class Segmenter:
             InputError: If there is no checkpoint, the device is missing, or the runtime or a setting is unknown.
             MismatchError: If the parts of the checkpoint do not fit together.
         """
-        if runtime not in RUNTIMES:
-            raise InputError(f"`runtime={runtime}`: unknown; use {' or '.join(RUNTIMES)}")
+        check_runtime(runtime)
         device = pick_device(device)
         if isinstance(source, Checkpoint):
-            return cls(source, device=device, settings=settings)
+            return cls(source, device=device, settings=settings, runtime=runtime)
         if not isinstance(source, (str, os.PathLike)):
             raise InputError(f"`source`: {type(source).__name__} is no run and no checkpoint; give one, or its path")
         path = find_checkpoint(Path(source))
-        return cls(_read_checkpoint(path), path=path, device=device, settings=settings)
+        return cls(_read_checkpoint(path), path=path, device=device, settings=settings, runtime=runtime)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -70,7 +70,7 @@ def test_the_checkpoint_is_left_as_it_is(photo: Path) -> None:
         ("gone.safetensors", {}, "gone.safetensors: no such file"),
         (".", {}, "no checkpoint.safetensors in this folder"),
         (3, {}, "`source`: int is no run and no checkpoint"),
-        ("run", {"runtime": "fast"}, "`runtime=fast`: unknown; use auto or dense"),
+        ("run", {"runtime": "fast"}, "`runtime=fast`: unknown; use auto, sparse or dense"),
         ("run", {"device": "tpu"}, "`device=tpu`: unknown"),
     ],
 )
