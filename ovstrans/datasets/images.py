@@ -196,7 +196,7 @@ def check_equal_size(label: np.ndarray, path: Path, image: Tensor, image_path: P
     """Raise MismatchError if a label map [H, W], read from `path`, and its image [3, H, W] differ in size."""
     if label.shape != tuple(image.shape[1:]):
         (height, width), (rows, columns) = image.shape[1:], label.shape
-        turn = explain_turn(image_path, (width, height), (columns, rows))
+        turn = explain_turn(image_path, path, (width, height), (columns, rows))
         raise MismatchError(
             f"{path}: the label map is {columns}x{rows}, its image {image_path} is {width}x{height}; "
             f"{turn or 'the sizes must be equal'}"

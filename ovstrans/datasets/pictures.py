@@ -124,31 +124,44 @@ def read_stored_size(path: Path | str) -> tuple[int, int, int]:
     return width, height, orientation
 
 
-def explain_turn(path: Path, shown: tuple[int, int], wanted: tuple[int, int]) -> str:
+def explain_turn(image: Path, label: Path, shown: tuple[int, int], wanted: tuple[int, int]) -> str:
     """Say why an image and its label map differ by a quarter turn; "" if they do not.
 
     Args:
-        path: The image file.
+        image: The image file.
+        label: The file of the label map.
         shown: Width and height of the image as it was read.
-        wanted: Width and height of the label map.
+        wanted: Width and height of the label map, which is read as it is stored.
     """
     if shown != wanted[::-1] or shown == wanted:
         return ""
-    try:
-        width, height, orientation = read_stored_size(path)
-    except InputError:  # a file whose pixels alone can be read
-        orientation = 1
-    if orientation not in _QUARTER_TURNS:
-        return "one of them is turned by a quarter, turn it back"
-    if (width, height) == wanted:
+    stored, orientation = _find_quarter_turn(image)
+    if orientation and stored == wanted:
         return (
             f"the label map fits the pixels as they are stored, but the image's EXIF orientation ({orientation}) turns "
             "them by a quarter; turn the label map too, or remove the orientation from the image"
         )
-    return (
-        f"the label map fits the image as its EXIF orientation ({orientation}) turns it by a quarter, but this dataset "
-        "is read as it is stored; turn the label map back, or turn the pixels of the image"
-    )
+    if orientation and shown == stored:
+        return (
+            f"the label map fits the image as its EXIF orientation ({orientation}) turns it by a quarter, but this "
+            "dataset is read as it is stored; turn the label map back, or turn the pixels of the image"
+        )
+    _, orientation = _find_quarter_turn(label)
+    if orientation:
+        return (
+            f"the label map has an EXIF orientation ({orientation}) that would turn it by a quarter, but label maps "
+            "are read as stored; turn its pixels instead"
+        )
+    return "one of them is turned by a quarter, turn it back"
+
+
+def _find_quarter_turn(path: Path) -> tuple[tuple[int, int], int]:
+    """Return width and height of an image file as stored, and its EXIF orientation if it is a quarter turn, else 0."""
+    try:
+        width, height, orientation = read_stored_size(path)
+    except InputError:  # no image, or one whose pixels alone can be read
+        return (0, 0), 0
+    return (width, height), orientation if orientation in _QUARTER_TURNS else 0
 
 
 def find_white(image: Image.Image) -> int | None:

@@ -190,6 +190,19 @@ def test_a_quarter_turn_by_exif_is_the_reason_named(tmp_path: Path, orientation:
         check_equal_size(label.T, tmp_path / "x.png", read_image(path, upright=False), path)
 
 
+def test_a_quarter_turn_of_the_label_map_by_its_own_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (6, 4)).save(tmp_path / "x.jpg")
+    Image.new("L", (4, 6)).save(tmp_path / "x.png", exif=exif)
+    with pytest.raises(
+        MismatchError, match=r"the label map has an EXIF orientation \(8\) that would turn it by a quarter"
+    ):
+        check_equal_size(
+            read_label(tmp_path / "x.png"), tmp_path / "x.png", read_image(tmp_path / "x.jpg"), tmp_path / "x.jpg"
+        )
+
+
 def test_a_quarter_turn_without_exif(tmp_path: Path) -> None:
     Image.new("RGB", (6, 4)).save(tmp_path / "x.png")
     image = read_image(tmp_path / "x.png")
