@@ -1,4 +1,4 @@
-"""The machine: device, precision and memory layout to compute with, and the environment that a file was made in.
+"""The machine: device, precision, memory and its layout, and the environment that a file was made in.
 
 Weights, gradients and optimizer state stay float32. The precision `auto` is bfloat16 on GPUs and CPUs that compute it
 natively, and float32 elsewhere. On such CPUs, with channels-last memory, convolutions run several times faster.
@@ -7,6 +7,7 @@ natively, and float32 elsewhere. On such CPUs, with channels-last memory, convol
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ SCHEMA = "ovstrans.environment/1"
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """Names of precisions, as the recipe value `training.precision` has them."""
+
+
+_CLEARLY = 1.25
+"""An estimate may be wrong by this factor: what is refused is beyond it."""
+_GROUPS = Path("/sys/fs/cgroup")
+
+logger = logging.getLogger(__name__)
 
 
 def pick_device(device: torch.device | str = "auto") -> torch.device:
@@ -132,6 +140,112 @@ def images_to_device(images: torch.Tensor, device: torch.device | str) -> torch.
     import torch
 
     return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+
+
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Return the bytes that can still be allocated on a device; None where the system does not tell.
+
+    On a GPU, what is free on it. Elsewhere the smallest of what the machine has left, what the control groups of this
+    process leave (containers and Slurm jobs have a limit of their own), and its address space (`ulimit -v`).
+    """
+    if str(device).startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [_machine_memory(), *_group_memory(), _address_space()]
+    known = [each for each in found if each is not None]
+    return min(known) if known else None
+
+
+def used_memory() -> int:
+    """Return the bytes of main memory that this process holds; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def require_memory(needed: int, device: torch.device | str, *, what: str, remedy: str) -> None:
+    """Refuse work that does not fit into memory, before it begins. A need that may just not fit is warned of.
+
+    Args:
+        needed: Bytes, estimated.
+        device: Device that holds them.
+        what: Start of the message: what takes the memory.
+        remedy: What to do.
+
+    Raises:
+        InputError: The device has clearly less.
+    """
+    free = available_memory(device)
+    if free is None or needed <= free:
+        return
+    text = f"{what} about {format_bytes(needed)} of memory, {format_bytes(free)} is free on {device}; {remedy}"
+    if needed > _CLEARLY * free:
+        raise InputError(text)
+    logger.warning("%s", text)
+
+
+def format_bytes(number: float) -> str:
+    """Return a number of bytes in MB, GB or TB, with three digits at most."""
+    for unit in ("MB", "GB"):
+        number /= 1000 if unit == "GB" else 1e6
+        if number < 999.5:
+            break
+    else:
+        number, unit = number / 1000, "TB"
+    return f"{number:.0f} {unit}" if number >= 10 or unit == "MB" else f"{number:.1f} {unit}"
+
+
+def _machine_memory() -> int | None:
+    """Return what the machine can give without swapping: Linux tells, of another system half the memory is assumed."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError):
+        return None
+
+
+def _group_memory() -> list[int]:
+    """Return what the memory limits of this process's control groups, version 1 or 2, leave."""
+    found: list[int] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, limit, used = (
+            (_GROUPS, "memory.max", "memory.current")
+            if not controllers
+            else (_GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        folder = root / group.lstrip("/")
+        for each in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+                stat = dict(part.split() for part in (each / "memory.stat").read_text().splitlines())
+                cache = int(stat.get("inactive_file", 0))  # given back when memory runs short
+                found.append(int((each / limit).read_text()) - int((each / used).read_text()) + cache)
+            if each == root:
+                break
+    return found
+
+
+def _address_space() -> int | None:
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - used)
 
 
 def environment(device: torch.device | str, *, processes: int | None = None) -> dict[str, Any]:

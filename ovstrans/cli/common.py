@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from ovstrans.costs import estimate as costs
     from ovstrans.recipes.schema import Recipe
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel="Common")]
@@ -26,6 +27,9 @@ Seed = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only results and errors.", rich_help_panel="Common")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one line.", rich_help_panel="Common")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.", rich_help_panel="Common")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the recipe, MACs, memory and time of the run, and do nothing else.")
+]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="Also write the result as JSON.", rich_help_panel="Common"),
@@ -190,3 +194,16 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number and its noun: `1 image`, `2 images`, `1,000 classes`; the plural is regular unless given."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def show_dry_run(run: costs.DryRun, json: str | None = None, *, force: bool = False) -> None:
+    """Show what a run would do: its recipe as TOML that can be saved and used, the rest as comments above it."""
+    from ovstrans import console
+    from ovstrans.recipes.write import toml_text
+
+    facts = run.facts()
+    wide = max(map(len, facts))
+    comments = [f"# {name.ljust(wide)}  {text}" for name, text in facts.items()]
+    if json != "-":
+        console.show("\n".join(["# dry run: nothing was written", *comments, "", toml_text(run.recipe)]))
+    emit_json(json, run.to_json(), force=force)

@@ -51,6 +51,7 @@ def finetune(
     recipe: RecipeName = None,
     settings: common.RecipeSettings = None,
     resume: Resume = False,
+    dry_run: common.DryRun = False,
     out: Out = OUTPUT_DIR / "run",
     data_root: common.DataRoot = None,
     device: common.Device = "auto",
@@ -86,9 +87,15 @@ def finetune(
         **options,
     }
     if not resume:
-        if not is_worker_rank():
+        if not is_worker_rank() and not dry_run:
             files.check_output(out, force=force, directory=True)
         found = discover_artifacts(OUTPUT_DIR, **given)
         given |= {"mask": found.mask, "plan": found.plan}
+    given |= {"data_root": data_root, "out": out, "resume": resume, "device": device}
+    if dry_run:
+        found_run = run(dry_run=True, **given)
+        if not is_worker_rank():
+            common.show_dry_run(found_run)
+        return
     with console.progress_bar() as progress:
-        run(data_root=data_root, out=out, resume=resume, force=force, device=device, progress=progress, **given)
+        run(force=force, progress=progress, **given)

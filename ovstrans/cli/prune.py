@@ -37,6 +37,7 @@ def prune(
     out: Annotated[Path, typer.Option(help="Mask file to write; weights and plot go beside it.")] = OUTPUT_DIR
     / "mask.safetensors",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    dry_run: common.DryRun = False,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the density of every layer.")] = True,
     data_root: common.DataRoot = None,
     json: common.Json = None,
@@ -57,22 +58,21 @@ def prune(
     from ovstrans.pruning.result import output_paths, state_path
 
     common.check_json(json, force=force or resume, outputs=[*output_paths(out), state_path(out)])
+    given: dict[str, Any] = {
+        "pretrained": pretrained,
+        "like": like,
+        "recipe": recipe,
+        "settings": settings or (),
+        "resume": resume,
+        "data_root": data_root,
+        "device": device,
+        **options,
+    }
+    if dry_run:
+        common.show_dry_run(run(model, dry_run=True, **given), json, force=force)
+        return
     with console.progress_bar() as progress:
-        result = run(
-            model,
-            pretrained=pretrained,
-            like=like,
-            recipe=recipe,
-            settings=settings or (),
-            out=out,
-            resume=resume,
-            plot=plot,
-            data_root=data_root,
-            device=device,
-            force=force,
-            progress=progress,
-            **options,
-        )
+        result = run(model, out=out, plot=plot, force=force, progress=progress, **given)
     if json != "-":
         _show(result)
     common.emit_json(json, result.summary(), force=True)

@@ -80,7 +80,7 @@ def trace_step(
         Module name to what runs in the module itself, its inner modules left out, for the whole batch.
     """
     macs: dict[str, StepMacs] = defaultdict(StepMacs)
-    meter = _Meter()
+    meter = Meter()
 
     def assign_forward() -> None:
         count = meter.take()
@@ -103,7 +103,7 @@ def _run_backward(
     owners: Mapping[Any, str],
     params: Mapping[int, str],
     macs: dict[str, StepMacs],
-    meter: _Meter,
+    meter: Meter,
 ) -> None:
     """Run the backward pass from `outputs` and add what it executes to `macs`.
 
@@ -149,7 +149,7 @@ class _Step(nn.Module):
         return self._outputs(self.module, images)
 
 
-class _Meter:
+class Meter:
     """Torch's dispatch counter, read in portions."""
 
     def __init__(self) -> None:

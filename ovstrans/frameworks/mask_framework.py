@@ -204,7 +204,11 @@ class MaskFramework(QueryInference):
 
     def training_outputs(self, images: Tensor) -> list[Tensor]:
         """Compute masks and class scores of every prediction, and `extra_training_outputs`; for cost counters."""
-        output, text = self.head(self.backbone_features(images)), base_sized(self.text)
+        return self.outputs_from_features(self.backbone_features(images))
+
+    def outputs_from_features(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Compute `training_outputs` from given backbone features res2 to res5."""
+        output, text = self.head(features), base_sized(self.text)
         outputs = list(output.masks)
         for prediction in range(self.predictions):
             outputs.append(self.class_scores(output, prediction, text))

@@ -40,6 +40,13 @@ class Distillation(nn.Module):
         """Return the losses of one batch."""
         raise NotImplementedError
 
+    def training_outputs(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> list[Tensor]:
+        """Compute what the losses start from, for normalised images, to estimate a step; must run on meta tensors.
+
+        Override it if the losses need more memory than the features of all stages.
+        """
+        return list(encode_stages(student, images).values())
+
 
 class FeatureDistillation(Distillation):
     """Distance of features, from images only: zero for a student that equals its teacher.
@@ -57,9 +64,16 @@ class FeatureDistillation(Distillation):
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the losses `dense`, `pooled` and `stages` whose weight is not 0."""
+        return self._compare(student, teacher, batch.images)
+
+    def training_outputs(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> list[Tensor]:
+        """Compute the losses."""
+        return list(self._compare(student, teacher, images).values())
+
+    def _compare(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            wanted = self._features(teacher, batch.images)
-        found = self._features(student, batch.images)
+            wanted = self._features(teacher, images)
+        found = self._features(student, images)
         losses: dict[str, Tensor] = {}
         if self.dense:
             losses["dense"] = self.dense * _cosine_distance(found["dense"], wanted["dense"])

@@ -6,15 +6,16 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.models import BUNDLED_MODELS, DEFAULT_MODEL, model_config
 from ovstrans.clip.text import embed_vocabulary
+from ovstrans.costs.estimate import DryRun, check_drawing
 from ovstrans.datasets.catalog import GENERATED, open_dataset
 from ovstrans.datasets.sample import Dataset
 from ovstrans.environment import pick_device, pick_precision
@@ -24,9 +25,10 @@ from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.modules import bake_pruning
 from ovstrans.progress import ProgressCallback
+from ovstrans.pruning.estimate import estimate_prune
 from ovstrans.pruning.images import Images
 from ovstrans.pruning.losses import LOSSES, Distillation, make_distillation
-from ovstrans.pruning.methods import make_plan
+from ovstrans.pruning.methods import Plan, make_plan
 from ovstrans.pruning.result import PruneResult, check_outputs, state_path
 from ovstrans.pruning.rounds import BatchStream, run_rounds
 from ovstrans.recipes.load import Settings, load_recipe, read_settings, resolve
@@ -35,6 +37,31 @@ from ovstrans.recipes.schema import FEATURES, ONE_SHOT_METHODS, SEGMENT_LOSSES, 
 from ovstrans.training.state import seed_step
 
 logger = logging.getLogger(__name__)
+
+
+@overload
+def prune(clip: Clip | str = ..., *, dry_run: Literal[True], **options: Any) -> DryRun: ...
+
+
+@overload
+def prune(
+    clip: Clip | str = ...,
+    *,
+    pretrained: str | Path | None = ...,
+    data: str | Dataset | None = ...,
+    data_root: Path | str | None = ...,
+    like: Mask | Path | str | None = ...,
+    recipe: str | Path | PruneRecipe | None = ...,
+    settings: Settings = ...,
+    out: Path | str | None = ...,
+    plot: bool = ...,
+    resume: bool = ...,
+    force: bool = ...,
+    dry_run: Literal[False] = ...,
+    device: torch.device | str = ...,
+    progress: ProgressCallback | None = ...,
+    **options: Any,
+) -> PruneResult: ...
 
 
 @accepts_options(PruneRecipe)
@@ -51,10 +78,11 @@ def prune(
     plot: bool = True,
     resume: bool = False,
     force: bool = False,
+    dry_run: bool = False,
     device: torch.device | str = "auto",
     progress: ProgressCallback | None = None,
     **options: Any,
-) -> PruneResult:
+) -> PruneResult | DryRun:
     """Prune the image encoder of a CLIP and distil it from the dense one; the CLIP itself is left as it is.
 
     Args:
@@ -72,20 +100,28 @@ def prune(
         plot: Draw the density of every layer.
         resume: Go on with the interrupted run at `out`, if there is one.
         force: Replace existing files.
+        dry_run: Prune nothing and write nothing; return what the run would do and take.
         device: auto, cpu, cuda or cuda:N.
         progress: Receives the progress of the distillation steps.
         **options: Values of the recipe by the names of the options: method, sparsity, rate, scope, steps, distill, lr,
             batch, image_size, precision, seed. The one-shot methods `magnitude` and `random` take no steps unless
             `steps` asks for them or the model is a bundled one.
 
+    Returns:
+        The mask and the pruned weights; of a dry run its settings, MACs, memory and time.
+
     Raises:
         InputError: An argument is wrong, two contradict each other, files are in the way, the weights hold NaN or
-            infinity, or distillation diverges.
+            infinity, a step needs more memory than is free, or distillation diverges.
         MismatchError: `like` is of another architecture.
     """
     start = time.perf_counter()
+    if dry_run and resume:
+        raise InputError("`dry_run=True`: tells of a run from its start; leave out `resume=True`")
     chosen = _choose(clip, data, like, recipe, settings, options)
-    if out is not None:
+    if dry_run:
+        out = None
+    elif out is not None:
         check_outputs(out, plot=plot, force=force, resume=resume)
     elif resume:
         raise InputError("`resume=True`: goes on with the run at `out`, which is not given")
@@ -96,11 +132,16 @@ def prune(
     else:
         loaded = dataclasses.replace(clip, model=bake_pruning(clip.model))
     dataset = _open_data(chosen, data, data_root)
+    job = _prepare(loaded, chosen, dataset, pattern, place)
+    run = estimate_prune(loaded, job.plan, job.loss, job.images, chosen, device=place, timed=dry_run)
+    if dry_run:
+        return run
     state = None if out is None else state_path(out)
     if state is not None:
         _prepare_state(state, resume=resume)
+    logger.info("%s", run.headline())
     try:
-        result = _prune(loaded, chosen, dataset, pattern, place, state, resume=resume, progress=progress)
+        result = _prune(loaded, job, pattern, place, state, resume=resume, progress=progress)
     except BaseException as stop:
         if state is not None and state.exists() and not isinstance(stop, Exception):
             logger.warning("%s keeps the last finished round; the same call with `resume=True` goes on from it", state)
@@ -243,10 +284,28 @@ def _prepare_state(state: Path, *, resume: bool) -> None:
         logger.info("%s: no such file, so there is nothing to resume; starting at the beginning", state)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What a run consists of: its recipe, the rounds, the loss, and the images that it sees, if any."""
+
+    recipe: PruneRecipe
+    plan: Plan
+    loss: Distillation
+    images: BatchStream | None
+
+
+def _prepare(clip: Clip, recipe: PruneRecipe, dataset: Dataset | None, like: Mask | None, device: torch.device) -> _Job:
+    _require_finite(clip)
+    if dataset is not None:
+        check_drawing(recipe.data)
+    plan = make_plan(clip.visual, recipe.prune, recipe.run.seed, like)
+    seed_step(recipe.run.seed, -1)  # a loss may have a head, which starts at random
+    return _Job(recipe, plan, *_make_loss(clip, recipe, dataset, device))
+
+
 def _prune(
     clip: Clip,
-    recipe: PruneRecipe,
-    dataset: Dataset | None,
+    job: _Job,
     like: Mask | None,
     device: torch.device,
     state: Path | None,
@@ -255,21 +314,18 @@ def _prune(
     progress: ProgressCallback | None,
 ) -> PruneResult:
     """Run the rounds and make the mask."""
-    _require_finite(clip)
-    plan = make_plan(clip.visual, recipe.prune, recipe.run.seed, like)
-    seed_step(recipe.run.seed, -1)  # a loss may have a head, which starts at random
-    loss, images = _make_loss(clip, recipe, dataset, device)
+    recipe = job.recipe
     identity = {
         "model": clip.name,
         "weights_sha256": clip.weights_sha256,
         "like": like.title if like is not None else "",
-        "images": images.count if images is not None else 0,
+        "images": job.images.count if job.images is not None else 0,
     }
     weights, masks, rounds = run_rounds(
         clip,
-        plan,
-        loss,
-        images,
+        job.plan,
+        job.loss,
+        job.images,
         recipe,
         device=device,
         state=state,
@@ -278,8 +334,8 @@ def _prune(
         progress=progress,
     )
     recorded = recipe.to_table()
-    recorded["rounds"] = len(plan.counts)
-    recorded["total_steps"] = recipe.prune.total_steps(len(plan.counts))
+    recorded["rounds"] = len(job.plan.counts)
+    recorded["total_steps"] = recipe.prune.total_steps(len(job.plan.counts))
     if like is not None:
         recorded["prune"].update(sparsity=like.sparsity, scope="like")
         recorded["like"] = {"path": like.path, "method": like.method, "kept": like.kept, "total": like.total}

@@ -76,6 +76,12 @@ class RegionDistillation(Distillation):
         unused = sum((each.float().sum() for each in found.masks), torch.zeros(())) * 0.0
         return {"regions": torch.stack(losses).mean() + unused}
 
+    def training_outputs(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> list[Tensor]:
+        """Compute the masks and the embeddings of the queries of every prediction."""
+        found = self.head(encode_stages(student, images))
+        embedded = [project(each) for each, project in zip(found.queries, self.project, strict=True)]
+        return [*embedded, *found.masks]
+
     def _loss(self, rows: Tensor, teacher: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
         """Return the loss of one prediction from unit rows of queries [B, Q, E] and of each image's regions [N, E]."""
         pairs = [match_by_similarity(row, known) for row, known in zip(rows, teacher, strict=True)]
@@ -102,6 +108,10 @@ class SemanticDistillation(Distillation):
         height, width = self.gkc.padded_size(batch.images)
         images = F.pad(batch.images, (0, width - batch.images.shape[-1], 0, height - batch.images.shape[-2]))
         return self.gkc.losses_from_features(encode_stages(student, images), batch)
+
+    def training_outputs(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> list[Tensor]:
+        """Compute what GKC's losses start from."""
+        return self.gkc.outputs_from_features(encode_stages(student, images))
 
 
 def match_by_similarity(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

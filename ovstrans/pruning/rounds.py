@@ -25,7 +25,7 @@ from ovstrans.environment import images_to_device, pick_precision, to_device
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch
 from ovstrans.masks.mask import Mask
-from ovstrans.progress import ProgressCallback, ProgressReporter
+from ovstrans.progress import Forecast, ProgressCallback, ProgressReporter
 from ovstrans.pruning.losses import Distillation
 from ovstrans.pruning.methods import Masks, Plan, weights_of
 from ovstrans.recipes.load import differences
@@ -78,8 +78,14 @@ class DistillationModel(nn.Module):
         self.register_buffer("mean", torch.tensor(clip.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(clip.std).view(1, 3, 1, 1))
 
-    def set_mode(self, norms: str) -> None:
-        """Put the student in train mode, its BatchNorms only if `norms` is "train", and the teacher in eval mode."""
+    def prepare(self, norms: str) -> None:
+        """Freeze the teacher and the student's head, and set the modes.
+
+        The student is put in train mode, its BatchNorms only if `norms` is "train", and the teacher in eval mode.
+        """
+        self.teacher.requires_grad_(False)
+        for head in head_modules(self.student):
+            head.requires_grad_(False)
         self.train()
         self.teacher.eval()
         if norms == "frozen":
@@ -135,11 +141,9 @@ def run_rounds(
     if total and images is None:
         raise InputError("distillation needs images; give `data`, or `steps=0`")
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
-    distillation = DistillationModel(student, teacher.requires_grad_(False), loss, clip)
+    distillation = DistillationModel(student, teacher, loss, clip)
     to_device(distillation, device)
-    for head in head_modules(student):
-        head.requires_grad_(False)
-    distillation.set_mode(recipe.training.norms)
+    distillation.prepare(recipe.training.norms)
     optimizer = make_optimizer(distillation, recipe.optimizer, backbone="student")
     signature = {**recipe.to_table(), "made_from": dict(identity or {})}
 
@@ -149,7 +153,8 @@ def run_rounds(
         masks, finished = _load(state, signature, distillation, optimizer, device)
 
     first = recipe.prune.steps_of(len(finished), len(plan.counts)).start if len(finished) < len(plan.counts) else total
-    reporter = ProgressReporter(progress, f"prune {clip.name}".strip(), total, done=first)
+    task = f"prune {clip.name}".strip()
+    reporter, forecast = ProgressReporter(progress, task, total, done=first), Forecast(task, total - first)
     with contextlib.ExitStack() as stack:
         views: Iterator[Batch] = iter(())
         if images is not None and total:
@@ -168,6 +173,7 @@ def run_rounds(
                             name: losses.get(name, 0.0) + value / len(steps) for name, value in step.losses.items()
                         }
                         reporter.advance(loss=step.loss)
+                        forecast.note()
             finished.append(Round(number + 1, plan.counts[number], losses, time.perf_counter() - start))
             if total and state is not None:
                 _save(state, signature, distillation, optimizer, masks, finished)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.load import Clip
+from ovstrans.costs.estimate import DryRun, check_drawing
 from ovstrans.datasets.label_counts import warn_of_labels
 from ovstrans.datasets.sample import Dataset
 from ovstrans.environment import environment, pick_device, pick_precision, to_device
@@ -26,24 +27,26 @@ from ovstrans.files import OUTPUT_DIR
 from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Batch, Framework, TargetRequirements
 from ovstrans.frameworks.registry import with_prompts
-from ovstrans.masks.file import load_mask, pruned_weights_path, save_mask
+from ovstrans.masks.file import pruned_weights_path, save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.progress import ProgressCallback, ProgressReporter
+from ovstrans.progress import Forecast, ProgressCallback, ProgressReporter
 from ovstrans.recipes.load import Settings
 from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.analysis import Analysis, analyze
-from ovstrans.spectrum.file import load_plan
 from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.training import distributed
 from ovstrans.training.batches import Labelled, training_batches
 from ovstrans.training.distributed import World, is_worker_rank
+from ovstrans.training.estimate import describe_run, estimate_finetune
 from ovstrans.training.freeze import check_plan, freeze, recalibrate, train_mode
 from ovstrans.training.initial_weights import initial_image_encoder, text_encoder
 from ovstrans.training.inputs import (
     Inputs,
     open_clip_of,
+    open_mask_of,
     open_training_set,
+    planned_layers,
     require_same,
     take_inputs,
 )
@@ -56,6 +59,33 @@ from ovstrans.training.teacher_targets import make_teacher_targets, warn_of_capt
 from ovstrans.version import __version__
 
 logger = logging.getLogger(__name__)
+
+
+@overload
+def finetune(framework: str | None = ..., *, dry_run: Literal[True], **options: Any) -> DryRun: ...
+
+
+@overload
+def finetune(
+    framework: str | None = ...,
+    *,
+    clip: Clip | str | None = ...,
+    pretrained: PathLike | None = ...,
+    mask: Mask | PathLike | Literal[False] | None = ...,
+    plan: FreezePlan | Analysis | PathLike | Literal[False] | None = ...,
+    weights: Mapping[str, Tensor] | PathLike | None = ...,
+    data: Dataset | str | None = ...,
+    data_root: PathLike | None = ...,
+    recipe: FinetuneRecipe | PathLike | None = ...,
+    settings: Settings = ...,
+    out: PathLike = ...,
+    resume: bool = ...,
+    force: bool = ...,
+    dry_run: Literal[False] = ...,
+    device: torch.device | str = ...,
+    progress: ProgressCallback | None = ...,
+    **options: Any,
+) -> Run: ...
 
 
 @accepts_options(FinetuneRecipe, after="data_root")
@@ -74,10 +104,11 @@ def finetune(
     out: PathLike = OUTPUT_DIR / "run",
     resume: bool = False,
     force: bool = False,
+    dry_run: bool = False,
     device: torch.device | str = "auto",
     progress: ProgressCallback | None = None,
     **options: Any,
-) -> Run:
+) -> Run | DryRun:
     """Train a framework on a CLIP, with a mask and a freeze plan in force, and leave a run folder.
 
     The mask is in force from the first step to the last: masked weights are exactly zero after every optimizer step and
@@ -106,6 +137,7 @@ def finetune(
         out: The run folder to write.
         resume: Continue the interrupted run in `out`. What else is given must be as it was.
         force: Replace what is in `out`.
+        dry_run: Train nothing and write nothing; return what the run would do and take.
         device: Device to train on.
         progress: Receives the progress, by step.
         **options: Changes to the recipe by name: `init` ("pretrained", "pruned" or "random"), `steps`, `plan_after`
@@ -113,12 +145,16 @@ def finetune(
             `recipes.schema.FinetuneRecipe`.
 
     Returns:
-        The finished run. With `resume`, a run that is finished already is returned as it is.
+        The finished run; of a dry run its settings, MACs, memory and time. With `resume`, a run that is finished
+        already is returned as it is.
 
     Raises:
-        InputError: A name, file, value or combination does not work; nothing is trained or written then.
+        InputError: A name, file, value or combination does not work, or a step needs more memory than is free; nothing
+            is trained or written then.
         MismatchError: Mask, plan, weights and model do not fit each other.
     """
+    if dry_run and resume:
+        raise InputError("`dry_run=True`: tells of a run from its start; leave out `resume=True`")
     folder = RunFolder(Path(out))
     recipe = recipe if recipe is None or isinstance(recipe, FinetuneRecipe) else os.fspath(recipe)
     inputs, recorded = take_inputs(
@@ -134,7 +170,7 @@ def finetune(
         logger.info("%s: this run is finished; nothing to resume", folder.path)
         return Run.open(folder.path)
     with distributed.process_group(pick_device(device)) as world:
-        frozen = _train(
+        result = _train(
             chosen,
             folder,
             inputs,
@@ -142,10 +178,13 @@ def finetune(
             root=None if data_root is None else Path(data_root),
             resume=resume,
             force=force,
+            dry_run=dry_run,
             progress=progress,
         )
+    if isinstance(result, DryRun):
+        return result
     if is_worker_rank():  # rank 0 wrote the folder, maybe on another machine
-        return Run(folder.path, chosen, FreezePlan("", None, tuple(frozen)) if frozen else None)
+        return Run(folder.path, chosen, FreezePlan("", None, tuple(result)) if result else None)
     return Run.open(folder.path)
 
 
@@ -158,12 +197,13 @@ def _train(
     root: Path | None,
     resume: bool,
     force: bool,
+    dry_run: bool,
     progress: ProgressCallback | None,
-) -> list[str]:
-    """Train what a recipe says; returns the names of the layers that are frozen at the end."""
+) -> list[str] | DryRun:
+    """Train what a recipe says; returns the names of the layers that are frozen at the end. Or tell of a dry run."""
     training, seed = recipe.training, recipe.run.seed
     state = load_state(folder.state, world.device) if resume else None
-    if state is None and world.main:
+    if state is None and world.main and not dry_run:
         files.check_output(folder.path, force=force, directory=True)
 
     # Images, CLIP, mask and plan. Whatever cannot work ends here.
@@ -173,17 +213,18 @@ def _train(
             f"`training.batch={training.batch}`: gives a process one image, but BatchNorm needs two at least"
         )
     source = open_training_set(recipe, inputs, root)
+    check_drawing(recipe.data)
     dataset = Labelled(source, limit=recipe.data.images, cache=recipe.data.cache)
     if world.main and state is None:
         warn_of_labels(source, len(dataset))
     clip = open_clip_of(recipe, folder, inputs, resuming=state is not None)
-    mask = _mask(recipe, folder, inputs, resuming=state is not None)
+    mask = open_mask_of(recipe, folder, inputs, resuming=state is not None)
     frozen: list[str]
     if state is not None:
         encoder, frozen = clip.visual, state["frozen"]
         require_same(inputs, folder, frozen)
     else:
-        encoder, frozen = initial_image_encoder(clip, recipe, inputs.weights), _planned_layers(recipe, inputs)
+        encoder, frozen = initial_image_encoder(clip, recipe, inputs.weights), planned_layers(recipe, inputs)
     check_plan(frozen, encoder, recipe.run.plan or str(folder.state))
 
     # The framework with its weights under the mask, and its frozen layers without gradients.
@@ -204,6 +245,19 @@ def _train(
     to_device(framework, world.device)
     freeze(framework, frozen, norms=training.freeze_norms)
     framework.start_training(clip, resumed=state is not None)
+    run = estimate_finetune(
+        framework,
+        recipe,
+        world,
+        title=describe_run(recipe, clip, mask, framework, frozen),
+        images=len(dataset),
+        set_mode=partial(
+            train_mode, framework, frozen=frozen, norms=training.norms, freeze_norms=training.freeze_norms
+        ),
+        timed=dry_run,
+    )
+    if dry_run:
+        return run
     if state is None and training.bn_recalibrate:
         recalibrate(framework, islice(training_batches(dataset, recipe, world), training.bn_recalibrate), precision)
 
@@ -221,7 +275,6 @@ def _train(
         return found if targets is None else targets.attach(found, start, requirements)
 
     # The optimizer has the parameters that may change and no others.
-    train_mode(framework, frozen=frozen, norms=training.norms, freeze_norms=training.freeze_norms)
     optimizer = make_optimizer(framework, recipe.optimizer)
     scaler = precision.scaler()
     if state is not None:
@@ -237,7 +290,7 @@ def _train(
                 save_mask(folder.mask, mask)
         else:
             folder.rewind_log(done)
-        logger.info(_headline(recipe, clip, mask, _frozen(framework, frozen), precision.name, done))
+        logger.info("%s", run.headline(f"continues after step {done}" if done else ""))
         warn_of_captions(dataset, framework.target_requirements, "model.grounding_weight=0")
     world.barrier()
 
@@ -255,9 +308,9 @@ def _train(
 
     planned = state["planned"] if state is not None else not training.plan_after
     held = mask.held(optimizer, framework) if mask is not None else contextlib.nullcontext()
-    reporter = ProgressReporter(
-        progress if world.main else None, f"finetune {recipe.model.framework}", training.steps, done=done
-    )
+    task = f"finetune {recipe.model.framework}"
+    reporter = ProgressReporter(progress if world.main else None, task, training.steps, done=done)
+    forecast = Forecast(task, training.steps - done)
     with folder.guarded(world.main), held, stopping() as stop:
         for part in split_run(run_stages, done, None if planned else training.plan_after):
             framework.stage = part.stage.name
@@ -278,6 +331,7 @@ def _train(
                 done, elapsed = step.number, elapsed + step.seconds
                 reporter.advance(loss=step.loss)
                 if world.main:
+                    forecast.note()
                     folder.append(_log_entry(step, training.batch, elapsed))
                 stopped = world.any(stop.requested)
                 if world.main and (stopped or (done % training.save_every == 0 and done < training.steps)):
@@ -295,25 +349,6 @@ def _train(
         _finish(recipe, folder, framework, clip, mask, frozen)
     world.barrier()
     return frozen
-
-
-def _mask(recipe: FinetuneRecipe, folder: RunFolder, inputs: Inputs, *, resuming: bool) -> Mask | None:
-    """Return the mask of the run: as given, from its file, or when resuming from the run's own copy."""
-    if not recipe.run.mask:
-        return None
-    if resuming:
-        return load_mask(folder.mask)
-    return inputs.mask or load_mask(recipe.run.mask)
-
-
-def _planned_layers(recipe: FinetuneRecipe, inputs: Inputs) -> list[str]:
-    """Return the layers to freeze from the first step on."""
-    if not recipe.run.plan:
-        return []
-    if inputs.plan is None:
-        return list(load_plan(files.existing_file(recipe.run.plan)).frozen)
-    plan = inputs.plan.default_plan if isinstance(inputs.plan, Analysis) else inputs.plan
-    return list(plan.frozen)
 
 
 def _make_plan(recipe: FinetuneRecipe, folder: RunFolder, framework: Framework, clip: Clip, world: World) -> list[str]:
@@ -382,21 +417,3 @@ def _log_entry(step: Step, batch: int, elapsed: float) -> dict[str, Any]:
         "processor_seconds": round(step.processor, 3),
         "elapsed": round(elapsed, 3),
     }
-
-
-def _frozen(framework: Framework, frozen: list[str]) -> str:
-    """Say what is frozen: the whole backbone, if the framework freezes it, or so many layers."""
-    trains = any(parameter.requires_grad for parameter in framework.backbone.parameters())
-    return f"{len(frozen) or 'no'} layers frozen" if trains else "backbone frozen"
-
-
-def _headline(recipe: FinetuneRecipe, clip: Clip, mask: Mask | None, frozen: str, precision: str, done: int) -> str:
-    """Describe in one line what is about to be trained."""
-    parts = [f"{recipe.model.framework} on {clip.name} ({recipe.run.init} weights), {recipe.data.dataset}"]
-    if mask is None:
-        parts.append("no mask")
-    else:
-        transfer = "" if mask.made_from(clip.weights_sha256) else ", transferred from other weights"
-        parts.append(f"mask of {mask.sparsity:.1%} zeros{transfer}")
-    parts += [frozen, precision]
-    return (f"continues after step {done}: " if done else "") + ", ".join(parts)

@@ -36,7 +36,7 @@ from ovstrans.masks.mask import Mask
 from ovstrans.modules import bake_pruning
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.analysis import Analysis
-from ovstrans.spectrum.file import save_plan
+from ovstrans.spectrum.file import load_plan, save_plan
 from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.training.resolve import PathLike, path_text
 from ovstrans.training.run_folder import RunFolder
@@ -165,6 +165,25 @@ def open_clip_of(recipe: FinetuneRecipe, folder: RunFolder, inputs: Inputs, *, r
     if resuming:
         return _stored_clip(folder)
     return inputs.clip or load_clip(recipe.model.clip, recipe.model.pretrained or None)
+
+
+def open_mask_of(recipe: FinetuneRecipe, folder: RunFolder, inputs: Inputs, *, resuming: bool) -> Mask | None:
+    """Return the mask of a run: as given, from its file, or when resuming from the run's own copy."""
+    if not recipe.run.mask:
+        return None
+    if resuming:
+        return load_mask(folder.mask)
+    return inputs.mask or load_mask(recipe.run.mask)
+
+
+def planned_layers(recipe: FinetuneRecipe, inputs: Inputs) -> list[str]:
+    """Return the layers that a run freezes from its first step on."""
+    if not recipe.run.plan:
+        return []
+    if inputs.plan is None:
+        return list(load_plan(files.existing_file(recipe.run.plan)).frozen)
+    plan = inputs.plan.default_plan if isinstance(inputs.plan, Analysis) else inputs.plan
+    return list(plan.frozen)
 
 
 def open_training_set(recipe: FinetuneRecipe, inputs: Inputs, root: Path | None) -> Dataset:

@@ -200,7 +200,7 @@ def test_a_plan_made_on_the_way_holds_from_then_on(
     assert not torch.equal(end[other], weights[other])
 
 
-@pytest.mark.parametrize(("option", "said"), [("frozen", ", backbone frozen,"), ("train", ", 3 layers frozen,")])
+@pytest.mark.parametrize(("option", "said"), [("frozen", ", backbone frozen;"), ("train", ", 3 layers frozen;")])
 def test_the_headline_says_what_does_not_train(
     tiny: Tiny, tmp_path: Path, plan_file: Path, caplog: pytest.LogCaptureFixture, option: str, said: str
 ) -> None:

@@ -32,6 +32,7 @@ from ovstrans.datasets.scenes.drawing import (
     shift_domain,
     smooth_noise,
 )
+from ovstrans.environment import require_memory
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -45,6 +46,10 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (246, 246, 246),
     "black": (22, 22, 26),
 }
+DRAWING_BYTES = 100
+"""Memory that drawing an image takes, in bytes a pixel, measured."""
+_LARGE = 4_000_000
+"""Pixels above which the memory is checked before an image is drawn."""
 NOVEL_SHAPES = frozenset({"star", "heart", "horseshoe", "hammer"})
 NOVEL_STUFF = frozenset({"wood", "snow"})
 VOCABULARIES = ("scenes", "scenes-attr")
@@ -199,6 +204,9 @@ class Scenes:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._length:
             raise IndexError(index)
+        if self.height * self.width > _LARGE:
+            what = f"{self.name}: drawing an image of {self.width}x{self.height} pixels takes"
+            require_memory(DRAWING_BYTES * self.height * self.width, "cpu", what=what, remedy="lower its `size`")
         scene = draw_scene(self.split, index, self.seed, self.height, self.width, self.shift)
         segments = [
             Segment(
