@@ -39,8 +39,8 @@ def analyze(
         typer.Option(
             "--freeze",
             metavar="RULE",
-            help="Which convolutions to freeze: median (alpha strictly below it), quantile:Q, count:K, threshold:A, "
-            "random:K, or largest (strictly above the median).",
+            help="Which layers of the backbone to freeze: median (alpha strictly below it), quantile:Q, count:K, "
+            "threshold:A, random:K, or largest (strictly above the median).",
         ),
     ] = "median",
     scaling: Annotated[
@@ -61,6 +61,9 @@ def analyze(
     min_tail: Annotated[
         int, typer.Option("--min-tail", metavar="N", help="Fewest eigenvalues that a fit may use.")
     ] = 2,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Fit the queries, keys and values of every attention head of a ViT apart.")
+    ] = False,
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw alpha per layer, beside --out with the suffix .png.")
     ] = False,
@@ -101,7 +104,7 @@ def analyze(
     common.check_json(json, force=force, outputs=(out, alphas, spectra))
 
     model = load_model(target, pretrained)
-    layers = match_layers(list(layer_weights(model)), plot_esd) if plot_esd else []
+    layers = match_layers(list(layer_weights(model, heads=heads)), plot_esd) if plot_esd else []
     with console.progress_bar() as progress:
         analysis = run(
             model,
@@ -114,6 +117,7 @@ def analyze(
             min_tail=min_tail,
             device=device,
             seed=seed,
+            heads=heads,
             progress=progress,
         )
     if alphas is not None:
@@ -134,12 +138,13 @@ def _show(analysis: Analysis) -> None:
     from ovstrans import console
 
     plan = analysis.plan()
-    rows = [_row(layer, layer.name in plan.frozen) for layer in analysis.layers]
+    frozen = analysis.rows_of(plan.frozen)
+    rows = [_row(layer, layer.name in frozen) for layer in analysis.layers]
     columns = ["layer", "shape", "eigenvalues", "alpha", "xmin", "D", "tail", "frozen", "note"]
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     threshold = "" if plan.threshold is None else f", alpha {plan.threshold:.4g}"
-    caption = f"plan {plan.rule}{threshold}: {len(plan.frozen)} of {len(analysis.candidates)} convolutions frozen"
+    caption = f"plan {plan.rule}{threshold}: {len(plan.frozen)} of {len(analysis.candidates)} layers frozen"
     title = f"{analysis.model} {analysis.pretrained}, xmin {analysis.settings['xmin']}"
     optional = ("eigenvalues", "D", "xmin", "tail", "shape")
     console.table(title, columns, rows, caption=caption, words=("note",), optional=optional)

@@ -1,43 +1,33 @@
-"""CLIP's image encoder and its backbone: layer names, prunable convolutions, features of every stage.
+"""CLIP's image encoder and its backbone: features of every stage, and the head that follows.
 
-An image encoder is of one of two kinds: open_clip's ModifiedResNet, or its TimmModel around timm's ConvNeXt. Its
-backbone is all of it up to the last feature map; what follows, the head, pools that map and projects it into the space
-of the text embeddings.
-
-A layer is named by its key in open_clip's image encoder without `visual.`, never by position: `layer1.0.conv1` of a
-ResNet, `trunk.stages.0.blocks.0.mlp.fc1` of a ConvNeXt (`trunk` is the name of timm's model in open_clip's). timm
-writes most of a ConvNeXt's pointwise convolutions, which hold nearly all of its weights, as linear layers over
-channels-last maps. They count as convolutions here, whichever way they are written.
+An image encoder is of one of three kinds: open_clip's ModifiedResNet, its TimmModel around timm's ConvNeXt, or a ViT,
+open_clip's or timm's (`clip.vit`). Its backbone is all of it up to the last feature map; what follows, the head, pools
+that map and projects it into the space of the text embeddings. Layers and their names are in `clip.layers`.
 
 Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding, `N` rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip import vit
 from ovstrans.errors import InputError
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 """Names of the feature maps, at strides 4, 4, 8, 16 and 32."""
 
-_CONVNEXT_BODY = "trunk.stages."
 
-BODY = ("layer1.", "layer2.", "layer3.", "layer4.", _CONVNEXT_BODY)
-"""Prefixes of the names of the body's layers, in a ResNet or a ConvNeXt."""
-
-_ATTENTION_POOL = "attnpool."
-
-
-def encoder_kind(encoder: nn.Module) -> Literal["resnet", "convnext"]:
+def encoder_kind(encoder: nn.Module) -> Literal["resnet", "convnext", "vit"]:
     """Return the kind of an image encoder, which may have lost its head."""
+    if vit.is_vit(encoder):
+        return "vit"
     return "convnext" if isinstance(getattr(encoder, "trunk", None), nn.Module) else "resnet"
 
 
@@ -54,98 +44,13 @@ def find_image_encoder(module: nn.Module) -> nn.Module:
     return module
 
 
-def backbone_convs(encoder: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Return every convolution of the backbone by name, in order (RN50 has 55, ConvNeXt-L 112)."""
-    return {
-        name: module
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and name.startswith(_CONVNEXT_BODY))
-    }
-
-
-def scope_convs(encoder: nn.Module, scope: str = "body") -> dict[str, nn.Conv2d | nn.Linear]:
-    """Return the convolutions in a pruning scope, by name and in order.
-
-    Args:
-        encoder: The image encoder.
-        scope: `body` is layer1 to layer4, which OpenTrans transfers, or the four stages of a ConvNeXt. `backbone` is
-            all but the first convolution, which OpenTrans ranks. Anything else is a list of comma-separated patterns
-            over layer names, such as `layer3.*,layer4.*`.
-
-    Raises:
-        InputError: If a pattern matches no convolution.
-    """
-    convs = backbone_convs(encoder)
-    if scope == "body":
-        return {name: conv for name, conv in convs.items() if name.startswith(BODY)}
-    if scope == "backbone":
-        return dict(list(convs.items())[1:])
-    chosen: set[str] = set()
-    for pattern in (part.strip() for part in scope.split(",")):
-        found = {name for name in convs if fnmatchcase(name, pattern)}
-        if not found:
-            raise InputError(
-                f"`scope={scope}`: {pattern!r} matches no convolution; use body, backbone, or patterns over layer "
-                f"names such as {next(iter(convs))!r} and 'layer4.*'"
-            )
-        chosen |= found
-    return {name: conv for name, conv in convs.items() if name in chosen}
-
-
-def stage_name(layer: str) -> str:
-    """Return the stage that a layer belongs to: `stem`, `layer1`, or `trunk.stages.0` of a ConvNeXt."""
-    parts = layer.split(".")
-    if len(parts) == 1:
-        return "stem"
-    return ".".join(parts[: 3 if layer.startswith(_CONVNEXT_BODY) else 2 if parts[0] == "trunk" else 1])
-
-
-def norm_name(layer: str) -> str:
-    """Return the name of the BatchNorm after a ResNet's convolution: `bn2` for `conv2`, `downsample.1` for `.0`."""
-    parent, _, last = layer.rpartition(".")
-    norm = "1" if last == "0" else last.replace("conv", "bn")
-    return f"{parent}.{norm}" if parent else norm
-
-
-def weight_matrices(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return every weight that has a spectrum, by layer name: convolutions (4-d) and linear layers (2-d).
-
-    The head's layers are among them. Fused attention weights [3E, E] are split into `NAME.q`, `NAME.k` and `NAME.v`.
-    A depthwise kernel [C, 1, k, k] becomes the matrix [C, k*k] of its filters, because its slices by kernel position
-    are single columns, which have no spectrum.
-    """
-    found: dict[str, Tensor] = {}
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            for part, weight in zip("qkv", module.in_proj_weight.detach().chunk(3), strict=True):
-                found[f"{name}.{part}"] = weight
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            weight = module.weight.detach()
-            depthwise = isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
-            found[name] = weight.flatten(1) if depthwise else weight
-    return found
-
-
-def backbone_shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights of two or more dimensions, by name, without those of the attention pool.
-
-    They tell one architecture from another whatever a framework did to the head.
-
-    Args:
-        weights: Parameters or a state dict of an image encoder.
-    """
-    return {
-        key: tuple(value.shape)
-        for key, value in weights.items()
-        if key.endswith("weight") and value.dim() >= 2 and not key.startswith(_ATTENTION_POOL)
-    }
-
-
 def encode_stages(encoder: nn.Module, images: Tensor, stages: Collection[str] = STAGES) -> dict[str, Tensor]:
     """Run the backbone and return the features of its stages.
 
+    A ViT has no stages but tokens, see `clip.vit`.
+
     Args:
-        encoder: The image encoder. If it has a `stage_runner` that accepts the images, that runs them (see
+        encoder: A ResNet or ConvNeXt. If it has a `stage_runner` that accepts the images, that runs them (see
             `runtime.choose`).
         images: Normalised images [B, 3, H, W].
         stages: Which features to return, of the names in `STAGES`.
@@ -171,7 +76,11 @@ def encode_stages(encoder: nn.Module, images: Tensor, stages: Collection[str] = 
 
 
 def stage_channels(encoder: nn.Module) -> dict[str, int]:
-    """Return the channels C of res2 to res5, read off the layers without running them (meta tensors will do)."""
+    """Return the channels C of res2 to res5, read off the layers without running them (meta tensors will do).
+
+    Args:
+        encoder: A ResNet or ConvNeXt.
+    """
     inner = cast(Any, encoder)
     if encoder_kind(encoder) == "convnext":
         last = [stage.blocks[-1].conv_dw for stage in inner.trunk.stages]
@@ -180,19 +89,32 @@ def stage_channels(encoder: nn.Module) -> dict[str, int]:
     return {name: conv.out_channels for name, conv in zip(STAGES[1:], last, strict=True)}
 
 
-def head_modules(encoder: nn.Module) -> list[nn.Module]:
-    """Return the modules of the head: the attention pool, or a ConvNeXt's norm and projection."""
+def head_parts(encoder: nn.Module) -> list[nn.Module | nn.Parameter]:
+    """Return modules and parameters of the head: an attention pool, norms, a projection."""
     inner = cast(Any, encoder)
-    return [inner.trunk.head, inner.head] if encoder_kind(encoder) == "convnext" else [inner.attnpool]
+    kind = encoder_kind(encoder)
+    if kind == "vit":
+        return vit.head_parts(encoder)
+    return [inner.trunk.head, inner.head] if kind == "convnext" else [inner.attnpool]
 
 
 def drop_head(encoder: nn.Module) -> None:
     """Remove the head of an image encoder in place, so that only the backbone is left."""
     inner = cast(Any, encoder)
-    if encoder_kind(encoder) == "convnext":
+    kind = encoder_kind(encoder)
+    if kind == "vit":
+        vit.drop_head(encoder)
+    elif kind == "convnext":
         inner.trunk.norm_pre = inner.trunk.head = inner.head = None
     else:
         inner.attnpool = None
+
+
+def encode_last(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Run the backbone of any kind and return its last feature map [B, C, h, w], of normalised images [B, 3, H, W]."""
+    if encoder_kind(encoder) != "vit":
+        return encode_stages(encoder, images)["res5"]
+    return vit.token_map(encoder, vit.encode_tokens(encoder, images)[-1], images)
 
 
 def project_pooled(encoder: nn.Module, features: Tensor) -> Tensor:

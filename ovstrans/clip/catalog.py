@@ -52,7 +52,7 @@ class ModelStatus:
 
 
 def list_models(pattern: str | None = None, *, unsupported: bool = False) -> list[ModelStatus]:
-    """Return the models that can be pruned, by kind: the bundled one first, then ResNets and ConvNeXts of open_clip.
+    """Return the models that can be pruned, by kind: ResNets, ConvNeXts and ViTs, the bundled ones first of each.
 
     Args:
         pattern: Only models whose name matches, such as `RN50` or `convnext*`; those that are not supported are among
@@ -82,12 +82,12 @@ def count_sizes(model: str) -> tuple[int, int]:
     """
     import torch
 
-    from ovstrans.clip.backbone import scope_convs
+    from ovstrans.clip.layers import scope_layers
     from ovstrans.clip.load import create_image_encoder
 
     with torch.device("meta"):
         encoder = create_image_encoder(model)
-    prunable = sum(layer.weight.numel() for layer in scope_convs(encoder).values())
+    prunable = sum(weight.numel() for weight in scope_layers(encoder).values())
     return sum(parameter.numel() for parameter in encoder.parameters()), prunable
 
 

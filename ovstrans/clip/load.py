@@ -1,4 +1,4 @@
-"""Loading a CLIP through open_clip: the bundled RN-mini, a pretrained tag, or a file."""
+"""Loading a CLIP through open_clip: a bundled mini CLIP, a pretrained tag, or a file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import open_clip
 import torch
+from open_clip.model import _build_vision_tower
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import backbone_shapes
+from ovstrans.clip import vit
+from ovstrans.clip.backbone import encoder_kind
+from ovstrans.clip.layers import backbone_shapes
 from ovstrans.clip.models import (
     BUNDLED,
     BUNDLED_MODELS,
@@ -38,8 +41,8 @@ from ovstrans.clip.weights import (
 )
 from ovstrans.errors import InputError, MismatchError
 
-_FIRST_WEIGHT = {"ResNet": "conv1.weight", "ConvNeXt": "trunk.stem.0.weight"}
-"""The first weight of either kind of image encoder."""
+_KIND_NAMES = {"resnet": "ResNet", "convnext": "ConvNeXt", "vit": "ViT"}
+"""Kinds of image encoders as messages name them."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 
@@ -111,13 +114,13 @@ class ModelInfo(NamedTuple):
 
 
 def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
-    """Load a CLIP with a ModifiedResNet or ConvNeXt image encoder, in eval mode and float32.
+    """Load a CLIP whose image encoder is a ModifiedResNet, a ConvNeXt or a ViT, in eval mode and float32.
 
     Args:
-        model: open_clip model name, or `RN-mini` for the bundled one.
+        model: open_clip model name, or `RN-mini` or `ViT-mini` for a bundled one.
         pretrained: An open_clip tag, whose weights come from the hub or its cache; or a file (`.safetensors` or a
-            torch state dict) of a whole CLIP or of the image encoder alone. None takes the bundled weights for RN-mini
-            and open_clip's first tag for any other model.
+            torch state dict) of a whole CLIP or of the image encoder alone. None takes the bundled weights for a
+            bundled model and open_clip's first tag for any other.
         device: Where the model goes.
 
     Raises:
@@ -134,7 +137,7 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
     elif model in BUNDLED_MODELS:
         if source != BUNDLED:
             raise InputError(f"`pretrained={source}`: no such file, and {model} has no tags but {BUNDLED!r}")
-        path = bundled_folder() / "open_clip_model.safetensors"
+        path = bundled_folder(model) / "open_clip_model.safetensors"
         if not path.exists():
             raise InputError(f"{path}: the bundled weights are missing; install ovstrans again")
     else:
@@ -177,13 +180,15 @@ def create_image_encoder(model: str = DEFAULT_MODEL) -> nn.Module:
     Inside `with torch.device("meta")` it takes no memory.
     """
     config, _ = _config(model)
-    if config_kind(config) == "convnext":
-        return _create_convnext(config)
     vision = config["vision_cfg"]
+    if vision.get("timm_model_name"):
+        return _create_timm(config)
+    if config_kind(config) == "vit":
+        encoder: nn.Module = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
+        return encoder
     width, size = vision["width"], vision["image_size"]
     heads = width * 32 // vision.get("head_width", 64)
-    encoder: nn.Module = ModifiedResNet(vision["layers"], config["embed_dim"], heads, image_size=size, width=width)
-    return encoder
+    return cast(nn.Module, ModifiedResNet(vision["layers"], config["embed_dim"], heads, image_size=size, width=width))
 
 
 def create_clip(model: str = DEFAULT_MODEL) -> Any:
@@ -210,7 +215,7 @@ def model_info(model: str) -> ModelInfo:
 def model_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
     """Return the shapes of a model's backbone weights by name, or None if the model is unknown.
 
-    See `clip.backbone.backbone_shapes`.
+    See `clip.layers.backbone_shapes`.
     """
     if not model:
         return None
@@ -237,12 +242,20 @@ def _config(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (model configuration, preprocessing); InputError if the model is unknown or of another kind."""
     config = model_config(model)
     config["vision_cfg"]["timm_model_pretrained"] = False  # weights come from a CLIP, never from timm's hub
-    own = bundled_config()["preprocess_cfg"] if model in BUNDLED_MODELS else {}
+    own = bundled_config(model)["preprocess_cfg"] if model in BUNDLED_MODELS else _common_statistics(model)
     return config, {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, **own}
 
 
-def _create_convnext(config: Mapping[str, Any]) -> nn.Module:
-    """Build a ConvNeXt image encoder with random weights; timm is never asked for pretrained ones."""
+def _common_statistics(model: str) -> dict[str, Any]:
+    """Return mean and std of a model's images, if all its tags have the same; SigLIP's, for one, are not CLIP's."""
+    tags = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
+    found = {(tuple(tag.get("mean") or ()), tuple(tag.get("std") or ())) for tag in tags}
+    mean, std = next(iter(found)) if len(found) == 1 else ((), ())
+    return {"mean": mean, "std": std} if mean and std else {}
+
+
+def _create_timm(config: Mapping[str, Any]) -> nn.Module:
+    """Build a ConvNeXt or ViT of timm with random weights; timm is never asked for pretrained ones."""
     vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
     encoder: nn.Module = TimmModel(
         vision.timm_model_name,
@@ -254,8 +267,15 @@ def _create_convnext(config: Mapping[str, Any]) -> nn.Module:
         drop=vision.timm_drop,
         drop_path=vision.timm_drop_path,
     )
-    encoder.output_dim = config["embed_dim"]  # as a ModifiedResNet has it
-    return encoder
+    return _complete(encoder, config)
+
+
+def _complete(encoder: Any, config: Mapping[str, Any]) -> nn.Module:
+    """Give an image encoder what others of its kind have, in place: its output width, any image size for a ViT."""
+    encoder.output_dim = config["embed_dim"]
+    if config["vision_cfg"].get("timm_model_name") and config_kind(config) == "vit":
+        vit.allow_any_size(encoder)
+    return cast(nn.Module, encoder)
 
 
 def _quick_gelu(config: Mapping[str, Any], tag: Mapping[str, Any]) -> bool:
@@ -297,11 +317,34 @@ def _tokenizer(context_length: int) -> Callable[[list[str]], Tensor]:
     return tokenizer
 
 
+class _HubTokenizer:
+    """A tokenizer whose vocabulary is on Hugging Face's hub, fetched when the first text comes."""
+
+    def __init__(self, model: str, name: str) -> None:
+        self.model, self.name = model, name
+        self._tokenizer: Callable[[list[str]], Tensor] | None = None
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        if self._tokenizer is None:
+            try:
+                with _quiet_logging():
+                    self._tokenizer = open_clip.get_tokenizer(self.model)
+            except Exception as error:  # the hub's client raises many kinds
+                raise InputError(
+                    f"`model={self.model}`: its tokenizer {self.name} could not be fetched ({type(error).__name__}); "
+                    "class names need it, pruning and analysis do not"
+                ) from error
+        return self._tokenizer(texts)
+
+
 def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Clip:
-    arguments = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+    keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias")
+    arguments = {key: config[key] for key in keys if key in config}
     with _quiet_logging():
-        module = open_clip.CLIP(**arguments)
-    module.visual.output_dim = config["embed_dim"]  # a TimmModel does not set it itself
+        module = (open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP)(**arguments)
+    _complete(module.visual, config)
+    text = config["text_cfg"]
+    hub_name = text.get("hf_tokenizer_name")
     return Clip(
         model=module,
         name=model,
@@ -310,7 +353,7 @@ def _build(model: str, config: Mapping[str, Any], preprocess: Mapping[str, Any])
         image_size=config["vision_cfg"]["image_size"],
         mean=tuple(preprocess["mean"]),
         std=tuple(preprocess["std"]),
-        tokenizer=_tokenizer(config["text_cfg"].get("context_length", 77)),
+        tokenizer=_HubTokenizer(model, hub_name) if hub_name else _tokenizer(text.get("context_length", 77)),
     )
 
 
@@ -322,7 +365,9 @@ def _load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> bool:
     """
     needed = module.state_dict()
     state = find_clip(state, where)
-    kind, first = next(item for item in _FIRST_WEIGHT.items() if VISUAL + item[1] in needed)
+    named = (key.removeprefix(VISUAL) for key in needed if key.startswith(VISUAL))
+    first = next(key for key in named if key.endswith(".weight"))
+    kind = _KIND_NAMES[encoder_kind(cast(nn.Module, module.visual))]
     encoder_only = VISUAL + first not in state
     if encoder_only:
         if first not in state:

@@ -17,24 +17,40 @@ from ovstrans.errors import InputError, did_you_mean
 DEFAULT_MODEL = "RN-mini"
 """The mini CLIP that ships with the package (see `checkpoints/rn-mini/README.md`)."""
 
-BUNDLED_MODELS = (DEFAULT_MODEL,)
-"""Models whose weights ship with the package. They were trained on generated scenes, not on photographs."""
+BUNDLED_MODELS = {DEFAULT_MODEL: "rn-mini", "ViT-mini": "vit-mini"}
+"""Models whose weights ship with the package, with their folders. They know generated scenes, not photographs."""
 
 BUNDLED = "bundled"
 """Name of the weights that ship with the package."""
 
-KINDS = ("resnet", "convnext")
+KINDS = ("resnet", "convnext", "vit")
 """Kinds of image encoders that can be pruned."""
 
+_TIMM_VITS = ("vit_base_", "vit_large_", "vit_so400m_", "vit_giantopt_", "eva_", "eva02_")
+"""Beginnings of the names of timm's plain ViTs: those of MobileCLIP and SigLIP, and EVA's."""
 
-def config_kind(config: Mapping[str, Any]) -> Literal["resnet", "convnext", ""]:
+
+_REFUSED = {
+    "fastvit": "a hybrid whose convolutions are merged from several branches after training",
+    "vitamin": "a hybrid of convolutions and attention",
+    "swin": "whose windows are shifted from block to block",
+    "vit_relpos": "whose relative positions fit one image size",
+    "vit_pe_core": "whose positions turn queries and keys in a way that masks are not tested with",
+}
+"""Beginnings of the names of other image encoders, and what sets them apart."""
+
+
+def config_kind(config: Mapping[str, Any]) -> Literal["resnet", "convnext", "vit", ""]:
     """Return the kind of image encoder of an open_clip model configuration; "" for one that cannot be pruned."""
     vision = config["vision_cfg"]
-    if str(vision.get("timm_model_name") or "").startswith("convnext"):
+    timm = str(vision.get("timm_model_name") or "")
+    if timm.startswith("convnext"):
         return "convnext"
-    if not vision.get("timm_model_name") and isinstance(vision.get("layers"), (list, tuple)):
+    if timm:
+        return "vit" if timm.startswith(_TIMM_VITS) else ""
+    if isinstance(vision.get("layers"), (list, tuple)):
         return "resnet"
-    return ""
+    return "" if vision.get("attentional_pool") else "vit"
 
 
 def unsupported_reason(config: Mapping[str, Any]) -> str:
@@ -43,11 +59,12 @@ def unsupported_reason(config: Mapping[str, Any]) -> str:
     The one place that decides: `load_clip`, `list_models` and shell completion all ask here.
     """
     vision, text = config["vision_cfg"], config.get("text_cfg", {})
-    if not config_kind(config):
-        name = vision.get("timm_model_name")
-        return f"its image encoder is {name or 'a vision transformer'}"
     if "multimodal_cfg" in config:
         return "it is a CoCa, whose text decoder is not supported"
+    if not config_kind(config):
+        name = str(vision.get("timm_model_name"))
+        known = next((what for start, what in _REFUSED.items() if name.startswith(start)), "")
+        return f"its image encoder is {name}{known and f', {known}'}"
     if text.get("hf_model_name"):
         return f"its text encoder is {text['hf_model_name']} of Hugging Face, not CLIP's transformer"
     return ""
@@ -56,7 +73,7 @@ def unsupported_reason(config: Mapping[str, Any]) -> str:
 def find_config(model: str) -> dict[str, Any] | None:
     """Return a copy of the configuration of a model, supported or not; None if it is unknown."""
     if model in BUNDLED_MODELS:
-        config: dict[str, Any] = bundled_config()["model_cfg"]
+        config: dict[str, Any] = bundled_config(model)["model_cfg"]
         return config
     return _open_clip_configs().get(model)
 
@@ -103,18 +120,18 @@ def all_model_names() -> list[str]:
     return [*BUNDLED_MODELS, *_open_clip_configs()]
 
 
-def bundled_folder() -> Path:
-    """Return the folder of the bundled RN-mini: in the installed package, or in the checkout beside it."""
-    package = Path(ovstrans.__file__).parent
-    for folder in (package / "bundled" / "rn-mini", package.parent / "checkpoints" / "rn-mini"):
+def bundled_folder(model: str = DEFAULT_MODEL) -> Path:
+    """Return the folder of a bundled model: in the installed package, or in the checkout beside it."""
+    package, name = Path(ovstrans.__file__).parent, BUNDLED_MODELS[model]
+    for folder in (package / "bundled" / name, package.parent / "checkpoints" / name):
         if (folder / "open_clip_config.json").exists():
             return folder
-    raise InputError("the bundled RN-mini is missing; install ovstrans again")
+    raise InputError(f"the bundled {model} is missing; install ovstrans again")
 
 
-def bundled_config() -> dict[str, Any]:
-    """Return what the bundled model's open_clip_config.json holds: `model_cfg` and `preprocess_cfg`."""
-    found: dict[str, Any] = json.loads((bundled_folder() / "open_clip_config.json").read_text(encoding="utf-8"))
+def bundled_config(model: str = DEFAULT_MODEL) -> dict[str, Any]:
+    """Return what a bundled model's open_clip_config.json holds: `model_cfg` and `preprocess_cfg`."""
+    found: dict[str, Any] = json.loads((bundled_folder(model) / "open_clip_config.json").read_text(encoding="utf-8"))
     return found
 
 

@@ -195,7 +195,8 @@ def _cache_path(clip: Clip, names: list[str], templates: tuple[str, ...]) -> Pat
 
 def _activation(clip: Clip) -> list[str]:
     """Return the name of the text encoder's activation, or nothing for open_clip's usual GELU."""
-    kind = type(clip.model.transformer.resblocks[0].mlp.gelu).__name__
+    encoder = getattr(clip.model, "text", clip.model)  # some CLIPs hold it as a module of its own
+    kind = type(encoder.transformer.resblocks[0].mlp.gelu).__name__
     return [] if kind == "GELU" else [kind]
 
 

@@ -12,6 +12,7 @@ weight gradient; that of anything else, activations or learned queries, an input
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovstrans.costs.counter import ShapeOnlyResampling, track_running
+from ovstrans.clip.layers import layer_parameters, weight_name
+from ovstrans.costs.counter import ShapeOnlyResampling, multiplied_macs, track_running, track_uses
 
 Outputs = Callable[[nn.Module, Tensor], Sequence[Tensor]]
 """Computes, from a module and images [B, 3, H, W], the tensors that the losses start from."""
@@ -38,6 +40,9 @@ _OPERANDS: Mapping[str, tuple[int, int]] = {
     "Addmv": (1, 2),
 }
 """Autograd's name of a product to the positions of its two operands among the node's inputs."""
+
+_VIEWS = ("T", "Transpose", "Slice", "View", "UnsafeView", "Reshape")
+"""Autograd's names of what may lie between a weight and the product that uses it."""
 
 
 @dataclass
@@ -66,7 +71,12 @@ class StepMacs:
 
 
 def trace_step(
-    module: nn.Module, shape: tuple[int, ...], outputs: Outputs, *, frozen_params: Collection[str] = ()
+    module: nn.Module,
+    shape: tuple[int, ...],
+    outputs: Outputs,
+    *,
+    frozen_params: Collection[str] = (),
+    uncalled: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, StepMacs]:
     """Count the MACs of a forward and a backward pass, module by module.
 
@@ -75,6 +85,8 @@ def trace_step(
         shape: Shape of the images.
         outputs: Computes what the losses start from; a gradient arrives at each of its tensors.
         frozen_params: Names of parameters that do not train, besides those without `requires_grad`.
+        uncalled: Name of an attention to the layers that it multiplies by itself, see `clip.layers.uncalled_layers`;
+            they are counted by their own names.
 
     Returns:
         Module name to what runs in the module itself, its inner modules left out, for the whole batch.
@@ -87,14 +99,30 @@ def trace_step(
         if count:
             macs[running[-1]].forward += count
 
-    follow = track_running(module, assign_forward)
-    with torch.inference_mode(False), torch.enable_grad(), follow as running, ShapeOnlyResampling(), meter.counter:
+    inner = uncalled or {}
+    with contextlib.ExitStack() as stack:
+        modules = dict(module.named_modules())
+        uses = stack.enter_context(track_uses(modules, inner))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        running = stack.enter_context(track_running(module, assign_forward))
+        stack.enter_context(ShapeOnlyResampling())
+        stack.enter_context(meter.counter)
         step = _Step(module, outputs)
         stand_ins, params = _stand_ins(step, {f"module.{name}" for name in frozen_params})
         with _NodeOwners(running) as nodes:
             made = torch.func.functional_call(step, stand_ins, (torch.empty(shape, device="meta"),))
         assign_forward()
-        _run_backward([each for each in made if each.requires_grad], nodes.owners, params, macs, meter)
+        stored = {}
+        for attention, layers in inner.items():
+            for layer in layers:
+                stored[_storage(stand_ins[f"module.{weight_name(layer)}"])] = layer
+                if layer in uses:
+                    count = multiplied_macs(modules[attention], layer, uses[layer])
+                    macs[layer].forward += count
+                    macs[attention].forward -= count
+        owners = {node: _find_layer(node, stored, owner) for node, owner in nodes.owners.items()}
+        _run_backward([each for each in made if each.requires_grad], owners, params, macs, meter)
     return dict(macs)
 
 
@@ -216,7 +244,7 @@ def _stand_ins(step: _Step, frozen_params: Collection[str]) -> tuple[dict[str, T
 def _add_backward(
     macs: dict[str, StepMacs], owners: Mapping[Any, str], params: Mapping[int, str], node: Any, count: int
 ) -> None:
-    """Split the MACs of a node's backward into input and weight gradients of the module that made it."""
+    """Split the MACs of a node's backward into input and weight gradients of the layer that made it."""
     owner = owners[node]
     operands = _OPERANDS.get(_kind(node), ())
     edges = [node.next_functions[position][0] for position in operands]
@@ -226,6 +254,31 @@ def _add_backward(
     assert rest == 0, f"{owner or 'module'}: {count} MACs of {node.name()} for {len(needed)} gradients"
     macs[owner].weight_gradient += weights * share
     macs[owner].input_gradient += count - weights * share
+
+
+def _find_layer(node: Any, stored: Mapping[int, str], owner: str) -> str:
+    """Return the layer whose weight a product multiplies by, if it is one that no module of its own multiplies by.
+
+    Args:
+        node: Autograd node.
+        stored: Storage of the weight of such a layer to the layer's name.
+        owner: Name of the module that made the node, returned for all else.
+    """
+    if not stored or _kind(node) not in _OPERANDS:
+        return owner
+    for position in _OPERANDS[_kind(node)]:
+        edge = node.next_functions[position][0]
+        while edge is not None and getattr(edge, "variable", None) is None:  # through transposes to the parameter
+            edge = edge.next_functions[0][0] if len(edge.next_functions) == 1 and _kind(edge) in _VIEWS else None
+        if edge is not None and _storage(edge.variable) in stored:
+            return stored[_storage(edge.variable)]
+    # A frozen weight has no edge, but is saved for the input gradient.
+    saved = (getattr(node, f"_saved_{name}", None) for name in ("mat2", "mat1", "self"))
+    return next((stored[_storage(each)] for each in saved if each is not None and _storage(each) in stored), owner)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _is_weight(edge: Any, owner: str, params: Mapping[int, str]) -> bool:
@@ -242,7 +295,8 @@ def _is_weight(edge: Any, owner: str, params: Mapping[int, str]) -> bool:
         if variable is None:
             waiting += [inner for inner, _ in node.next_functions]
             continue
-        holder = params.get(id(variable), "").rpartition(".")[0]
+        name = params.get(id(variable), "")
+        holder = owner if name in layer_parameters(owner) else name.rpartition(".")[0]
         if holder != owner and not (owner and holder.startswith(f"{owner}.")):
             return False
     return True

@@ -20,20 +20,33 @@ Shapes: `B` batch, `C` channels, `H W` image.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ovstrans.clip.layers import weight_name
 from ovstrans.modules import eval_mode
 
 Forward = Callable[[Tensor], Any]
 """Computes something from images [B, 3, H, W] by the modules that are counted."""
+
+
+class Use(NamedTuple):
+    """One use of a weight by a module that is not its own.
+
+    Attributes:
+        start: First row of the weight that is used; all after it are.
+        positions: Number of positions that it is multiplied with.
+    """
+
+    start: int
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -43,10 +56,12 @@ class ModuleMacs:
     Attributes:
         products: Module name to the MACs of its matrix products and convolutions.
         resampling: Module name and operation ("bilinear_resizing", ...) to MACs.
+        uses: Layer that is never called to how it is used, see `count_macs`.
     """
 
     products: dict[str, int]
     resampling: dict[tuple[str, str], int]
+    uses: dict[str, list[Use]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -54,13 +69,21 @@ class ModuleMacs:
         return sum(self.products.values())
 
 
-def count_macs(module: nn.Module, shape: Sequence[int], forward: Forward | None = None) -> ModuleMacs:
+def count_macs(
+    module: nn.Module,
+    shape: Sequence[int],
+    forward: Forward | None = None,
+    *,
+    uncalled: Mapping[str, Sequence[str]] | None = None,
+) -> ModuleMacs:
     """Count the MACs of one forward pass in eval mode.
 
     Args:
         module: Module to count, with weights of any device and dtype, or on meta. It is left as it was.
         shape: Shape of the images.
         forward: What to run; None for the module itself.
+        uncalled: Name of an attention to the layers that it multiplies by itself, see `clip.layers.uncalled_layers`;
+            they are counted by their own names, and what is left of the attention are its products of tokens.
     """
     products: dict[str, int] = defaultdict(int)
     resampling: dict[tuple[str, str], int] = defaultdict(int)
@@ -79,10 +102,70 @@ def count_macs(module: nn.Module, shape: Sequence[int], forward: Forward | None 
     def record(operation: str, macs: int) -> None:
         resampling[running[-1], operation] += macs
 
-    with track_running(module, assign) as running, meter, ResamplingCounter(record, lambda: modules[running[-1]]):
+    multiplied = track_uses(modules, uncalled or {})
+    following, resized = track_running(module, assign), ResamplingCounter(record, lambda: modules[running[-1]])
+    with multiplied as uses, following as running, meter, resized:
         run_on_meta(module, shape, forward)
         assign()
-    return ModuleMacs(dict(products), dict(resampling))
+    split: dict[str, int] = {}
+    for name, macs in products.items():
+        for layer in (uncalled or {}).get(name, ()):
+            if layer in uses:
+                split[layer] = split.get(layer, 0) + multiplied_macs(modules[name], layer, uses[layer])
+                macs -= multiplied_macs(modules[name], layer, uses[layer])
+        split[name] = split.get(name, 0) + macs
+    return ModuleMacs(split, dict(resampling), uses)
+
+
+@contextmanager
+def track_uses(
+    modules: Mapping[str, nn.Module], uncalled: Mapping[str, Sequence[str]]
+) -> Iterator[dict[str, list[Use]]]:
+    """Track, while the block runs, how attention uses the weights of layers that are never called.
+
+    An attention that is severed (`clip.severance`) uses the values' rows of its fused weight, the last third, and calls
+    its output projection.
+
+    Args:
+        modules: All modules by name.
+        uncalled: See `count_macs`.
+
+    Yields:
+        Layer to its uses so far.
+    """
+    uses: dict[str, list[Use]] = defaultdict(list)
+
+    def hook(layers: Sequence[str]) -> Callable[..., None]:
+        def enter(module: nn.Module, inputs: Any, options: Any) -> None:
+            positions = inputs[0].numel() // inputs[0].shape[-1]
+            if options.get("severed"):
+                uses[layers[0]].append(Use(2 * int(inputs[0].shape[-1]), positions))
+                return
+            for layer in layers:
+                uses[layer].append(Use(0, positions))
+
+        return enter
+
+    handles = [
+        modules[name].register_forward_pre_hook(hook(layers), with_kwargs=True) for name, layers in uncalled.items()
+    ]
+    try:
+        yield uses
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def multiplied_macs(attention: nn.Module, layer: str, uses: Sequence[Use]) -> int:
+    """Return the MACs of the uses of a layer's weight.
+
+    Args:
+        attention: The attention that uses it.
+        layer: Name of the layer.
+        uses: Its uses.
+    """
+    weight = attention.get_parameter(weight_name(layer.rpartition(".")[2]))
+    return sum(use.positions * weight[use.start :].numel() for use in uses)
 
 
 def run_on_meta(module: nn.Module, shape: Sequence[int], forward: Forward | None = None) -> None:

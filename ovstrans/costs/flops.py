@@ -13,7 +13,7 @@ thop-rules  The rules of `thop` (`costs.thop_rules`). They add norms and pooling
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ovstrans.clip.layers import weight_name
 from ovstrans.clip.load import create_clip
-from ovstrans.costs.counter import count_macs
-from ovstrans.costs.params import LayerNames, kept_weights
+from ovstrans.costs.counter import Use, count_macs
+from ovstrans.costs.params import LayerNames, encoder_prefix, kept_weights, uncalled_by_encoder
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Framework
 from ovstrans.frameworks.mask_framework import MaskFramework
@@ -284,7 +285,7 @@ def count_flops(
     if min(*image_size, batch) < 1:
         raise InputError(f"image size {image_size[0]}x{image_size[1]}, batch {batch}: each must be at least 1")
     with _explain_size(module, image_size):
-        products, resampling = _run_counter(module, image_size, counter, batch)
+        products, resampling, uses = _run_counter(module, image_size, counter, batch)
     names = LayerNames(module, components or {})
 
     def place(name: str) -> tuple[str, str]:
@@ -292,7 +293,7 @@ def count_flops(
         itself = not name and isinstance(module, Framework)
         return names.layer(name), INFERENCE if itself else names.component(name)
 
-    effective = _effective_macs(module, products, mask)
+    effective = _effective_macs(module, products, uses, mask)
     layers = tuple(LayerMacs(*place(name), dense, effective[name]) for name, dense in products.items())
     flops = Flops(
         image_size,
@@ -311,19 +312,20 @@ def count_flops(
 
 def _run_counter(
     module: nn.Module, image_size: tuple[int, int], counter: str, batch: int
-) -> tuple[Mapping[str, int], Mapping[tuple[str, str], int] | None]:
-    """Return the MACs of each inner module, and with the counter "torch" those of resampling."""
+) -> tuple[Mapping[str, int], Mapping[tuple[str, str], int] | None, Mapping[str, Sequence[Use]]]:
+    """Return the MACs of each inner module, and by the counter "torch" those of resampling and uses of weights."""
     shape = (batch, 3, *image_size)
     if counter == "torch":
-        counted = count_macs(module, shape, module.segment if isinstance(module, Framework) else None)
-        return counted.products, counted.resampling
+        forward = module.segment if isinstance(module, Framework) else None
+        counted = count_macs(module, shape, forward, uncalled=uncalled_by_encoder(module))
+        return counted.products, counted.resampling, counted.uses
     if counter == "fvcore":
         from ovstrans.costs.fvcore_rules import run_fvcore
 
-        return run_fvcore(module, shape), None
+        return run_fvcore(module, shape), None, {}
     from ovstrans.costs.thop_rules import count_thop
 
-    return {layer.name: layer.macs for layer in count_thop(module, image_size, batch=batch).layers}, None
+    return {layer.name: layer.macs for layer in count_thop(module, image_size, batch=batch).layers}, None, {}
 
 
 @contextmanager
@@ -406,16 +408,23 @@ def count_prompt_macs(model: str) -> int:
     return count_macs(clip, (1,), lambda _: clip.encode_text(tokens)).total
 
 
-def _effective_macs(module: nn.Module, products: Mapping[str, int], mask: Mask | None) -> dict[str, int]:
-    """Map each module to its dense MACs, or if its weight is masked to those of the weights kept."""
-    kept, modules = kept_weights(module, mask), dict(module.named_modules())
+def _effective_macs(
+    module: nn.Module, products: Mapping[str, int], uses: Mapping[str, Sequence[Use]], mask: Mask | None
+) -> dict[str, int]:
+    """Map each layer to its dense MACs, or if its weight is masked to those of the weights kept."""
+    kept, parameters = kept_weights(module, mask), dict(module.named_parameters())
+    prefix = encoder_prefix(module)
     effective = dict(products)
     for name, dense in products.items():
-        weight = getattr(modules[name], "weight", None)
-        if f"{name}.weight" in kept and isinstance(weight, torch.Tensor):
-            positions, rest = divmod(dense, weight.numel())
-            assert rest == 0, f"{name}: {dense} MACs are no multiple of its {weight.numel()} weights"
-            effective[name] = positions * kept[f"{name}.weight"]
+        key = weight_name(name)
+        if key in kept and mask is not None and name in uses:
+            rows = mask.tensors[key.removeprefix(prefix)]
+            effective[name] = sum(use.positions * int(rows[use.start :].sum()) for use in uses[name])
+        elif key in kept:
+            weights = parameters[key].numel()
+            positions, rest = divmod(dense, weights)
+            assert rest == 0, f"{name}: {dense} MACs are no multiple of its {weights} weights"
+            effective[name] = positions * kept[key]
     return effective
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.layers import layer_parameters, uncalled_layers, weight_name
 from ovstrans.clip.load import create_clip
 from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError, MismatchError
@@ -21,6 +22,9 @@ from ovstrans.masks.mask import Mask, require_fit
 
 OTHER = "other"
 """The component of everything outside the named components."""
+
+ENCODER_COMPONENTS = ("trunk", "embedding", "attention", "mlp", "stem", "downsampling", "depthwise", "pointwise")
+"""Components of the image encoder: all of it, or the parts of a bare ViT or ConvNeXt."""
 
 
 @dataclass
@@ -140,7 +144,8 @@ class LayerNames:
 
     Args:
         module: The module that is counted.
-        components: Its named parts, none inside another.
+        components: Its named parts, none inside another. A module list that is not itself part of the module names
+            the modules in it.
 
     Raises:
         InputError: If a component is not part of the module.
@@ -150,10 +155,12 @@ class LayerNames:
         self._root = type(module).__name__
         self._encoder = encoder_prefix(module)
         inner_names = {id(inner): name for name, inner in module.named_modules()}
+        self._prefixes: list[tuple[str, str]] = []
         for name, part in components.items():
-            if id(part) not in inner_names:
-                raise InputError(f"component {name!r}: its module is not part of {type(module).__name__}")
-        self._prefixes = {name: inner_names[id(part)] for name, part in components.items()}
+            for each in part if isinstance(part, nn.ModuleList) and id(part) not in inner_names else (part,):
+                if id(each) not in inner_names:
+                    raise InputError(f"component {name!r}: its module is not part of {type(module).__name__}")
+                self._prefixes.append((name, inner_names[id(each)]))
 
     def layer(self, name: str) -> str:
         """Return the displayed name of an inner module: layers of the image encoder by their names there."""
@@ -161,7 +168,7 @@ class LayerNames:
 
     def component(self, name: str) -> str:
         """Return the component that an inner module or a parameter belongs to."""
-        for component, prefix in self._prefixes.items():
+        for component, prefix in self._prefixes:
             if not prefix or name == prefix or name.startswith(f"{prefix}."):
                 return component
         return OTHER
@@ -172,6 +179,13 @@ def encoder_prefix(module: nn.Module) -> str:
     encoder = find_image_encoder(module)
     name = next(name for name, inner in module.named_modules() if inner is encoder)
     return f"{name}." if name else ""
+
+
+def uncalled_by_encoder(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return the uncalled layers of the image encoder by their names in a module; see `clip.layers.uncalled_layers`."""
+    prefix = encoder_prefix(module)
+    found = uncalled_layers(find_image_encoder(module))
+    return {prefix + name: tuple(prefix + layer for layer in layers) for name, layers in found.items()}
 
 
 def kept_weights(module: nn.Module, mask: Mask | None) -> dict[str, int]:
@@ -195,6 +209,6 @@ def frozen_weights(module: nn.Module, frozen: Collection[str]) -> set[str]:
     """
     prefix, names = encoder_prefix(module), {name for name, _ in module.named_parameters()}
     for layer in frozen:
-        if f"{prefix}{layer}.weight" not in names:
+        if prefix + weight_name(layer) not in names:
             raise MismatchError(f"freeze plan: layer {layer} is not in this model; use a plan of its architecture")
-    return {name for layer in frozen for name in (f"{prefix}{layer}.weight", f"{prefix}{layer}.bias") if name in names}
+    return {prefix + name for layer in frozen for name in layer_parameters(layer)} & names

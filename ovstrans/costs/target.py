@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
-from ovstrans.clip.backbone import drop_head, encode_stages
+from ovstrans.clip import vit
+from ovstrans.clip.backbone import drop_head, encode_last, encoder_kind
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.clip.models import DEFAULT_MODEL, model_names
 from ovstrans.costs.flops import Flops, count_inference
@@ -187,7 +188,7 @@ class Costs:
 
 
 class Backbone(nn.Module):
-    """The backbone of a CLIP image encoder alone: stem and stages, no head.
+    """The backbone of a CLIP image encoder alone: stem and stages, or patch embedding and blocks; no head.
 
     Args:
         encoder: open_clip image encoder, whose head is dropped.
@@ -199,8 +200,35 @@ class Backbone(nn.Module):
         self.backbone = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute res5 [B, C, h, w] of normalised images [B, 3, H, W]."""
-        return encode_stages(self.backbone, images)["res5"]
+        """Compute the last feature map [B, C, h, w] of normalised images [B, 3, H, W]."""
+        return encode_last(self.backbone, images)
+
+
+def encoder_components(encoder: nn.Module) -> dict[str, nn.Module]:
+    """Return the parts of a bare backbone that reports count separately.
+
+    A ViT has the embedding of its patches, attention and MLPs; a ConvNeXt its stem, downsampling, depthwise and
+    pointwise convolutions. Norms, scales and positions are outside of all. A ResNet is one part.
+    """
+    kind = encoder_kind(encoder)
+    if kind == "resnet":
+        return {"trunk": encoder}
+    inner = cast(Any, encoder)
+    if kind == "vit":
+        blocks: Any = vit.vit_blocks(encoder)
+        timm = hasattr(inner, "trunk")
+        return {
+            "embedding": inner.trunk.patch_embed if timm else inner.conv1,
+            "attention": nn.ModuleList([block.attn for block in blocks]),
+            "mlp": nn.ModuleList([block.mlp for block in blocks]),
+        }
+    blocks = [block for stage in inner.trunk.stages for block in stage.blocks]
+    return {
+        "stem": inner.trunk.stem,
+        "downsampling": nn.ModuleList([stage.downsample for stage in inner.trunk.stages]),
+        "depthwise": nn.ModuleList([block.conv_dw for block in blocks]),
+        "pointwise": nn.ModuleList([block.mlp for block in blocks]),
+    }
 
 
 def count_costs(target: Target, image_size: tuple[int, int], *, counter: str = "torch", batch: int = 1) -> Costs:
@@ -280,7 +308,7 @@ def load_target(
         _refuse_settings(name, settings)
         with torch.device(device):
             backbone = Backbone(create_image_encoder(name))
-        found = Target(name, "model", backbone, {"trunk": backbone.backbone}, name)
+        found = Target(name, "model", backbone, encoder_components(backbone.backbone), name)
     else:
         known = [*registry.list_frameworks(), *recipe_names(), *model_names()]
         hint = did_you_mean(name, known)

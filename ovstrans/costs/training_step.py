@@ -25,10 +25,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovstrans.clip.backbone import find_image_encoder, norm_name
+from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.layers import norm_name, weight_name
 from ovstrans.costs.autograd import StepMacs, trace_step
 from ovstrans.costs.flops import Flops, count_flops
-from ovstrans.costs.params import LayerNames, encoder_prefix, frozen_weights, kept_weights
+from ovstrans.costs.params import (
+    ENCODER_COMPONENTS,
+    LayerNames,
+    encoder_prefix,
+    frozen_weights,
+    kept_weights,
+    uncalled_by_encoder,
+)
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.mask import Mask
 
@@ -195,7 +203,9 @@ def count_executed_step(
     modes = {inner: inner.training for inner in module.modules()}
     module.train()
     try:
-        macs = trace_step(module, (batch, 3, *image_size), _training_outputs, frozen_params=held)
+        uncalled = uncalled_by_encoder(module)
+        shape = (batch, 3, *image_size)
+        macs = trace_step(module, shape, _training_outputs, frozen_params=held, uncalled=uncalled)
     finally:
         for inner, training in modes.items():
             inner.training = training
@@ -226,8 +236,8 @@ def count_sparse_step(executed: TrainingStep, module: nn.Module, mask: Mask | No
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     layers = []
     for layer in executed.layers or ():
-        weight = f"{prefix}{layer.name}.weight"
-        if layer.component == "trunk" and weight in kept:
+        weight = prefix + weight_name(layer.name)
+        if layer.component in ENCODER_COMPONENTS and weight in kept:
             layer = replace(
                 layer,
                 forward=_kept_macs(layer.forward, kept[weight], sizes[weight]),
@@ -248,7 +258,7 @@ def count_published_step(flops: Flops, *, frozen: Collection[str] = (), fixed: C
     """
     layers = []
     for layer in flops.layers or ():
-        held = layer.component in fixed or (layer.component == "trunk" and layer.name in frozen)
+        held = layer.component in fixed or (layer.component in ENCODER_COMPONENTS and layer.name in frozen)
         weight_gradient = 0 if held else layer.effective
         layers.append(
             LayerStep(layer.effective, layer.dense, weight_gradient, name=layer.name, component=layer.component)
@@ -300,5 +310,5 @@ def _per_image(layers: Sequence[StepMacs], batch: int) -> StepMacs:
 
 def _kept_macs(macs: int, kept: int, weights: int) -> int:
     positions, rest = divmod(macs, weights)
-    assert rest == 0, f"{macs} MACs are no multiple of {weights} weights"
-    return positions * kept
+    # A severed attention uses a third of its fused weight; the density of the whole stands for that of the part.
+    return positions * kept if rest == 0 else round(macs * kept / weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ovstrans.clip.backbone import BODY
+from ovstrans.clip.layers import BODY
 from ovstrans.clip.load import model_shapes
 from ovstrans.clip.weights import bake_masks, encoder_tensors
 from ovstrans.errors import InputError, MismatchError

@@ -15,6 +15,7 @@ from ovstrans.errors import CheckFailed, InputError
 from ovstrans.frameworks import registry
 from ovstrans.interop.describe import FileDescription, describe_tensors, local_weights_sha256
 from ovstrans.recipes.load import flatten, load_recipe
+from ovstrans.spectrum.analysis import plan_alphas
 from ovstrans.spectrum.file import load_analysis
 from ovstrans.spectrum.plan import make_plan
 
@@ -103,16 +104,17 @@ def _describe_alphas(path: Path, verify: bool) -> FileDescription:
         "settings": analysis.settings,
         "freeze_rule": plan.rule,
         "threshold": plan.threshold,
-        "frozen": f"{len(plan.frozen)} of {len(analysis.layers)} layers",
+        "frozen": f"{len(plan.frozen)} of {len(analysis.candidates)} layers",
     }
     columns = ["layer", "shape", "eigenvalues", "alpha", "D", "frozen", "warning"]
+    frozen_rows = analysis.rows_of(frozen)
     rows = [
-        [row.name, list(row.shape), row.num_eigenvalues, row.alpha, row.D, row.name in frozen, row.warning]
+        [row.name, list(row.shape), row.num_eigenvalues, row.alpha, row.D, row.name in frozen_rows, row.warning]
         for row in analysis.layers
     ]
     checks = ["structure", "no NaN or infinity"]
     if verify:
-        alphas = {name: analysis.alphas[name] for name in analysis.candidates}
+        alphas = plan_alphas(analysis.layers)
         again = make_plan(alphas, plan.rule, seed=int(analysis.settings.get("seed") or 0))
         if set(again.frozen) != frozen:
             name = min(set(again.frozen) ^ frozen)

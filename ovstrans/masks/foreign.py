@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ovstrans.clip.backbone import BODY
+from ovstrans.clip.layers import BODY
 from ovstrans.clip.load import model_shapes
 from ovstrans.clip.models import config_kind, model_config, model_names
 from ovstrans.clip.weights import WRAPPERS, read_weight_file

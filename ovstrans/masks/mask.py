@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import backbone_shapes, find_image_encoder
+from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.layers import backbone_shapes
 from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.version import __version__

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip import vit
 from ovstrans.clip.backbone import encode_dense, encode_stages, encoder_kind, project_pooled
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
@@ -24,6 +25,8 @@ from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.recipes.schema import FEATURES, SEGMENT_LOSSES
 
 COMPARED_STAGES = ("res3", "res4", "res5")
+"""The stages of a ResNet or ConvNeXt that are compared. Of a ViT it is the tokens after a half, three quarters and all
+of its blocks: maps of growing depth too."""
 
 
 class Distillation(nn.Module):
@@ -54,8 +57,8 @@ class FeatureDistillation(Distillation):
     Args:
         dense: Weight of 1 - cosine between the CLIP embeddings of every position; 0 leaves the term out.
         pooled: Weight of 1 - cosine between the image embeddings.
-        stages: Weight of the squared error of res3, res4 and res5. The error of each is divided by the mean square of
-            the teacher's features, so that all stages count the same.
+        stages: Weight of the squared error of the features in `COMPARED_STAGES`. The error of each is divided by the
+            mean square of the teacher's features, so that all stages count the same.
     """
 
     def __init__(self, dense: float = 1.0, pooled: float = 1.0, stages: float = 1.0) -> None:
@@ -85,6 +88,8 @@ class FeatureDistillation(Distillation):
         return losses
 
     def _features(self, encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        if encoder_kind(encoder) == "vit":
+            return {name: feature.float() for name, feature in self._vit_features(encoder, images).items()}
         features = encode_stages(encoder, images)
         if self.dense:
             features["dense"] = encode_dense(encoder, features["res5"])
@@ -92,6 +97,18 @@ class FeatureDistillation(Distillation):
             features["pooled"] = pooled_embedding(encoder, features["res5"])
         # Losses are computed in float32 whatever the features came in.
         return {name: feature.float() for name, feature in features.items()}
+
+    def _vit_features(self, encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        tokens = vit.encode_tokens(encoder, images)
+        depth = len(tokens)
+        depths = (-(-depth // 2), -(-3 * depth // 4), depth)
+        features = {name: tokens[after - 1] for name, after in zip(COMPARED_STAGES, depths, strict=True)}
+        if self.dense:
+            before_last = tokens[-2] if depth > 1 else vit.embed_patches(encoder, images)
+            features["dense"] = vit.embed_patch_map(encoder, before_last, images)
+        if self.pooled:
+            features["pooled"] = vit.pool_tokens(encoder, tokens[-1])
+        return features
 
 
 def pooled_embedding(encoder: nn.Module, res5: Tensor) -> Tensor:

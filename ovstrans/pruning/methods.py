@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import scope_convs
+from ovstrans.clip.layers import scope_layers, weight_name
 from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask, require_fit
@@ -59,7 +59,7 @@ def make_plan(encoder: nn.Module, prune: Prune, seed: int, like: Mask | None = N
     """
     if like is not None:
         return _plan_like(encoder, prune, seed, like)
-    names = [f"{name}.weight" for name in scope_convs(encoder, prune.scope)]
+    names = [weight_name(layer) for layer in scope_layers(encoder, prune.scope)]
     total = sum(weight.numel() for weight in weights_of(encoder, names).values())
     target = target_count(total, prune.sparsity)
     counts = kept_counts(total, target, prune.rate)

@@ -164,7 +164,7 @@ def choose_recipe(
 
     Args:
         model: open_clip name of the model to prune.
-        recipe: Name of a shipped recipe, path of a file, or a recipe. By default `prune-mini` for the mini CLIP and
+        recipe: Name of a shipped recipe, path of a file, or a recipe. By default `prune-mini` for a mini CLIP and
             `prune-rn50` for every other model, with `-regions` appended for a loss that compares segments.
         settings: Changes by key.
         **options: Changes by name of the option; None stands for an option that was not given.

@@ -156,7 +156,7 @@ def check_outputs(out: Path | str, *, plot: bool, force: bool, resume: bool) -> 
 def plot_densities(path: Path | str, mask: Mask) -> Path:
     """Draw the density of every layer of a mask as a bar, in one color for each stage; return the path."""
     from ovstrans import figures
-    from ovstrans.clip.backbone import stage_name
+    from ovstrans.clip.layers import stage_name
 
     rows = density_rows(mask)
     stages: Sequence[str] = list(dict.fromkeys(stage_name(name) for name, *_ in rows))

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import head_modules
+from ovstrans.clip.backbone import head_parts
 from ovstrans.clip.load import Clip
 from ovstrans.environment import images_to_device, pick_precision, to_device
 from ovstrans.errors import InputError
@@ -84,8 +84,8 @@ class DistillationModel(nn.Module):
         The student is put in train mode, its BatchNorms only if `norms` is "train", and the teacher in eval mode.
         """
         self.teacher.requires_grad_(False)
-        for head in head_modules(self.student):
-            head.requires_grad_(False)
+        for part in head_parts(self.student):
+            part.requires_grad_(False)
         self.train()
         self.teacher.eval()
         if norms == "frozen":

@@ -89,7 +89,7 @@ class Prune:
         option="steps",
     )
     final_steps: int = setting("Distillation steps after the last round.", at_least=0)
-    scope: str = setting("body (layer1-4), backbone (all but the first convolution), or name patterns.", option="scope")
+    scope: str = setting("body (stages, blocks), backbone (all but the first layer), or name patterns.", option="scope")
 
     def total_steps(self, rounds: int) -> int:
         """Return the number of distillation steps of all rounds, those after the last one included."""

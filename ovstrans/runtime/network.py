@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ovstrans.clip.backbone import STAGES, DilatedAvgPool2d, encoder_kind, norm_name
+from ovstrans.clip.backbone import STAGES, DilatedAvgPool2d, encoder_kind
+from ovstrans.clip.layers import norm_name
 from ovstrans.runtime.layout import Change
 from ovstrans.runtime.packing import Floats, PackedConv, pack_conv
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import nn
 
 from ovstrans import files
 from ovstrans.checkpoints.file import BACKBONE, Checkpoint, find_checkpoint, load_checkpoint
-from ovstrans.clip.backbone import backbone_convs, find_image_encoder, weight_matrices
+from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.layers import plan_layers, weight_matrices
 from ovstrans.clip.load import Clip, create_image_encoder, load_clip
 from ovstrans.clip.models import DEFAULT_MODEL, model_names
 from ovstrans.clip.weights import fit_state, weights_sha256
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 Model = Clip | Checkpoint | nn.Module
 """Types that `analyze` accepts."""
+
+logger = logging.getLogger(__name__)
 
 # A cut that drops more than this fraction of a layer's eigenvalues is mentioned in its warning.
 _MUCH_CUT = 0.1
@@ -92,7 +96,7 @@ class Analysis:
         settings: The options it was made with, as plain values.
         layers: Results of each layer in the order of the image encoder, those of the attention pool last.
         default_plan: The freeze plan of the rule that `analyze` was called with.
-        candidates: Names of the layers that a plan chooses from: the convolutions.
+        candidates: Names of the layers that a plan chooses from: the convolutions, or the matrices of a ViT's blocks.
         spectra: Layer name to its eigenvalues, ascending; empty for an analysis that was read from a file.
     """
 
@@ -121,9 +125,12 @@ class Analysis:
         """
         if rule is None or rule == self.default_plan.rule:
             return self.default_plan
-        alphas = self.alphas
-        seed = int(self.settings.get("seed") or 0)
-        return make_plan({name: alphas[name] for name in self.candidates}, rule, seed=seed)
+        return make_plan(plan_alphas(self.layers), rule, seed=int(self.settings.get("seed") or 0))
+
+    def rows_of(self, layers: Collection[str]) -> set[str]:
+        """Return the names of the rows that describe layers of a plan: three for fused queries, keys and values."""
+        rows = plan_layers({layer.name: layer.shape for layer in self.layers})
+        return {row for layer in layers for row in rows.get(layer, (layer,))}
 
     def to_json(self) -> dict[str, Any]:
         """Return the analysis as plain values, as its file holds them; see `spectrum.file`."""
@@ -170,7 +177,7 @@ class Analysis:
         return (
             f"Analysis of {f'{self.model} {self.pretrained}'.strip() or 'a model'}: "
             f"{len(self.layers)} layers{spread}{missing}\n"
-            f"plan {plan.rule}{threshold}: {len(plan.frozen)} of {len(self.candidates)} convolutions frozen"
+            f"plan {plan.rule}{threshold}: {len(plan.frozen)} of {len(self.candidates)} layers frozen"
         )
 
 
@@ -187,6 +194,7 @@ def analyze(
     min_tail: int = 2,
     device: torch.device | str = "auto",
     seed: int = 0,
+    heads: bool = False,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Analysis:
@@ -199,14 +207,15 @@ def analyze(
             RN-mini, or open_clip's first tag.
         mask: Mask, or mask file, under which to analyse the weights. Default as they are.
         xmin: How the start of the tail is chosen, one of `powerlaw.XMIN_MODES`.
-        freeze: Rule of the freeze plan, one of `plan.RULES`. It chooses from the convolutions; layers without an alpha
-            train.
+        freeze: Rule of the freeze plan, one of `plan.RULES`. It chooses from the convolutions, or from the matrices of
+            a ViT's blocks; layers without an alpha train.
         scaling: Scaling of the eigenvalues, one of `esd.SCALINGS`.
         cut: Eigenvalues up to this value do not enter the fit.
         relative_cut: The same as a fraction of the layer's largest eigenvalue; replaces `cut` if given.
         min_tail: Fewest eigenvalues that a fit may use.
         device: Where eigenvalues are computed.
         seed: Seed of the rule `random:K`.
+        heads: Fit queries, keys and values of every attention head apart, where they are fused.
         workers: Threads on the CPU; default the cores of this process.
         progress: Receives the progress, by layer.
 
@@ -225,7 +234,7 @@ def analyze(
         mask = mask if isinstance(mask, Mask) else load_mask(Path(mask))
         encoder = copy.deepcopy(encoder)
         mask.apply(encoder)
-    weights = layer_weights(encoder)
+    weights = layer_weights(encoder, heads=heads)
     if not weights:
         raise InputError(f"model {name or type(model).__name__}: has no convolution or linear layer to analyse")
     reporter = ProgressReporter(progress, "spectra", len(weights), unit="layers")
@@ -236,8 +245,7 @@ def analyze(
         describe_layer(key, tuple(weight.shape), spectra[key], limit, xmin=xmin, min_tail=min_tail)
         for key, weight in weights.items()
     ]
-    convs = backbone_convs(encoder)
-    candidates = {row.name: row.alpha for row in layers if row.name in convs}
+    candidates = plan_alphas(layers)
     settings = {
         "xmin": xmin,
         "scaling": scaling,
@@ -246,14 +254,23 @@ def analyze(
         "min_tail": min_tail,
         "seed": seed,
         "mask": None if mask is None else _mask_settings(mask),
+        **({"heads": True} if heads else {}),
     }
+    plan = make_plan(candidates, freeze, seed=seed)
+    if not plan.frozen:
+        logger.warning(
+            "plan %s freezes nothing: of %d layers that it chooses from, %d have an alpha",
+            freeze,
+            len(candidates),
+            sum(alpha is not None for alpha in candidates.values()),
+        )
     return Analysis(
         model=name,
         pretrained=pretrained_name,
         weights_sha256=sha256,
         settings=settings,
         layers=layers,
-        default_plan=make_plan(candidates, freeze, seed=seed),
+        default_plan=plan,
         candidates=tuple(candidates),
         spectra=spectra,
     )
@@ -282,9 +299,29 @@ def load_model(target: Model | os.PathLike[str] | str, pretrained: str | os.Path
     return target
 
 
-def layer_weights(model: Model) -> dict[str, torch.Tensor]:
-    """Return the weights that `analyze` looks at: layer name to weight, in the order of the image encoder."""
-    weights = weight_matrices(_image_encoder(model))
+def plan_alphas(layers: Sequence[LayerAlpha]) -> dict[str, float | None]:
+    """Return the layers that a freeze plan chooses from with their alpha, in the order of the image encoder.
+
+    Fused queries, keys and values are frozen together, see `clip.layers.plan_layers`; their alpha is the mean of the
+    parts', or None if one has none.
+    """
+    alphas = {layer.name: layer.alpha for layer in layers}
+    found: dict[str, float | None] = {}
+    for name, rows in plan_layers({layer.name: layer.shape for layer in layers}).items():
+        parts = [alphas[row] for row in rows]
+        known = [alpha for alpha in parts if alpha is not None]
+        found[name] = sum(known) / len(known) if len(known) == len(parts) else None
+    return found
+
+
+def layer_weights(model: Model, *, heads: bool = False) -> dict[str, torch.Tensor]:
+    """Return the weights that `analyze` looks at: layer name to weight, in the order of the image encoder.
+
+    Args:
+        model: The model.
+        heads: Split fused attention weights by head.
+    """
+    weights = weight_matrices(_image_encoder(model), heads=heads)
     return {name: weight for name, weight in weights.items() if not weight.is_meta}
 
 

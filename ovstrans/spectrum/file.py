@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ovstrans import files
+from ovstrans.clip.layers import plan_layers
 from ovstrans.errors import InputError
 from ovstrans.spectrum.analysis import Analysis, LayerAlpha
 from ovstrans.spectrum.plan import FreezePlan
@@ -29,7 +30,6 @@ PLAN_SCHEMA = "ovstrans.plan/1"
 
 _COUNTS = ("num_eigenvalues", "params", "n_tail")
 _REQUIRED = ("name", "shape", "num_eigenvalues", "params")
-_CONVNEXT_BODY = "trunk.stages."
 _AGAIN = "make the file again with `ovstrans analyze`"
 
 
@@ -70,10 +70,11 @@ def load_analysis(path: Path | str) -> Analysis:
         raise InputError(f"{path}: entry {error} is missing; {_AGAIN}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: {error}; {_AGAIN}") from error
-    unknown = set(plan.frozen) - {layer.name for layer in layers}
+    choices = plan_layers({layer.name: layer.shape for layer in layers})
+    unknown = set(plan.frozen) - {layer.name for layer in layers} - set(choices)
     if unknown:
         raise InputError(f"{path}: the plan freezes {min(unknown)!r}, which is none of its layers")
-    return Analysis(model, pretrained, sha256, settings, layers, plan, _convolutions(layers))
+    return Analysis(model, pretrained, sha256, settings, layers, plan, tuple(choices))
 
 
 def save_plan(path: Path | str, plan: FreezePlan) -> None:
@@ -100,14 +101,6 @@ def load_plan(path: Path | str) -> FreezePlan:
 
 def _plan_json(plan: FreezePlan) -> dict[str, Any]:
     return {"rule": plan.rule, "threshold": _plain(plan.threshold), "frozen": list(plan.frozen)}
-
-
-def _convolutions(layers: list[LayerAlpha]) -> tuple[str, ...]:
-    """Return the names of the convolutions, which the file does not mark.
-
-    Their weights have more than two dimensions. Pointwise ones of a ConvNeXt's body, linear layers to timm, have two.
-    """
-    return tuple(layer.name for layer in layers if len(layer.shape) > 2 or layer.name.startswith(_CONVNEXT_BODY))
 
 
 def _plain(value: Any) -> Any:

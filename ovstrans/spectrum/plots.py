@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovstrans.clip.backbone import stage_name
+from ovstrans.clip.layers import stage_name
 from ovstrans.errors import InputError
 from ovstrans.figures import BLUE, GREY, INK, ORANGE, RED, new_figure, tidy
 from ovstrans.spectrum import esd
@@ -28,7 +28,7 @@ _FAR = 2.0
 def draw_alphas(analysis: Analysis) -> Figure:
     """Draw alpha of each layer with its standard error, filled where the plan freezes the layer."""
     layers, plan = analysis.layers, analysis.default_plan
-    frozen, planned = set(plan.frozen), set(analysis.candidates)
+    frozen, planned = analysis.rows_of(plan.frozen), analysis.rows_of(analysis.candidates)
     figure = new_figure(max(7.0, 2.0 + 0.19 * len(layers)), 4.8)
     axes = figure.add_subplot()
     tidy(axes)
@@ -81,11 +81,12 @@ def draw_spectra(analysis: Analysis, names: Sequence[str]) -> Figure:
     columns = min(_COLUMNS, math.ceil(len(names) ** 0.5))
     lines = math.ceil(len(names) / columns)
     figure = new_figure(max(4.6, 3.3 * columns), 2.9 * lines + 0.3)
+    frozen = analysis.rows_of(analysis.default_plan.frozen)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         relative, absolute = analysis.settings.get("relative_cut"), analysis.settings.get("cut")
         cut = esd.Cut(absolute if absolute is not None else esd.ABSOLUTE_CUT, relative)
-        _spectrum(axes, rows[name], esd.above_cut(analysis.spectra[name], cut), name in analysis.default_plan.frozen)
+        _spectrum(axes, rows[name], esd.above_cut(analysis.spectra[name], cut), name in frozen)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("eigenvalue", fontsize=9)

@@ -1,7 +1,9 @@
 """Freezing the layers of a plan, and the modes and statistics of BatchNorm.
 
-A frozen layer has no gradient and no optimizer state, and its weight does not change. The BatchNorm after it goes on
-learning, as in the published code (OpenTrans freezes the weights of convolutions only), unless `freeze_norms` is set.
+A frozen layer has no gradient and no optimizer state, and its weight does not change. Fused queries, keys and values
+are frozen as a whole or not at all: autograd computes their gradient in one product, and the optimizer keeps one state.
+The BatchNorm after a frozen layer goes on learning, as in the published code (OpenTrans freezes the weights of
+convolutions only), unless `freeze_norms` is set.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovstrans.clip.backbone import backbone_convs, find_image_encoder, norm_name
+from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.layers import backbone_layers, fused_layer, layer_parameters, norm_name
 from ovstrans.environment import Precision
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
@@ -31,12 +34,18 @@ def check_plan(frozen: Sequence[str], encoder: nn.Module, origin: str) -> None:
     Raises:
         MismatchError: A layer is missing; the first such one is named.
     """
-    convs = backbone_convs(encoder)
+    layers = backbone_layers(encoder)
     for name in frozen:
-        if name not in convs:
+        whole = fused_layer(name.rpartition(".")[0])
+        if name not in layers and whole in layers and name.endswith((".q", ".k", ".v")):
             raise MismatchError(
-                f"{origin}: freezes {name!r}, but this model has no such layer ({len(convs)} convolutions, "
-                f"{next(iter(convs))} to {list(convs)[-1]}); the plan is for another architecture, analyze this model"
+                f"{origin}: freezes {name!r}, but queries, keys and values are one tensor, which is frozen as a whole: "
+                f"write {whole!r}"
+            )
+        if name not in layers:
+            raise MismatchError(
+                f"{origin}: freezes {name!r}, but this model has no such layer ({len(layers)} layers, "
+                f"{next(iter(layers))} to {list(layers)[-1]}); the plan is for another architecture, analyze this model"
             )
 
 
@@ -55,9 +64,10 @@ def freeze(module: nn.Module, frozen: Sequence[str], *, norms: bool = False) -> 
     """
     encoder = find_image_encoder(module)
     layers = set(frozen) | ({norm_name(name) for name in frozen} if norms else set())
+    held = {name for layer in layers for name in layer_parameters(layer)}
     parameters = []
     for name, parameter in encoder.named_parameters():
-        if name.rpartition(".")[0] in layers:
+        if name in held:
             parameter.requires_grad_(False)
             parameter.grad = None
             parameters.append(name)

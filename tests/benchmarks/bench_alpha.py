@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import weight_matrices
+from ovstrans.clip.layers import weight_matrices
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.spectrum import esd, powerlaw

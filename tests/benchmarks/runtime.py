@@ -32,7 +32,8 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ovstrans.clip.backbone import backbone_convs, drop_head, encode_stages, norm_name
+from ovstrans.clip.backbone import drop_head, encode_stages
+from ovstrans.clip.layers import backbone_layers, norm_name
 from ovstrans.clip.models import model_config
 from ovstrans.console import table
 from ovstrans.environment import environment
@@ -55,10 +56,10 @@ def make_encoder(model: str, mask: str) -> nn.Module:
             nn.init.uniform_(module.weight, 0.2, 0.6)
             nn.init.normal_(module.bias, std=0.1)
     kind, zeros = mask.rstrip("0123456789"), int(mask[len(mask.rstrip("0123456789")) :]) / 100
-    convs = list(backbone_convs(encoder).values())
-    for conv in convs:
-        nn.init.kaiming_normal_(conv.weight)
-    pruned = [conv.weight.data for conv in convs[1:]]
+    weights = list(backbone_layers(encoder).values())
+    for weight in weights:
+        nn.init.kaiming_normal_(weight)
+    pruned = [weight.data for weight in weights[1:]]
     magnitudes = torch.cat([weight.abs().flatten() for weight in pruned])
     threshold = magnitudes.kthvalue(max(1, round(zeros * len(magnitudes)))).values
     for weight in pruned:
@@ -78,7 +79,7 @@ def make_encoder(model: str, mask: str) -> nn.Module:
 def fold_norms(encoder: nn.Module) -> nn.Module:
     """Return a copy with every BatchNorm folded into its convolution, as any engine would."""
     folded = copy.deepcopy(encoder)
-    for name in backbone_convs(encoder):
+    for name in backbone_layers(encoder):
         norm = norm_name(name)
         conv = fuse_conv_bn_eval(folded.get_submodule(name), folded.get_submodule(norm))
         for path, module in ((name, conv), (norm, nn.Identity())):

@@ -47,7 +47,7 @@ def test_the_file_and_the_table(weights: Path, folder: Path, capsys: pytest.Capt
     frozen = value["plan"]["frozen"]
     convs = [layer for layer in value["layers"] if len(layer["shape"]) == 4]
     assert len(frozen) == len(convs) // 2
-    assert f"{len(frozen)} of {len(convs)} convolutions frozen" in " ".join(out.split())
+    assert f"{len(frozen)} of {len(convs)} layers frozen" in " ".join(out.split())
     for layer in value["layers"]:
         line = next(line for line in out.splitlines() if f" {layer['name']} " in line)
         assert f"{layer['alpha']:.3f}" in line

@@ -14,7 +14,7 @@ from ovstrans import files
 from ovstrans.checkpoints.file import load_checkpoint
 from ovstrans.cli import main
 from ovstrans.cli.main import run
-from ovstrans.clip.backbone import scope_convs
+from ovstrans.clip.layers import scope_layers
 from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
@@ -48,8 +48,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def leave_mask(path: Path, model: str = "RN-mini") -> Mask:
     tensors = {
-        f"{name}.weight": torch.rand(conv.weight.shape) > 0.9
-        for name, conv in scope_convs(random_clip().visual).items()
+        f"{name}.weight": torch.rand(conv.shape) > 0.9 for name, conv in scope_layers(random_clip().visual).items()
     }
     mask = Mask(tensors, model=model)
     save_mask(path, mask)

@@ -13,18 +13,16 @@ from safetensors.torch import save_file
 
 from ovstrans.clip import load
 from ovstrans.clip.backbone import (
-    backbone_convs,
     drop_head,
     encode_dense,
     encode_stages,
     encoder_kind,
     find_image_encoder,
-    head_modules,
-    scope_convs,
+    head_parts,
     set_output_stride,
     stage_channels,
-    weight_matrices,
 )
+from ovstrans.clip.layers import backbone_layers, scope_layers, weight_matrices
 from ovstrans.clip.load import create_image_encoder, load_clip, model_info, random_clip
 from ovstrans.clip.models import model_names
 from ovstrans.errors import InputError, MismatchError
@@ -73,10 +71,10 @@ def test_names_are_those_that_can_be_built(mini):
     names = model_names()
     assert names[0] == "RN-mini"
     assert {"RN50", "convnext_base", "convnext_base_w", "convnext_large_d_320", "convnext_xxlarge", mini} <= set(names)
-    assert not {"ViT-B-32", "ViTamin-B", "MobileCLIP-S1"} & set(names)
+    assert not {"coca_ViT-B-32", "ViTamin-B", "MobileCLIP-S1"} & set(names)
     with pytest.raises(
         InputError,
-        match="cannot be pruned, its image encoder is fastvit_mci1; `ovstrans models list`",
+        match="cannot be pruned, its image encoder is fastvit_mci1, a hybrid .*; `ovstrans models list`",
     ):
         create_image_encoder("MobileCLIP-S1")
 
@@ -184,7 +182,7 @@ def test_stages_and_channels_outlive_the_heads(mini):
 
 def test_head_is_what_turns_features_into_embeddings():
     convnext, resnet = small_convnext(seed=1), small_resnet(seed=1)
-    assert head_modules(convnext) == [convnext.trunk.head, convnext.head] and head_modules(resnet) == [resnet.attnpool]
+    assert head_parts(convnext) == [convnext.trunk.head, convnext.head] and head_parts(resnet) == [resnet.attnpool]
     backbone = sum(p.numel() for p in [*convnext.trunk.stem.parameters(), *convnext.trunk.stages.parameters()])
     for encoder in (convnext, resnet):
         drop_head(encoder)
@@ -214,15 +212,17 @@ def test_only_resnets_change_their_stride():
             set_output_stride(encoder, stride)
 
 
-def test_body_is_every_convolution_of_the_stages(large):
-    """Depthwise 7x7 and two pointwise layers a block, 2x2 between stages, 4x4 before them."""
-    convs = backbone_convs(large)
-    blocks = sum(depth * (49 * width + 8 * width**2) for depth, width in zip(LARGE_DEPTHS, LARGE_WIDTHS, strict=True))
+def test_body_is_every_pointwise_and_downsampling_convolution_of_the_stages(large):
+    """Two pointwise layers a block and 2x2 between stages; depthwise 7x7 and the 4x4 before them stay dense."""
+    convs = backbone_layers(large)
+    blocks = sum(depth * 8 * width**2 for depth, width in zip(LARGE_DEPTHS, LARGE_WIDTHS, strict=True))
     between = sum(4 * narrow * wide for narrow, wide in itertools.pairwise(LARGE_WIDTHS))
-    body = scope_convs(large, "body")
+    body = scope_layers(large, "body")
     assert len(convs) == 1 + 3 * sum(LARGE_DEPTHS) + 3
-    assert sum(layer.weight.numel() for layer in body.values()) == blocks + between
-    assert list(body) == list(scope_convs(large, "backbone")) == list(convs)[1:]
+    assert sum(layer.numel() for layer in body.values()) == blocks + between
+    assert list(scope_layers(large, "backbone")) == list(convs)[1:]
+    assert list(body) == [name for name in list(convs)[1:] if not name.endswith("conv_dw")]
+    assert len(scope_layers(large, "*.conv_dw")) == sum(LARGE_DEPTHS)
     assert list(convs)[:4] == [
         "trunk.stem.0",
         "trunk.stages.0.blocks.0.conv_dw",
@@ -233,31 +233,31 @@ def test_body_is_every_convolution_of_the_stages(large):
 
 def test_either_spelling_of_pointwise_convolutions(mini):
     """timm writes them as linear layers or, in its small models, as 1x1 convolutions."""
-    for encoder, form in ((create_image_encoder(mini), torch.nn.Conv2d), (small_convnext(), torch.nn.Linear)):
-        names = [name for name in scope_convs(encoder) if name.endswith(("fc1", "fc2"))]
+    for encoder, dimensions in ((create_image_encoder(mini), 4), (small_convnext(), 2)):
+        names = [name for name in scope_layers(encoder) if name.endswith(("fc1", "fc2"))]
         assert len(names) == 2 * sum(len(stage.blocks) for stage in encoder.trunk.stages)
-        assert {type(layer) for name, layer in scope_convs(encoder).items() if name in names} == {form}
+        assert {layer.dim() for name, layer in scope_layers(encoder).items() if name in names} == {dimensions}
 
 
 def test_names_are_open_clips_keys(mini):
     keys = {key.removeprefix("visual.") for key in open_clip.create_model(mini).state_dict()}
     assert {
         f"{name}.weight"
-        for name in [*backbone_convs(create_image_encoder(mini)), *weight_matrices(create_image_encoder(mini))]
+        for name in [*backbone_layers(create_image_encoder(mini)), *weight_matrices(create_image_encoder(mini))]
     } <= keys
 
 
 def test_patterns(large):
-    found = scope_convs(large, "trunk.stages.3.blocks.*.mlp.fc1, trunk.stem.0")
+    found = scope_layers(large, "trunk.stages.3.blocks.*.mlp.fc1, trunk.stem.0")
     assert list(found) == ["trunk.stem.0", *(f"trunk.stages.3.blocks.{number}.mlp.fc1" for number in range(3))]
-    with pytest.raises(InputError, match=r"'layer4\.\*' matches no convolution"):
-        scope_convs(large, "layer4.*")
+    with pytest.raises(InputError, match=r"'layer4\.\*' matches no layer"):
+        scope_layers(large, "layer4.*")
 
 
 def test_matrices_are_the_layers_and_the_head(large):
-    matrices, convs = weight_matrices(large), backbone_convs(large)
+    matrices, convs = weight_matrices(large), backbone_layers(large)
     assert list(matrices) == [*convs, "head.mlp.fc1", "head.mlp.fc2"]
-    assert all(matrices[name].numel() == layer.weight.numel() for name, layer in convs.items())
+    assert all(matrices[name].numel() == layer.numel() for name, layer in convs.items())
     assert matrices["trunk.stages.0.blocks.0.conv_dw"].shape == (192, 49)
     assert matrices["trunk.stages.1.downsample.1"].shape == (384, 192, 2, 2)
     assert matrices["trunk.stages.3.blocks.2.mlp.fc1"].shape == (6144, 1536)

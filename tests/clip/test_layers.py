@@ -4,15 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.backbone import (
-    backbone_convs,
-    backbone_shapes,
-    find_image_encoder,
-    norm_name,
-    scope_convs,
-    stage_name,
-    weight_matrices,
-)
+from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.layers import backbone_layers, backbone_shapes, norm_name, scope_layers, stage_name, weight_matrices
 from ovstrans.clip.load import create_image_encoder, model_shapes
 from ovstrans.errors import InputError
 from tests.clip.encoders import small_convnext
@@ -26,26 +19,26 @@ def rn50():
 
 def test_rn50_has_the_papers_counts(rn50):
     """OpenTrans: 55 convolutions with 23,474,016 weights; 52 of them in the body with 23,445,504."""
-    convs, body, backbone = backbone_convs(rn50), scope_convs(rn50, "body"), scope_convs(rn50, "backbone")
+    convs, body, backbone = backbone_layers(rn50), scope_layers(rn50, "body"), scope_layers(rn50, "backbone")
     assert len(convs) == 55
-    assert sum(conv.weight.numel() for conv in convs.values()) == 23_474_016
+    assert sum(conv.numel() for conv in convs.values()) == 23_474_016
     assert len(body) == 52
-    assert sum(conv.weight.numel() for conv in body.values()) == 23_445_504
+    assert sum(conv.numel() for conv in body.values()) == 23_445_504
     assert len(backbone) == 54
-    assert sum(conv.weight.numel() for conv in backbone.values()) == 23_473_152
+    assert sum(conv.numel() for conv in backbone.values()) == 23_473_152
     assert list(convs)[:4] == ["conv1", "conv2", "conv3", "layer1.0.conv1"]
     assert "layer1.0.downsample.0" in body
 
 
 def test_patterns(rn50):
-    assert set(scope_convs(rn50, "layer4.*.conv2, conv3")) == {
+    assert set(scope_layers(rn50, "layer4.*.conv2, conv3")) == {
         "conv3",
         "layer4.0.conv2",
         "layer4.1.conv2",
         "layer4.2.conv2",
     }
-    with pytest.raises(InputError, match="'layer9.*' matches no convolution"):
-        scope_convs(rn50, "layer4.*,layer9.*")
+    with pytest.raises(InputError, match="'layer9.*' matches no layer"):
+        scope_layers(rn50, "layer4.*,layer9.*")
 
 
 def test_matrices_include_the_attention_pool(rn50):
@@ -94,8 +87,8 @@ def test_stages(layer, stage):
 
 def test_both_kinds_of_backbone_have_four_stages_and_a_stem(rn50):
     for encoder in (rn50, small_convnext()):
-        assert len(dict.fromkeys(map(stage_name, backbone_convs(encoder)))) == 5
-        assert len(dict.fromkeys(map(stage_name, scope_convs(encoder)))) == 4
+        assert len(dict.fromkeys(map(stage_name, backbone_layers(encoder)))) == 5
+        assert len(dict.fromkeys(map(stage_name, scope_layers(encoder)))) == 4
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovstrans.clip.backbone import backbone_convs
+from ovstrans.clip.layers import backbone_layers
 from ovstrans.costs.flops import count_flops
 from ovstrans.costs.params import kept_weights
 from ovstrans.costs.target import Target, load_target
@@ -105,7 +105,7 @@ def test_rn50_in_closed_form(rn50: Target, freeze_norms: bool) -> None:
 
 def test_stem_and_layer1_with_their_norms(rn50: Target) -> None:
     """Published: it saves 43.54 G at 800x1216, 19.88 G where only the weights are frozen."""
-    prefix = [name for name in backbone_convs(rn50.components["trunk"]) if name.startswith(("conv", "layer1"))]
+    prefix = [name for name in backbone_layers(rn50.components["trunk"]) if name.startswith(("conv", "layer1"))]
     everything = count_executed_step(rn50.module, RN50_SIZE).total
     weights = count_executed_step(rn50.module, RN50_SIZE, frozen=prefix).total
     both = count_executed_step(rn50.module, RN50_SIZE, frozen=prefix, freeze_norms=True).total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import backbone_convs
+from ovstrans.clip.layers import backbone_layers
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.datasets.segments import Segments
@@ -52,7 +52,7 @@ def make(case: str) -> Framework:
 
 def plans() -> dict[str, list[str]]:
     """What is frozen: nothing, a prefix, every second layer."""
-    convs = list(backbone_convs(random_clip("RN-mini").visual))
+    convs = list(backbone_layers(random_clip("RN-mini").visual))
     return {"nothing": [], "prefix": convs[: len(convs) // 2], "every second": convs[::2]}
 
 
@@ -60,8 +60,8 @@ def body_mask(framework: nn.Module) -> Mask:
     """A tenth of the body's weights, anywhere."""
     generator = torch.Generator().manual_seed(0)
     encoder: Any = framework.backbone
-    convs = backbone_convs(encoder)
-    weights = {f"{name}.weight": conv.weight for name, conv in convs.items() if name.startswith("layer")}
+    convs = backbone_layers(encoder)
+    weights = {f"{name}.weight": conv for name, conv in convs.items() if name.startswith("layer")}
     return Mask({key: torch.rand(w.shape, generator=generator) < 0.1 for key, w in weights.items()}, "RN-mini")
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from ovstrans.clip.backbone import find_image_encoder, scope_convs
+from ovstrans.clip.backbone import find_image_encoder
+from ovstrans.clip.layers import scope_layers
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.environment import Precision
@@ -106,10 +107,8 @@ def test_training_needs_segments(clip: Clip, text: TextClassifier) -> None:
 
 def mask_of(framework: FCCLIP) -> Mask:
     generator = torch.Generator().manual_seed(2)
-    convs = scope_convs(find_image_encoder(framework))
-    tensors = {
-        f"{name}.weight": torch.rand(conv.weight.shape, generator=generator) > 0.9 for name, conv in convs.items()
-    }
+    convs = scope_layers(find_image_encoder(framework))
+    tensors = {f"{name}.weight": torch.rand(conv.shape, generator=generator) > 0.9 for name, conv in convs.items()}
     return Mask(tensors, model="RN-mini", method="random")
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ovstrans import files
 from ovstrans.checkpoints.file import save_checkpoint
-from ovstrans.clip.backbone import scope_convs
+from ovstrans.clip.layers import scope_layers
 from ovstrans.clip.load import load_clip, random_clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.errors import CheckFailed, InputError, MismatchError
@@ -29,8 +29,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mini_mask(pretrained: Path, sha256: str) -> Mask:
-    convs = scope_convs(random_clip().visual)
-    tensors = {f"{name}.weight": torch.rand(conv.weight.shape) < 0.1 for name, conv in convs.items()}
+    convs = scope_layers(random_clip().visual)
+    tensors = {f"{name}.weight": torch.rand(conv.shape) < 0.1 for name, conv in convs.items()}
     return Mask(tensors, model="RN-mini", pretrained=str(pretrained), weights_sha256=sha256, method="random")
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
-from ovstrans.clip.backbone import encode_stages, scope_convs
+from ovstrans.clip.backbone import encode_stages
+from ovstrans.clip.layers import scope_layers
 from ovstrans.clip.load import Clip, random_clip
 from ovstrans.clip.models import bundled_folder
 from ovstrans.clip.weights import read_weight_file
@@ -37,7 +38,7 @@ from tests.masks.dummies import CLIP, make_mask
 def draw_mask(clip: Clip, density: float = 0.1, **fields: Any) -> Mask:
     """A random mask of a CLIP's body."""
     generator = torch.Generator().manual_seed(3)
-    shapes = {f"{name}.weight": conv.weight.shape for name, conv in scope_convs(clip.visual).items()}
+    shapes = {f"{name}.weight": conv.shape for name, conv in scope_layers(clip.visual).items()}
     tensors = {key: torch.rand(shape, generator=generator) < density for key, shape in shapes.items()}
     return Mask(tensors, model=clip.name, method="random", **fields)
 

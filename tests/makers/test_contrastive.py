@@ -13,7 +13,7 @@ from ovstrans.clip.load import random_clip
 from ovstrans.datasets.scenes.dataset import Mention, draw_scene, format_caption
 from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "checkpoints" / "rn-mini"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "checkpoints" / "shared"))
 
 from contrastive import (
     TextBatch,

@@ -91,14 +91,14 @@ def test_contract_of_the_file(saved: Path) -> None:
 
 
 def test_rn50_takes_at_most_3_1_megabytes(tmp_path: Path) -> None:
-    from ovstrans.clip.backbone import scope_convs
+    from ovstrans.clip.layers import scope_layers
     from ovstrans.clip.load import create_image_encoder
 
     with torch.device("meta"):
-        convs = scope_convs(create_image_encoder("RN50"))
+        convs = scope_layers(create_image_encoder("RN50"))
     generator = torch.Generator().manual_seed(0)
     mask = Mask(
-        {f"{name}.weight": torch.rand(conv.weight.shape, generator=generator) < 0.1 for name, conv in convs.items()},
+        {f"{name}.weight": torch.rand(conv.shape, generator=generator) < 0.1 for name, conv in convs.items()},
         model="RN50",
     )
     assert mask.total == 23_445_504  # 52 tensors of layer1 to layer4

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import ovstrans
-from ovstrans.clip.backbone import scope_convs
+from ovstrans.clip.layers import scope_layers
 from ovstrans.clip.load import random_clip
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.file import load_mask
@@ -25,13 +25,17 @@ DATA = Path(__file__).parent.parent / "data"
 def pruned(scope: str = "body") -> nn.Module:
     """An image encoder under torch's pruning, half of every convolution."""
     encoder: nn.Module = random_clip(seed=3).visual
-    for conv in scope_convs(encoder, scope).values():
+    for conv in scope_modules(encoder, scope).values():
         prune.random_unstructured(conv, "weight", amount=0.5)
     return encoder
 
 
+def scope_modules(encoder: nn.Module, scope: str = "body") -> dict[str, nn.Module]:
+    return {name: encoder.get_submodule(name) for name in scope_layers(encoder, scope)}
+
+
 def mask_of(encoder: nn.Module, scope: str = "body") -> dict[str, torch.Tensor]:
-    return {f"{name}.weight": conv.weight_mask.bool() for name, conv in scope_convs(encoder, scope).items()}
+    return {f"{name}.weight": conv.weight_mask.bool() for name, conv in scope_modules(encoder, scope).items()}
 
 
 @pytest.mark.parametrize("wrapped", ["", "module.", "visual.", "backbone."])
@@ -72,7 +76,7 @@ def test_a_live_model_under_torchs_pruning_takes_a_mask() -> None:
     mask.apply(encoder)
     assert mask.violations(encoder) == []
     encoder(torch.zeros(1, 3, 96, 96))  # the hooks of the pruning make the weights again
-    for name, conv in scope_convs(encoder).items():
+    for name, conv in scope_modules(encoder).items():
         own, cut = before[f"{name}.weight"], ~mask.tensors[f"{name}.weight"]
         assert not bool(conv.weight[cut | ~own].any()) and bool(conv.weight[~cut & own].any())
 
@@ -102,7 +106,7 @@ def test_an_analysis_of_a_live_model_under_torchs_pruning() -> None:
     own = mask_of(encoder)
     more = Mask({key: torch.rand(kept.shape) > 0.3 for key, kept in own.items()}, model="RN-mini")
     live = [ovstrans.analyze(encoder), ovstrans.analyze(encoder, mask=more)]
-    for conv in scope_convs(encoder).values():
+    for conv in scope_modules(encoder).values():
         prune.remove(conv, "weight")
     dense = [ovstrans.analyze(encoder), ovstrans.analyze(encoder, mask=more)]
     assert [each.alphas for each in live] == [each.alphas for each in dense]

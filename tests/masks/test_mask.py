@@ -103,12 +103,12 @@ def test_other_shape_is_named() -> None:
 
 
 def test_deeper_backbone_of_equal_shapes_is_another_architecture() -> None:
-    from ovstrans.clip.backbone import scope_convs
+    from ovstrans.clip.layers import scope_layers
     from ovstrans.clip.load import create_image_encoder
 
     with torch.device("meta"):
         small, deep = create_image_encoder("RN50"), create_image_encoder("RN101")
-    body = {f"{name}.weight": tuple(conv.weight.shape) for name, conv in scope_convs(small).items()}
+    body = {f"{name}.weight": tuple(conv.shape) for name, conv in scope_layers(small).items()}
     mask = Mask({key: torch.ones(shape, dtype=torch.bool) for key, shape in body.items()}, model="RN50")
     mask.apply(small)
     with pytest.raises(MismatchError, match=r"layer3\.6\.conv1\.weight of this model is not in RN50"):

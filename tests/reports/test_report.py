@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovstrans.clip.backbone import backbone_convs
+from ovstrans.clip.layers import backbone_layers
 from ovstrans.costs.target import Target, count_costs, load_target
 from ovstrans.costs.training_step import TrainingStep, count_executed_step
 from ovstrans.errors import InputError
@@ -21,7 +21,7 @@ SIZE = (32, 32)
 def planned(*settings: str) -> Target:
     """Return a recipe's target whose plan freezes the first half of the backbone."""
     target = load_target("deeplabv3-mini", settings=settings)
-    layers = list(backbone_convs(target.module.backbone))  # type: ignore[arg-type]
+    layers = list(backbone_layers(target.module.backbone))  # type: ignore[arg-type]
     target.frozen = tuple(layers[: len(layers) // 2])
     return target
 

@@ -8,7 +8,8 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import backbone_convs, set_output_stride
+from ovstrans.clip.backbone import set_output_stride
+from ovstrans.clip.layers import backbone_layers
 
 
 def make_encoder(
@@ -25,8 +26,8 @@ def make_encoder(
                 values.normal_(0, 0.1)
     if stride != 32:
         set_output_stride(encoder, stride)
-    for conv in list(backbone_convs(encoder).values())[1:]:
-        conv.weight.data *= (torch.rand_like(conv.weight) < density) / max(density, 0.01) ** 0.5
+    for weight in list(backbone_layers(encoder).values())[1:]:
+        weight.data *= (torch.rand_like(weight) < density) / max(density, 0.01) ** 0.5
     return encoder
 
 

@@ -231,7 +231,7 @@ def test_it_prints_in_two_lines_and_shows_a_picture(analysis: Analysis) -> None:
     frozen = len(analysis.default_plan.frozen)
     first, second = repr(analysis).splitlines()
     assert first.startswith("Analysis of RN-mini: 41 layers, alpha ") and first.endswith("2 without alpha")
-    assert second.startswith("plan median, alpha ") and second.endswith(f": {frozen} of 37 convolutions frozen")
+    assert second.startswith("plan median, alpha ") and second.endswith(f": {frozen} of 37 layers frozen")
     assert f"{frozen} layers frozen" in repr(analysis.default_plan)
     assert analysis._repr_png_().startswith(b"\x89PNG")
 

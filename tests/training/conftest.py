@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ovstrans import files
-from ovstrans.clip.backbone import scope_convs
+from ovstrans.clip.layers import scope_layers
 from ovstrans.clip.load import random_clip
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
@@ -46,10 +46,8 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mask_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random mask of RN-mini's body, about nine tenths zeros."""
     generator = torch.Generator().manual_seed(2)
-    convs = scope_convs(random_clip().visual)
-    tensors = {
-        f"{name}.weight": torch.rand(conv.weight.shape, generator=generator) > 0.9 for name, conv in convs.items()
-    }
+    convs = scope_layers(random_clip().visual)
+    tensors = {f"{name}.weight": torch.rand(conv.shape, generator=generator) > 0.9 for name, conv in convs.items()}
     path = tmp_path_factory.mktemp("mask") / "mask.safetensors"
     save_mask(path, Mask(tensors, model="RN-mini", method="random"))
     return path

@@ -14,7 +14,7 @@ import torch
 
 from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint
-from ovstrans.clip.backbone import norm_name
+from ovstrans.clip.layers import norm_name
 from ovstrans.clip.load import load_clip
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ovstrans.clip.backbone import backbone_convs, norm_name
+from ovstrans.clip.layers import backbone_layers, norm_name
 from ovstrans.clip.load import create_image_encoder
 from ovstrans.environment import pick_precision
 from ovstrans.errors import MismatchError
@@ -32,9 +32,9 @@ class Segmenter(Framework):
 
 def test_every_conv_of_an_encoder_is_followed_by_the_norm_of_its_name(encoders: list[nn.Module]) -> None:
     modules = dict(encoders[0].named_modules())
-    for name, conv in backbone_convs(encoders[0]).items():
+    for name, conv in backbone_layers(encoders[0]).items():
         norm = modules[norm_name(name)]
-        assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels
+        assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == len(conv)
 
 
 def test_freezing_touches_the_planned_weights_and_nothing_else(encoders: list[nn.Module]) -> None:
