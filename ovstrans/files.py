@@ -7,6 +7,7 @@ half a file, and a process killed on the way leaves the previous one as it was.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LARGEST_HEADER = 1 << 30
 """Length from which the first bytes of a file are no header of a safetensors file."""
+
+_CHUNK = 2**20
 
 OUTPUT_DIR = Path("ovstrans-out")
 """Default folder of the commands: each writes into it, and looks there for what an earlier one wrote."""
@@ -159,6 +162,15 @@ def existing_file(path: Path | str) -> Path:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it")
     return path
+
+
+def hash_file(path: Path | str) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_json(path: Path | str, schema: str | None = None) -> Any:

@@ -85,6 +85,7 @@ def bench(
     tolerance: options.Tolerance = "0",
     show: options.Show = 4,
     pictures: options.Pictures = None,
+    resume: options.Resume = False,
     plot: options.Plot = None,
     markdown: options.Markdown = None,
     csv: options.Csv = None,
@@ -103,7 +104,6 @@ def bench(
     common.start(quiet=quiet, debug=debug)
     from ovstrans import console
     from ovstrans.errors import InputError
-    from ovstrans.files import OUTPUT_DIR
     from ovstrans.training.distributed import is_worker_rank
 
     worker = is_worker_rank()
@@ -128,7 +128,15 @@ def bench(
     from ovstrans.reports.bench import bench as run
     from ovstrans.reports.report import reports_to_json
 
-    folder = pictures or OUTPUT_DIR / "bench"
+    folder, state = _find_places(pictures, plot, show)
+
+    def keep(found: list[Report]) -> None:
+        """Show what is done of a bench that an error or an interrupt ends."""
+        _show(found, outputs, details=details, per_layer=per_layer, per_class=per_class)
+        common.emit_json(json, reports_to_json(found), force=True)
+        if state is not None:
+            console.say("unfinished; the same command with --resume goes on after what is done")
+
     with console.progress_bar() as progress:
         found = run(
             targets,
@@ -158,18 +166,47 @@ def bench(
             runtime=runtime,
             show=show,
             pictures=folder,
+            state=state,
+            resume=resume,
             device=device,
             progress=progress,
+            on_incomplete=None if worker else keep,
             force=force or worker or pictures is None,
         )
     if worker:
         return
     reports = found if isinstance(found, list) else [found]
     if plot is not None:
-        _plot(reports, folder, plot)
+        _plot(reports, folder or Path(), plot)
     _show(reports, outputs, details=details, per_layer=per_layer, per_class=per_class)
     common.emit_json(json, reports_to_json(reports), force=True)
     _raise_failed(reports)
+
+
+def _find_places(pictures: Path | None, plot: str | None, show: int) -> tuple[Path | None, Path | None]:
+    """Return the folder for pictures, and that for unfinished evaluations; None where nothing can be written.
+
+    Raises:
+        InputError: Pictures or plots in the folder were asked for, and it cannot be written.
+    """
+    from ovstrans import console, files
+    from ovstrans.errors import InputError
+
+    folder: Path | None = pictures or files.OUTPUT_DIR / "bench"
+    state: Path | None = files.OUTPUT_DIR / "bench-unfinished"
+    if pictures is None and (show or plot == BARE):
+        try:
+            files.check_output(str(folder), force=True, directory=True, option="pictures")
+        except InputError as error:
+            if plot == BARE:
+                raise
+            console.say(f"no pictures: {common.in_flags(str(error))}")
+            folder = None
+    try:
+        files.check_output(str(state), force=True, directory=True)
+    except InputError:
+        state = None
+    return folder, state
 
 
 @dataclass(frozen=True)
@@ -310,6 +347,9 @@ def _caption(reports: Sequence[Report], hidden: int) -> str:
     ways = sorted({result.denominator for report in reports for result in report.datasets.values()})
     if ways:
         parts.append(f"mIoU over classes {' or '.join(_DENOMINATORS.get(way, way) for way in ways)}")
+    parts += [
+        f"incomplete: {report.name} lacks {', '.join(report.incomplete)}" for report in reports if report.incomplete
+    ]
     if hidden:
         parts.append(f"{common.counted(hidden, 'more figure')} with --details")
     return "; ".join(parts)

@@ -202,6 +202,14 @@ Pictures = Annotated[
     ),
 ]
 Show = Annotated[int, typer.Option(min=0, help="Number of images on the pages of pictures.", rich_help_panel=_OUTPUT)]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on after the datasets and targets that an interrupted command with the same options finished.",
+        rich_help_panel=_EVALUATE,
+    ),
+]
 Plot = Annotated[
     str | None,
     typer.Option(

@@ -134,6 +134,7 @@ class Target:
         checkpoint: Where the weights are from; None for a target without weights.
         path: Checkpoint file, if there is one.
         recipe: Recipe of its training, if there is one.
+        weights_hash: Hash of its weights, once it was needed.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Target:
     checkpoint: Checkpoint | None = None
     path: Path | None = None
     recipe: Mapping[str, Any] | None = None
+    weights_hash: str | None = None
 
     def describe(self) -> TargetInfo:
         """Return the description that a report has."""

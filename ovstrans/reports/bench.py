@@ -1,39 +1,35 @@
 """Bench: count what targets cost, evaluate those that have weights, and report both side by side.
 
 What happens, in order: targets are loaded, datasets opened, costs counted, targets evaluated and drawn, and if asked
-for latency is measured. Under torchrun all ranks evaluate their share and return equal reports; rank 0 alone counts,
-draws, and measures latency.
+for latency is measured. Finished evaluations are kept on disk until all are done, see `reports.evaluations`. Under
+torchrun all ranks evaluate their share and return equal reports; rank 0 alone counts, draws, and measures latency.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from ovstrans.checkpoints.file import find_checkpoint
 from ovstrans.costs.target import PAPER_SIZE, RUN_CHECKPOINT, Costs, Target, count_costs, load_target, parse_size
 from ovstrans.datasets.catalog import find_vocabulary, open_dataset
 from ovstrans.datasets.folder import FolderDataset
 from ovstrans.datasets.label_counts import warn_of_labels
-from ovstrans.datasets.sample import Dataset, Sample
+from ovstrans.datasets.sample import Dataset
 from ovstrans.environment import environment, pick_device
 from ovstrans.errors import InputError, MismatchError
-from ovstrans.evaluation.evaluate import DatasetResult, evaluate, original_message, published_inference, rank_and_world
 from ovstrans.evaluation.inference import Inference
-from ovstrans.evaluation.metrics import DENOMINATORS
 from ovstrans.files import OUTPUT_DIR, check_output
-from ovstrans.frameworks.registry import classifier_for
 from ovstrans.progress import ProgressCallback
-from ovstrans.reports.report import Report, load_reports, shorten_names
-from ovstrans.training.distributed import World, process_group
-from ovstrans.vocabulary.prompts import check_names
+from ovstrans.reports.evaluations import Scoring, UnfinishedWork, evaluate_targets, hash_weights
+from ovstrans.reports.report import Report, load_reports
+from ovstrans.training.distributed import process_group
+from ovstrans.version import __version__
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -75,8 +71,11 @@ def bench(
     runtime: str = "auto",
     show: int = 4,
     pictures: Path | str | None = None,
+    state: Path | str | None = None,
+    resume: bool = False,
     device: torch.device | str = "auto",
     progress: ProgressCallback | None = None,
+    on_incomplete: Callable[[list[Report]], None] | None = None,
     force: bool = False,
 ) -> Report | list[Report]:
     """Count parameters and multiply-accumulates of targets, with one counter for all, and evaluate them on datasets.
@@ -115,8 +114,12 @@ def bench(
             `costs.latency.measure_latency`.
         show: Number of images on the pages of pictures.
         pictures: Folder for pages of predictions and confusion matrices; None for no pictures.
+        state: Folder that keeps finished evaluations until all are done; None keeps none.
+        resume: Go on after the evaluations that an interrupted call left in `state`.
         device: Where to evaluate.
         progress: Told of the images evaluated.
+        on_incomplete: Called, if an error or an interrupt ends the work before all is done, with the reports as far as
+            they are: what is missing is in `Report.incomplete`. Not called if nothing was evaluated or measured.
         force: Allow `pictures` to be a folder that is not empty.
 
     Returns:
@@ -130,7 +133,7 @@ def bench(
     chosen = list(targets) if several else [_default_target() if targets is None else targets]
     size = parse_size(image_size)
     specs: list[Any] = [data] if isinstance(data, str) or hasattr(data, "vocabulary") else list(data or ())
-    scoring = _Scoring(
+    scoring = Scoring(
         vocabulary=find_vocabulary(str(vocabulary)) if isinstance(vocabulary, (str, Path)) else vocabulary,
         names=names,
         inference=Inference(short_side or None, long_side, window, stride, flip),
@@ -145,6 +148,9 @@ def bench(
         raise InputError(f"`data={NONE if NONE in specs else ALL}`: stands for itself; leave out the other `data`")
     folder = None if pictures is None else check_output(pictures, force=force, directory=True, option="pictures")
     where = pick_device(device)
+    if resume and state is None:
+        raise InputError("`resume=True`: needs the folder of the unfinished evaluations; give `state` too")
+    unfinished = UnfinishedWork(None if state is None else Path(state), resume)
 
     counted_with = vocabulary
     if counted_with is None:
@@ -155,73 +161,49 @@ def bench(
     written, loaded = _load(chosen, building, "cpu" if counter == "fvcore" else "meta")
     work = _open_datasets(loaded, specs, scoring, data_root)
     size = size or _first_size(work, scoring) or PAPER_SIZE
+    fresh: list[Report] = []
+
+    def in_order() -> list[Report]:
+        made = dict(zip(loaded, ([report] for report in fresh), strict=False)) | written
+        return [report for number in range(len(chosen)) for report in made.get(number, ())]
+
     with process_group(where) as world:
-        costs: list[Costs] = []
-        if world.main:
-            _warn_of_labels(work, limit)
-            costs = [count_costs(target, size, counter=counter, batch=batch) for target in loaded.values()]
-            costs = costs if per_layer else [each.without_layers() for each in costs]
-        described = environment(str(where))
-        fresh = [
-            Report(target.describe(), described, each)
-            for target, each in zip(loaded.values(), world.broadcast(costs), strict=True)
-        ]
-        _evaluate(list(loaded.values()), work, fresh, world, scoring, folder, progress)
-    if latency and world.main:
-        for number, target, report in zip(loaded, loaded.values(), fresh, strict=True):
-            weighted = (
-                target if target.checkpoint is not None else load_target(chosen[number], **building, device="cpu")
-            )
-            _measure(weighted, report, size, where, batch=batch, rounds=rounds, warmup=warmup, runtime=runtime)
-    made = dict(zip(loaded, ([report] for report in fresh), strict=True)) | written
-    reports = [report for number in range(len(chosen)) for report in made[number]]
+        try:
+            if world.main:
+                _warn_of_labels(work, limit)
+            described = environment(str(where))
+            for target in loaded.values():
+                costs = count_costs(target, size, counter=counter, batch=batch) if world.main else None
+                costs = costs if per_layer or costs is None else costs.without_layers()
+                fresh.append(Report(target.describe(), described, world.broadcast(cast(Costs, costs))))
+            evaluate_targets(list(loaded.values()), work, fresh, world, scoring, folder, unfinished, progress)
+            for number, target, report in zip(loaded, loaded.values(), fresh, strict=True):
+                if latency and world.main:
+                    weighted = target
+                    if target.checkpoint is None:
+                        weighted = load_target(chosen[number], **building, device="cpu")
+                    timing: dict[str, Any] = {"batch": batch, "rounds": rounds, "warmup": warmup, "runtime": runtime}
+                    _measure(weighted, report, size, where, unfinished, **timing)
+        except BaseException as error:
+            if world.main and on_incomplete is not None and any(each.datasets or each.latency for each in fresh):
+                _mark_incomplete(fresh, work, error, latency=latency)
+                on_incomplete(in_order())
+            raise
+    if world.main and not any(report.failed for report in fresh):
+        unfinished.remove()
+    reports = in_order()
     return reports if several or len(reports) > 1 else reports[0]
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """Options of the evaluation; fields as the arguments of `bench`.
-
-    Attributes:
-        inference: How images are scored, if their size was asked for.
-        keep_size: If True, images are scored at the size published for their data instead.
-        tolerant: If True, a dataset that fails does not stop the others.
-    """
-
-    vocabulary: Vocabulary | None
-    names: str
-    inference: Inference
-    keep_size: bool
-    denominator: str
-    panoptic: bool
-    limit: int | None
-    show: int
-    tolerant: bool
-
-    def __post_init__(self) -> None:
-        check_names(self.names)
-        if self.denominator not in DENOMINATORS:
-            raise InputError(f"`denominator={self.denominator}`: unknown; use {' or '.join(DENOMINATORS)}")
-        if self.panoptic and (self.inference.window or self.inference.flip):
-            raise InputError("`panoptic=True`: is of whole images as they are; leave out `window` and `flip`")
-
-    def inference_on(self, dataset: Dataset) -> Inference:
-        """Return how images of a dataset are scored."""
-        if not self.keep_size:
-            return self.inference
-        published, own = published_inference(dataset), self.inference
-        return replace(published, window=own.window, stride=own.stride, flip=own.flip)
-
-    def vocabulary_on(self, dataset: Dataset) -> Vocabulary:
-        """Return the class names that a dataset is evaluated with."""
-        if self.vocabulary is None:
-            return dataset.vocabulary
-        if len(self.vocabulary) != len(dataset.vocabulary):
-            raise MismatchError(
-                f"`vocabulary={self.vocabulary.name}`: has {len(self.vocabulary)} classes, {dataset.name} has "
-                f"{len(dataset.vocabulary)}; name them all, in the order of the data"
-            )
-        return self.vocabulary
+def _mark_incomplete(
+    reports: Sequence[Report], work: Sequence[Mapping[str, Dataset]], error: BaseException, *, latency: bool
+) -> None:
+    """Note in the reports what is missing, and why."""
+    reason = "interrupted" if not isinstance(error, Exception) else str(error) or type(error).__name__
+    for report, own in zip(reports, work, strict=False):
+        missing = [name for name in own if name not in report.datasets and name not in report.failed]
+        missing += ["latency"] if latency and report.latency is None else []
+        report.incomplete = dict.fromkeys(missing, reason)
 
 
 def _default_target() -> str:
@@ -259,7 +241,7 @@ def _load(
 
 
 def _open_datasets(
-    loaded: Mapping[int, Target], specs: Sequence[str | Dataset], scoring: _Scoring, data_root: Path | str | None
+    loaded: Mapping[int, Target], specs: Sequence[str | Dataset], scoring: Scoring, data_root: Path | str | None
 ) -> list[dict[str, Dataset]]:
     """Open, for each target, the data to evaluate it on, by the name that reports give it."""
     opened: dict[tuple[str, int | None], Dataset] = {}
@@ -325,7 +307,7 @@ def _find_published(data_root: Path | str | None) -> list[str]:
     return found
 
 
-def _first_size(work: Sequence[Mapping[str, Dataset]], scoring: _Scoring) -> tuple[int, int] | None:
+def _first_size(work: Sequence[Mapping[str, Dataset]], scoring: Scoring) -> tuple[int, int] | None:
     """Return the size of the first image to evaluate; if datasets may fail, of the first that can be read."""
     for dataset in (dataset for own in work for dataset in own.values() if len(dataset)):
         try:
@@ -338,99 +320,12 @@ def _first_size(work: Sequence[Mapping[str, Dataset]], scoring: _Scoring) -> tup
     return None
 
 
-def _evaluate(
-    targets: Sequence[Target],
-    work: Sequence[Mapping[str, Dataset]],
-    reports: Sequence[Report],
-    world: World,
-    scoring: _Scoring,
-    folder: Path | None,
-    progress: ProgressCallback | None,
-) -> None:
-    """Evaluate targets on their datasets, fill in the reports, and write pages of pictures into `folder`.
-
-    A dataset that fails is evaluated for no later target; all its targets have the reason as `failed`.
-    """
-    from ovstrans.reports.pages import Pages
-
-    pages, failed = Pages(), dict[str, str]()
-    titles = shorten_names([target.name for target in targets])
-    for target, title, own, report in zip(targets, titles, work, reports, strict=True):
-        if own:
-            target.module.to(world.device)
-        for name, dataset in own.items():
-            if name not in failed:
-                try:
-                    result, predictions = _evaluate_on(dataset, target, world, scoring, progress, f"{title} on {name}")
-                except InputError as error:  # on every rank, or on none
-                    if not scoring.tolerant:
-                        raise
-                    failed[name] = original_message(error)
-                else:
-                    report.datasets[name] = result
-                    pages.add(name, dataset, title, result, predictions)
-            if name in failed:
-                report.failed[name] = failed[name]
-        if own:
-            target.module.to("cpu")
-    if world.main and folder is not None and scoring.show:
-        for path in pages.save(folder):
-            logger.info("wrote %s", path)
-
-
-def _evaluate_on(
-    dataset: Dataset,
-    target: Target,
-    world: World,
-    scoring: _Scoring,
-    progress: ProgressCallback | None,
-    title: str,
-) -> tuple[DatasetResult, dict[int, Tensor]]:
-    """Evaluate a target on a dataset.
-
-    Returns:
-        The metrics, and the predicted classes [H, W] of the images to show by their index.
-    """
-    from ovstrans.datasets.drawing import choose_evenly
-
-    assert target.checkpoint is not None
-    total = len(dataset) if scoring.limit is None else min(scoring.limit, len(dataset))
-    shown, predictions = choose_evenly(total, scoring.show), dict[int, Tensor]()
-
-    def keep(index: int, _sample: Sample, prediction: Tensor) -> None:
-        if index in shown:
-            predictions[index] = prediction
-
-    result = evaluate(
-        target.module,
-        dataset,
-        classifier_for(target.checkpoint, scoring.vocabulary_on(dataset), scoring.names).to(world.device),
-        device=world.device,
-        inference=scoring.inference_on(dataset),
-        limit=scoring.limit,
-        denominator=scoring.denominator,
-        panoptic=scoring.panoptic,
-        on_image=keep,
-        progress=progress,
-        task=f"evaluate {title}",
-    )
-    return result, _gather(predictions)
-
-
-def _gather(predictions: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Merge the predictions of all ranks."""
-    parts: list[Any] = [None] * rank_and_world()[1]
-    if len(parts) == 1:
-        return predictions
-    torch.distributed.all_gather_object(parts, predictions)
-    return {index: prediction for part in parts for index, prediction in part.items()}
-
-
 def _measure(
     target: Target,
     report: Report,
     image_size: tuple[int, int],
     device: torch.device,
+    unfinished: UnfinishedWork,
     *,
     batch: int,
     rounds: int,
@@ -440,6 +335,13 @@ def _measure(
     """Measure the latency of a target that has weights, and fill it in."""
     from ovstrans.costs.latency import measure_latency
 
+    key: dict[str, Any] = {}
+    if unfinished.folder is not None:
+        key = {"target": hash_weights(target), "size": list(image_size), "device": str(device), "batch": batch}
+        key |= {"rounds": rounds, "warmup": warmup, "runtime": runtime, "version": __version__}
+        report.latency = unfinished.load_latency(key)
+        if report.latency is not None:
+            return
     logger.info("measure %s: %d rounds", target.name, rounds)
     report.latency = measure_latency(
         target.module,
@@ -456,3 +358,4 @@ def _measure(
     load, cores = report.latency.load or 0.0, os.cpu_count() or 1
     if load > cores:
         logger.warning("%s: timed while others kept the machine busy (load %.1f on %d cores)", target.name, load, cores)
+    unfinished.keep_latency(key, report.latency)

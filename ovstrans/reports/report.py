@@ -15,6 +15,7 @@ A report file is plain JSON:
                   run: the whole run (see `costs.training_run`), or null without a recipe},
      "datasets": {"scenes:val": the metrics (see `evaluation.evaluate`)},
      "failed": {"camvid:val": why it could not be evaluated}, only if one of several datasets failed,
+     "incomplete": {"scenes:val" or "latency": why it is missing}, only if the work ended early,
      "latency": time, memory and energy (see `costs.latency`), only if it was asked for}
 
 Several reports in one file are {"schema": "ovstrans.reports/1", "reports": [...]}.
@@ -50,6 +51,7 @@ class Report:
         costs: Parameters, and MACs of inference and training.
         datasets: Name of a dataset, such as "scenes:val", to the metrics on it.
         failed: Name of a dataset that could not be evaluated to the reason.
+        incomplete: Name of a dataset that was not evaluated since the work ended early, or "latency", to the reason.
         latency: Measured time, memory and energy; None if they were not asked for.
     """
 
@@ -59,6 +61,7 @@ class Report:
     datasets: dict[str, DatasetResult] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     latency: Latency | None = None
+    incomplete: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -93,6 +96,8 @@ class Report:
         }
         if self.failed:
             report["failed"] = dict(self.failed)
+        if self.incomplete:
+            report["incomplete"] = dict(self.incomplete)
         if self.latency is not None:
             report["latency"] = self.latency.to_json()
         return report
@@ -118,6 +123,7 @@ class Report:
                 {name: DatasetResult.from_json(entry) for name, entry in value["datasets"].items()},
                 dict(value.get("failed", {})),
                 None if latency is None else Latency.from_json(latency),
+                dict(value.get("incomplete", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"not an intact report ({type(error).__name__}: {error})") from error
@@ -143,6 +149,7 @@ class Report:
         lines = [f"Report of {self.name}", f"  {self.params}", f"  {self.flops}"]
         lines += [f"  {name}: {result}" for name, result in self.datasets.items()]
         lines += [f"  {name}: failed, {reason}" for name, reason in self.failed.items()]
+        lines += [f"  {name}: incomplete, {reason}" for name, reason in self.incomplete.items()]
         lines += [] if self.latency is None else [f"  {self.latency}"]
         return "\n".join(lines)
 

@@ -9,7 +9,6 @@ Shapes: `H W` image.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | Checkpoint
 """A run folder or checkpoint file, by its path; a run; a checkpoint."""
-
-_CHUNK = 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +134,7 @@ class Segmenter:
     @cached_property
     def sha256(self) -> str:
         """Hash of the checkpoint's file; of the weights if it is from no file."""
-        return _hash_file(self.path) if self.path else weights_sha256(self.framework.state_dict())
+        return files.hash_file(self.path) if self.path else weights_sha256(self.framework.state_dict())
 
     def segment(
         self,
@@ -335,12 +332,3 @@ def _read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: not a checkpoint{kind and f', it holds: {kind}'}; give a run of `ovstrans finetune`, or the "
             "checkpoint in it"
         ) from error
-
-
-def _hash_file(path: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from PIL import Image
 from ovstrans.cli import main
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.evaluation.inference import Inference
-from ovstrans.reports import bench as reports_bench
+from ovstrans.reports import evaluations
 from ovstrans.vocabulary.catalog import load_published_vocabulary
 from tests.cli.test_bench import write_run
 from tests.datasets.test_label_counts import put_masks
@@ -83,7 +83,7 @@ def test_published_sizes_hold_unless_others_are_asked_for() -> None:
         published_size = (800, 1333)
 
     def scored(short_side: int | None = None, long_side: int | None = None, **asked: Any) -> Inference:
-        scoring = reports_bench._Scoring(
+        scoring = evaluations.Scoring(
             vocabulary=None,
             names="auto",
             inference=Inference(short_side or None, long_side, **asked),
@@ -114,8 +114,8 @@ def test_other_words_for_the_classes_of_the_data() -> None:
 
 def test_names_of_the_authors_are_embedded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    plain = reports_bench.classifier_for
-    monkeypatch.setattr(reports_bench, "classifier_for", lambda *given: (asked.append(given[2]), plain(*given))[1])
+    plain = evaluations.classifier_for
+    monkeypatch.setattr(evaluations, "classifier_for", lambda *given: (asked.append(given[2]), plain(*given))[1])
     entry("--names", "joined")
     assert asked == ["joined"]
 
@@ -255,7 +255,7 @@ def test_two_processes_count_what_one_does() -> None:
     arguments = ("bench", "a", "--limit", "3", "--show", "3", "--device", "cpu", "--json", "both.json")
     done = torchrun(*arguments, "--pictures", "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("mIoU %") <= 1 and done.stdout.count("total params") == 1
+    assert done.stdout.count("scenes:val mIoU") == done.stdout.count("trainable params") == 1
     status, alone = run("a", "--limit", "3", "--show", "3", "--pictures", "one")
     assert status == 0
     assert json.loads(Path("both.json").read_text())["datasets"] == alone["datasets"]
@@ -279,7 +279,7 @@ def test_two_processes_agree_on_a_fault_and_go_on() -> None:
 
 def test_predictions_of_one_process_are_those_it_made() -> None:
     predictions = {3: torch.zeros(1, 1)}
-    assert reports_bench._gather(predictions) == predictions
+    assert evaluations._gather(predictions) == predictions
 
 
 @pytest.mark.parametrize(
@@ -303,3 +303,142 @@ def test_what_makes_scores_say_little_is_named(
     if classes == '"polyp"':
         assert report["datasets"]["polyps:val"]["mIoU"] == pytest.approx(100)
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+DATA = ("--data", "scenes:val", "--data", "scenes-shift:val", "--limit", "2", "--show", "2")
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> list[str]:
+    """Raise an error in place of the evaluation `number` (from 0); return the list of the tasks begun."""
+    begun: list[str] = []
+    plain = evaluations.evaluate
+
+    def evaluate(*given: Any, **options: Any) -> Any:
+        begun.append(options["task"])
+        if len(begun) == number + 1:
+            raise error
+        return plain(*given, **options)
+
+    monkeypatch.setattr(evaluations, "evaluate", evaluate)
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (main._Terminated(), 143, "interrupted"),
+        (RuntimeError("CUDA out of memory"), 1, "CUDA out of memory"),
+    ],
+    ids=["SIGINT", "SIGTERM", "a crash"],
+)
+def test_what_is_finished_is_shown_and_resume_goes_on_after_it(
+    error: BaseException,
+    status: int,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_run(Path("b"), density=0.1)
+    assert run("a", "b", *DATA, "--pictures", "whole") == (0, whole := json.loads(Path("report.json").read_text()))
+    assert not Path("ovstrans-out/bench-unfinished").exists()  # nothing is left of a bench that is done
+    with monkeypatch.context() as patch:
+        begun = interrupt_at(patch, 3, error)
+        capsys.readouterr()
+        found, report = run("a", "b", *DATA, "--pictures", "parts")
+    assert found == status and len(begun) == 4
+    first, second = report["reports"]
+    assert first == whole["reports"][0] and "incomplete" not in first
+    assert set(second["datasets"]) == {"scenes:val"} and second["incomplete"] == {"scenes-shift:val": reason}
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "scenes:val mIoU" in shown and "incomplete: b lacks scenes-shift:val" in shown
+    assert len(list(Path("ovstrans-out/bench-unfinished").iterdir())) == 3
+
+    begun = interrupt_at(monkeypatch, 9, error)
+    assert run("a", "b", *DATA, "--pictures", "parts", "--resume") == (0, whole)
+    assert begun == ["evaluate b on scenes-shift:val"]
+    assert not Path("ovstrans-out/bench-unfinished").exists()
+    for page in Path("whole").iterdir():  # with the predictions of before the interrupt
+        with Image.open(page) as ours, Image.open(Path("parts") / page.name) as theirs:
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def test_an_interrupt_before_anything_is_finished_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(monkeypatch, 0, KeyboardInterrupt())
+    assert run("a", *DATA) == (130, {})
+    assert capsys.readouterr().out == "" and not Path("ovstrans-out/bench-unfinished").exists()
+
+
+@pytest.mark.parametrize("change", [("--flip",), ("--limit", "1"), ("--denominator", "union"), "checkpoint", "damage"])
+def test_resume_uses_only_what_was_made_alike(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, KeyboardInterrupt())
+        assert run("a", *DATA)[0] == 130
+    options: tuple[str, ...] = ()
+    if change == "checkpoint":
+        Path("a/checkpoint.safetensors").unlink()
+        Path("a").rmdir()
+        write_run(Path("a"), density=0.1)
+    elif change == "damage":
+        (kept,) = Path("ovstrans-out/bench-unfinished").iterdir()
+        kept.write_bytes(kept.read_bytes()[:-9])
+    else:
+        options = change
+    begun = interrupt_at(monkeypatch, 9, KeyboardInterrupt())
+    assert run("a", *DATA, *options, "--resume")[0] == 0
+    assert len(begun) == 2
+
+
+def test_without_resume_all_is_computed_anew_and_nothing_to_resume_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, KeyboardInterrupt())
+        run("a", *DATA)
+    begun = interrupt_at(monkeypatch, 9, KeyboardInterrupt())
+    assert run("a", *DATA)[0] == 0 and len(begun) == 2
+    assert run("a", *DATA, "--resume")[0] == 0 and len(begun) == 4
+
+
+def test_a_killed_bench_goes_on_after_what_it_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL leaves no time to write anything: what is finished is on disk already."""
+    script = (
+        "import os, signal, sys; from ovstrans.reports import evaluations; from ovstrans.cli import main\n"
+        "plain, begun = evaluations.evaluate, []\n"
+        "def evaluate(*given, **options):\n"
+        "    begun.append(1)\n"
+        "    if len(begun) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return plain(*given, **options)\n"
+        "evaluations.evaluate = evaluate\n"
+        "main.run(sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "bench", "a", *DATA, "--device", "cpu"], check=False)
+    assert done.returncode == -9
+    begun = interrupt_at(monkeypatch, 9, KeyboardInterrupt())
+    status, report = run("a", *DATA, "--resume")
+    assert status == 0 and len(begun) == 1 and len(report["datasets"]) == 2
+
+
+def test_figures_without_pictures_where_no_picture_can_be_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("ovstrans-out").write_text("a file where the folder of outputs would be")
+    assert main.run(["bench", "a", "--limit", "1", "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    assert (
+        "scenes:val mIoU" in shown.out and "no pictures: ovstrans-out/bench: ovstrans-out is not a folder" in shown.err
+    )
+    assert main.run(["bench", "a", "--limit", "1", "--pictures", "ovstrans-out/here", "--device", "cpu"]) == 2
+    assert main.run(["bench", "a", "--limit", "1", "--plot", "--device", "cpu"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("error: ") == 2 and "evaluate" not in shown.err  # before the work
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ovstrans.reports.pages.save_page", full)
+    status, report = run("a", "--limit", "1", "--pictures", "pages")  # and if the disk is full only then
+    assert status == 0 and "scenes:val" in report["datasets"]
+    assert "pictures left out: [Errno 28] No space left" in capsys.readouterr().err
