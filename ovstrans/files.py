@@ -185,7 +185,7 @@ def read_json(path: Path | str, schema: str | None = None) -> Any:
     """
     path = existing_file(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
     if schema is not None:

@@ -107,8 +107,7 @@ def _verdict(report: Path) -> str:
 
 def _contents(out: Path) -> list[tuple[str, str]]:
     """Return paths of the main results and what each is."""
-    pictures = sorted((out / "pictures").glob("*.png"))
-    page = next((picture for picture in pictures if "confusion" not in picture.name), out / "pictures")
+    page = out / "pictures" / "scenes-test.png"
     return [
         (str(out / "imp.safetensors"), "the mask: one bit per weight, for any framework"),
         (str(out / "imp.png"), "density of every layer"),

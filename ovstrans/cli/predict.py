@@ -132,15 +132,13 @@ def show(predictions: Predictions) -> None:
 
     images, names = predictions.images, predictions.vocabulary.names
     pixels = sum(image.size[0] * image.size[1] for image in images)
-    total: dict[int, list[float]] = {}
+    total: dict[int, list[float]] = {index: [0, 0.0] for index in range(len(names))}
     for image in images:
         for found in image.classes:
-            entry = total.setdefault(found.index, [0, 0.0])
+            entry = total[found.index]
             entry[0] += 1
             entry[1] += found.share * image.size[0] * image.size[1]
     counts = _sum_counts(predictions)
-    for name in (name for count in counts.values() for name in count):
-        total.setdefault(names.index(name), [0, 0.0])
     order = sorted(total, key=lambda index: (-total[index][1], index))
     rows = [
         [
@@ -152,7 +150,10 @@ def show(predictions: Predictions) -> None:
         ]
         for index in order[:_SHOWN]
     ]
-    more = f"; {len(order) - _SHOWN} classes more" if len(order) > _SHOWN else ""
+    more = ""
+    if len(order) > _SHOWN:
+        absent = sum(not total[index][0] for index in order[_SHOWN:])
+        more = f"; {common.counted(len(order) - _SHOWN, 'more class', 'more classes')}, {absent} of them in no image"
     number = common.counted(len(images), "image")
     caption = f"{number} in {predictions.seconds:.1f} s, written to {predictions.out}{more}"
     console.table("predict", ["class", "index", "images", "pixels %", *counts], rows, caption=caption)

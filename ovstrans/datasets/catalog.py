@@ -31,7 +31,7 @@ from ovstrans.errors import InputError, did_you_mean
 from ovstrans.vocabulary.catalog import list_published_vocabularies, load_published_vocabulary, load_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
-VOCABULARY_SUFFIXES = (".txt", ".toml")
+VOCABULARY_SUFFIXES = (".txt", ".toml", ".json", ".csv", ".tsv")
 """Suffixes of vocabulary files."""
 
 GENERATED: Mapping[str, Mapping[str, Any]] = {
@@ -103,13 +103,14 @@ def find_vocabulary(spec: str) -> Vocabulary:
     published = lookup_published(spec)
     if published is not None:
         return load_published_vocabulary(published[0].vocabulary)
-    if spec in list_published_vocabularies() or Path(spec).suffix in VOCABULARY_SUFFIXES:
+    is_file = Path(spec).suffix.lower() in VOCABULARY_SUFFIXES or Path(spec).is_file()
+    if spec in list_published_vocabularies() or is_file:
         return load_vocabulary(spec)
     known = list(dict.fromkeys([*DATASETS, *list_published_vocabularies()]))
     hint = did_you_mean(name, [*known, *ALIASES])
     if Path(spec).is_dir():
         hint = f"did you mean 'folder:{spec}'? "
-    suffixes = " and ".join(VOCABULARY_SUFFIXES)
+    suffixes = ", ".join(VOCABULARY_SUFFIXES)
     raise InputError(
         f"{spec!r}: no such dataset or vocabulary; {hint}known are {', '.join(known)}, and files that end in {suffixes}"
     )

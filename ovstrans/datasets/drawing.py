@@ -6,16 +6,16 @@ Shapes: `H W` image, `K` classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
 from ovstrans.datasets.sample import Dataset, Sample
 from ovstrans.errors import InputError
+from ovstrans.figures import draw_text, drawable_names, measure_text
 from ovstrans.files import atomic_path
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -82,13 +82,12 @@ def draw_legend(
     """
     scale = text / TEXT
     swatch, line = round(_SWATCH * scale), round(_LINE * scale)
-    font, palette = load_font(text), vocabulary.palette()
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    palette, names = vocabulary.palette(), drawable_names(vocabulary.names)
     starred = any(index in vocabulary.novel for index, _ in entries)
     places, x, y = [], 0, 0
     for index, note in entries:
-        name = vocabulary.names[index] + ("*" if index in vocabulary.novel else "")
-        named, noted = (int(measure.textlength(part, font=font)) for part in (name, f" {note}" if note else ""))
+        name = names[index] + ("*" if index in vocabulary.novel else "")
+        named, noted = (int(measure_text(part, text)) for part in (name, f" {note}" if note else ""))
         needed = swatch + round(7 * scale) + named + noted + round(18 * scale)
         if x and x + needed - round(18 * scale) > width:
             x, y = 0, y + line
@@ -101,12 +100,12 @@ def draw_legend(
         top = y + round(6 * scale)
         middle, left = top + swatch / 2, x + swatch + round(7 * scale)
         draw.rounded_rectangle((x, top, x + swatch, top + swatch), round(3 * scale), fill=color)
-        draw.text((left, middle), name, font=font, fill=INK, anchor="lm")
+        draw_text(draw, (left, middle), name, text, fill=INK, anchor="lm")
         if note:
-            draw.text((left + named, middle), f" {note}", font=font, fill=FADED, anchor="lm")
+            draw_text(draw, (left + named, middle), f" {note}", text, fill=FADED, anchor="lm")
     if starred:
         words = "* novel: never labelled in training"
-        draw.text((0, lines + line / 2), words, font=font, fill=FADED, anchor="lm")
+        draw_text(draw, (0, lines + line / 2), words, text, fill=FADED, anchor="lm")
     return picture
 
 
@@ -116,21 +115,9 @@ def resize_photo(image: Tensor, size: tuple[int, int]) -> Image.Image:
     return pixels if pixels.size == size else pixels.resize(size, Image.Resampling.BICUBIC)
 
 
-@lru_cache(maxsize=32)
-def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return DejaVu Sans, which comes with matplotlib and covers most scripts; pillow's own font if it is missing."""
-    from matplotlib import get_data_path
-
-    file = Path(get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-    try:
-        return ImageFont.truetype(str(file), size)
-    except OSError:
-        return ImageFont.load_default(size)
-
-
 def _draw_names(picture: Image.Image, values: np.ndarray, vocabulary: Vocabulary, ignore: int, text: int) -> None:
     """Write each class name into the middle of its largest connected piece, if it fits there."""
-    draw, font = ImageDraw.Draw(picture), load_font(text)
+    draw, names = ImageDraw.Draw(picture), drawable_names(vocabulary.names)
     step = max(1, min(values.shape) // _NAMING_SIDE)  # the place of a name need not be exact to the pixel
     values = np.ascontiguousarray(values[::step, ::step])
     scale = picture.width / values.shape[1]
@@ -148,10 +135,10 @@ def _draw_names(picture: Image.Image, values: np.ndarray, vocabulary: Vocabulary
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         radius = float(depth[row, column]) * scale
         if radius >= _LEAST_RADIUS * text:
-            found.append((radius, (column - 0.5) * scale, (row - 0.5) * scale, vocabulary.names[index]))
+            found.append((radius, (column - 0.5) * scale, (row - 0.5) * scale, names[index]))
     stroke = max(2, round(2 * text / TEXT))
     for _, x, y, name in sorted(found, reverse=True):
-        half = draw.textlength(name, font=font) / 2 + stroke
+        half = measure_text(name, text) / 2 + stroke
         if 2 * half > picture.width:
             continue
         x = min(max(x, half), picture.width - half)
@@ -161,7 +148,7 @@ def _draw_names(picture: Image.Image, values: np.ndarray, vocabulary: Vocabulary
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
         taken.append(box)
-        draw.text((x, y), name, font=font, fill=PAPER, anchor="mm", stroke_width=stroke, stroke_fill=(0, 0, 0))
+        draw_text(draw, (x, y), name, text, fill=PAPER, anchor="mm", stroke_width=stroke, stroke_fill=(0, 0, 0))
 
 
 def _draw_outlines(picture: Image.Image, scaled: np.ndarray) -> None:
@@ -226,7 +213,7 @@ def draw_contact_sheet(samples: Iterable[Sample], dataset: Dataset, *, title: st
     heights = [max(cell.height for cell in row) + _GAP for row in rows]
     page = Image.new("RGB", (width, top + sum(heights) + legend.height + _MARGIN), PAPER)
     if title:
-        ImageDraw.Draw(page).text((_MARGIN, _MARGIN), title, font=load_font(_TITLE, bold=True), fill=INK)
+        draw_text(ImageDraw.Draw(page), (_MARGIN, _MARGIN), title, _TITLE, bold=True, fill=INK)
     for row, height in zip(rows, heights, strict=True):
         for place, cell in enumerate(row):
             page.paste(cell, (_MARGIN + place * (_CELL + _GAP), top))
@@ -260,8 +247,8 @@ def _draw_cell(sample: Sample, dataset: Dataset) -> Image.Image:
     cell = Image.new("RGB", (_CELL, len(parts) * (height + 3) + _NOTE + 8), PAPER)
     for place, part in enumerate(parts):
         cell.paste(part, ((_CELL - size[0]) // 2, place * (height + 3)))
-    draw, font, name = ImageDraw.Draw(cell), load_font(_NOTE), sample.name
-    while len(name) > 1 and draw.textlength(name, font=font) > _CELL:
+    name = sample.name
+    while len(name) > 1 and measure_text(name, _NOTE) > _CELL:
         name = "…" + name[2:]
-    draw.text((0, cell.height - _NOTE - 5), name, font=font, fill=FADED)
+    draw_text(ImageDraw.Draw(cell), (0, cell.height - _NOTE - 5), name, _NOTE, fill=FADED)
     return cell

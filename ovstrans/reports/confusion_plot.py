@@ -15,7 +15,17 @@ from torch import Tensor
 
 from ovstrans.errors import InputError
 from ovstrans.evaluation.metrics import ConfusionMatrix
-from ovstrans.figures import GREY, INK, RED, new_figure, picture_path, save_figure, tidy
+from ovstrans.figures import (
+    GREY,
+    INK,
+    RED,
+    drawable_names,
+    new_figure,
+    picture_path,
+    save_figure,
+    text_columns,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,11 +77,14 @@ def worst_mistakes(confusion: ConfusionMatrix | Tensor, limit: int) -> list[Mist
 
 
 def save_confusion(
-    path: Path | str, confusion: ConfusionMatrix | Tensor, names: Sequence[str], *, title: str = ""
+    path: Path | str, confusion: ConfusionMatrix | Tensor, names: Sequence[str], *, title: str = "", source: str = ""
 ) -> Path:
-    """Write the heat map as PNG, PDF or SVG by the suffix, atomically; see `draw_confusion`. Return the path."""
+    """Write the heat map as PNG, PDF or SVG by the suffix, atomically; see `draw_confusion`. Return the path.
+
+    `source` is recorded in a PNG.
+    """
     picture_path(path)
-    return save_figure(draw_confusion(confusion, names, title=title), path)
+    return save_figure(draw_confusion(confusion, names, title=title), path, source=source)
 
 
 def draw_confusion(confusion: ConfusionMatrix | Tensor, names: Sequence[str], *, title: str = "") -> Figure:
@@ -92,11 +105,11 @@ def draw_confusion(confusion: ConfusionMatrix | Tensor, names: Sequence[str], *,
     counts = _counts(confusion)
     if len(names) != len(counts):
         raise InputError(f"{len(names)} names for a confusion matrix of {len(counts)} classes; give one a class")
-    short = [_shortened(name) for name in names]
+    short = [_shortened(name) for name in drawable_names(tuple(names))]
     side = min(max(_SMALLEST, _CELL * len(counts)), _LARGEST)
     points = min(_NAME_POINTS, 0.85 * side * _POINTS / len(counts))
     named = points >= _LEAST_NAME_POINTS
-    margin = 0.6 + (max(map(len, short)) * points * 0.6 / _POINTS if named else 0.0)
+    margin = 0.6 + (max(map(text_columns, short)) * points * 0.6 / _POINTS if named else 0.0)
     listing = 4.8
     height = max(side + margin + 0.5, _LINE * _LISTED + 1.0)
     mistakes = worst_mistakes(confusion, int((height - 1.0) / _LINE))
@@ -191,4 +204,8 @@ def _counts(confusion: ConfusionMatrix | Tensor) -> np.ndarray:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= _LETTERS else name[: _LETTERS - 1].rstrip(" ,") + "…"
+    if text_columns(name) <= _LETTERS:
+        return name
+    while text_columns(name) > _LETTERS - 1:
+        name = name[:-1]
+    return name.rstrip(" ,") + "…"

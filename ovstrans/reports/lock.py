@@ -407,7 +407,11 @@ def _is_called(spec: TargetSpec, name: str) -> bool:
 
 def _is_path(name: str) -> bool:
     path = Path(name)
-    return path.exists() or len(path.parts) > 1 or path.suffix in (".toml", ".txt", ".safetensors")
+    return (
+        path.exists()
+        or len(path.parts) > 1
+        or path.suffix in (".toml", ".txt", ".json", ".csv", ".tsv", ".safetensors")
+    )
 
 
 def _parse_entry(value: Mapping[str, Any], folder: Path) -> LockEntry:

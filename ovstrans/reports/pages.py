@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ovstrans.datasets.drawing import (
@@ -27,10 +28,10 @@ from ovstrans.datasets.drawing import (
     TEXT,
     draw_legend,
     draw_overlay,
-    load_font,
     resize_photo,
 )
 from ovstrans.errors import InputError
+from ovstrans.figures import draw_text
 from ovstrans.files import atomic_path
 from ovstrans.reports.confusion_plot import save_confusion
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from ovstrans.evaluation.evaluate import DatasetResult
     from ovstrans.evaluation.metrics import ConfusionMatrix
 
+SOURCE = "ovstrans bench"
+"""Source that the PNG files record. A file that records it is replaced, or deleted, when its folder is renewed."""
 PAGE_ROWS = 8
 """Largest number of images on a page."""
 
@@ -102,11 +105,14 @@ class Pages:
         """Write the pictures of each dataset into a folder.
 
         They are `NAME.png`, `NAME-2.png` and so on if one page has no room for all images, and `NAME-confusion.png`, or
-        `NAME-confusion-TITLE.png` for each of several targets.
+        `NAME-confusion-TITLE.png` for each of several targets. Pictures of an earlier `bench` in the folder are deleted
+        first; other files stay.
 
         Yields:
             The path of each file, once it is written.
         """
+        if self._parts:
+            _delete_pictures(folder)
         used: list[str] = []
         for part in self._parts.values():
             indices = sorted(part.predictions)
@@ -127,7 +133,7 @@ class Pages:
                 suffix = f"-{_file_name(target)}" if len(part.confusions) > 1 else ""
                 path = folder / f"{stem}-confusion{suffix}.png"
                 names = part.dataset.vocabulary.names
-                yield save_confusion(path, confusion, names, title=f"{target} on {part.name}")
+                yield save_confusion(path, confusion, names, title=f"{target} on {part.name}", source=SOURCE)
 
 
 def save_page(
@@ -142,8 +148,26 @@ def save_page(
     """Write a page as a PNG file, atomically; arguments as of `draw_page`. Return the path."""
     picture = draw_page(rows, vocabulary, title=title, ignore=ignore, cell_height=cell_height)
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG", compress_level=_COMPRESSION)
+        picture.save(temporary, format="PNG", compress_level=_COMPRESSION, pnginfo=_source_info())
     return Path(path)
+
+
+def _source_info() -> PngInfo:
+    info = PngInfo()
+    info.add_text("Source", SOURCE)
+    return info
+
+
+def _delete_pictures(folder: Path) -> None:
+    """Delete the pictures in a folder that an earlier `bench` drew; files of others have another source, or none."""
+    for path in sorted(folder.glob("*.png")):
+        try:
+            with Image.open(path) as picture:
+                ours = picture.info.get("Source") == SOURCE
+        except (OSError, ValueError):  # no picture
+            continue
+        if ours:
+            path.unlink()
 
 
 def draw_page(
@@ -180,16 +204,16 @@ def draw_page(
     page = Image.new("RGB", (width, body + len(rows) * (cell_height + below) + names.height + _MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     if title:
-        draw.text((_MARGIN, _MARGIN), title, font=load_font(_TITLE, bold=True), fill=INK)
+        draw_text(draw, (_MARGIN, _MARGIN), title, _TITLE, bold=True, fill=INK)
     lefts = [_MARGIN + sum(widths[:number]) + _GAP * number for number in range(len(widths))]
     for left, column in zip(lefts, titles, strict=True):
-        draw.text((left, top), column, font=load_font(_HEAD, bold=True), fill=INK)
+        draw_text(draw, (left, top), column, _HEAD, bold=True, fill=INK)
     for number, line in enumerate(cells):
         y = body + number * (cell_height + below)
         for column, picture, note in line:
             left = lefts[titles.index(column)]
             page.paste(picture, (left, y))
-            draw.text((left, y + picture.height + 3), note, font=load_font(TEXT), fill=FADED)
+            draw_text(draw, (left, y + picture.height + 3), note, TEXT, fill=FADED)
     page.paste(names, (_MARGIN, body + len(rows) * (cell_height + below)))
     return page
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ovstrans.figures import text_columns
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -76,7 +78,7 @@ def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
     ]
     taken = [aligned(x, y, (_MARK, _MARK), "center", "center") for x, y in spots]
     for label, (x, y) in zip(labels, spots, strict=True):
-        size = (_LETTER[0] * _FONT * len(label.text), _LETTER[1] * _FONT)
+        size = (_LETTER[0] * _FONT * text_columns(label.text), _LETTER[1] * _FONT)
         boxes = [aligned(x + dx, y + dy, size, across, along) for across, along, dx, dy in _PLACES]
         costs = [box.area - box.overlap(room) + sum(box.overlap(other) for other in taken) for box in boxes]
         order = (1, 0, 2, 3) if label.left else (0, 1, 2, 3)

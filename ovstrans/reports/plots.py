@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ovstrans.costs.flops import LayerMacs
 from ovstrans.costs.training_step import TrainingStep
 from ovstrans.figures import BLUE, COLORS, GREY, INK, ORANGE, SKY, new_figure, save_figure, tidy
+from ovstrans.reports.pages import SOURCE
 from ovstrans.reports.plot_labels import Label, place_labels
 from ovstrans.reports.report import Report, shorten_names
 
@@ -68,7 +69,8 @@ def plot_reports(
         logger.info("no mIoU to draw over MACs: name runs, checkpoints, or reports of some")
     if page is not None:
         return [save_figure(draw_page(parts), page)]
-    return [save_figure(part.figure(), Path(folder or ".") / f"{part.name}.png") for part in parts]
+    place = Path(folder or ".")
+    return [save_figure(part.figure(), place / f"{part.name}.png", source=SOURCE) for part in parts]
 
 
 def make_plots(reports: Sequence[Report]) -> list[Plot]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovstrans.datasets.catalog import find_vocabulary
 from ovstrans.errors import InputError, did_you_mean
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary, generate_colors
 
 ClassNames = str | Sequence[str]
 """Class names, separated by commas or in a list."""
 
 _NAMED = 6
+_COLORS = 48
+"""Number of colours that names choose from."""
 
 
 def choose_vocabulary(classes: ClassNames | None, vocabulary: Vocabulary | str | None) -> Vocabulary | None:
@@ -55,6 +58,29 @@ def parse_classes(classes: ClassNames) -> Vocabulary:
         if name.casefold() in (other.casefold() for other in names[: number - 1]):
             raise InputError(f"{given}: {name!r} is named twice; class names must differ")
     return Vocabulary.from_names("classes", names)
+
+
+def share_colors(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
+    """Give the classes of a vocabulary without colours those that they have in other pictures.
+
+    A class that the training knew by the same name has its colour of the training. The colour of another depends on its
+    name, so that it stays the same whatever classes stand beside it; where two would have one colour, the later takes
+    the next that is free.
+    """
+    if vocabulary.colors is not None or vocabulary is trained:
+        return vocabulary
+    of_training, palette = _index_by_name(trained), trained.palette().tolist()
+    known = [of_training.get(name.casefold()) for name in vocabulary.names]
+    colors: list[tuple[int, int, int] | None] = [None if index is None else tuple(palette[index]) for index in known]
+    choices = [tuple(color) for color in generate_colors(max(_COLORS, 2 * len(vocabulary))).tolist()]
+    taken = {color for color in colors if color is not None}
+    for number, name in enumerate(vocabulary.names):
+        if colors[number] is None:
+            start = int.from_bytes(hashlib.sha256(name.casefold().encode()).digest()[:4], "big") % _COLORS
+            free = next((color for color in choices[start:] + choices[:start] if color not in taken), choices[start])
+            colors[number] = free
+            taken.add(free)
+    return replace(vocabulary, colors=tuple(color for color in colors if color is not None))
 
 
 @dataclass(frozen=True)

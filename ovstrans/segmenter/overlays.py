@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ovstrans.datasets.drawing import IGNORED, PAPER, TEXT, draw_legend, draw_overlay
 from ovstrans.datasets.sample import Segment, get_ignore_label
+from ovstrans.figures import drawable_names
 from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.segmenter.coco import select_distinct
 from ovstrans.segmenter.label_maps import class_shares
@@ -137,9 +138,9 @@ def _draw_page(
 def _shade_segments(classes: Sequence[int], vocabulary: Vocabulary, notes: Sequence[str] = ()) -> Vocabulary:
     """Return a vocabulary with an entry for each segment: the name of its class and a note, and its shade."""
     palette, seen = vocabulary.palette().tolist(), Counter[int]()
-    names, colors = [], []
+    shown, names, colors = drawable_names(vocabulary.names), [], []
     for number, index in enumerate(classes):
-        names.append((" ".join([vocabulary.names[index], *notes[number : number + 1]]),))
+        names.append((" ".join([shown[index], *notes[number : number + 1]]),))
         colors.append(shade_color(palette[index], seen[index]))
         seen[index] += 1
     return Vocabulary("segments", tuple(names), colors=tuple(colors))

@@ -30,7 +30,14 @@ from ovstrans.evaluation.inference import Inference, Prediction, given_masks, pr
 from ovstrans.frameworks import registry
 from ovstrans.interop.describe import describe_tensors
 from ovstrans.runtime.choose import attach_runtime, check_runtime, choose_runtime
-from ovstrans.segmenter.classes import ClassNames, ThingClasses, choose_vocabulary, describe_unknown, find_things
+from ovstrans.segmenter.classes import (
+    ClassNames,
+    ThingClasses,
+    choose_vocabulary,
+    describe_unknown,
+    find_things,
+    share_colors,
+)
 from ovstrans.segmenter.inputs import ImageLike, MasksLike, to_masks, to_pixels
 from ovstrans.segmenter.options import SegmentationOptions, describe_fit, explain_memory_errors, fit_to_memory
 from ovstrans.segmenter.segmentation import Segmentation
@@ -261,7 +268,8 @@ class SegmentationTask:
         self._segmenter, self._options = segmenter, options
         self._noticed_size = False
         self.inference = options.inference_for(checkpoint)
-        self.vocabulary = checkpoint.vocabulary if vocabulary is None else vocabulary
+        trained = checkpoint.vocabulary
+        self.vocabulary = trained if vocabulary is None else share_colors(vocabulary, trained)
         if len(self.vocabulary) == 1:
             logger.info("only one class, so every pixel will be %r; name what else there is", self.vocabulary.names[0])
         self.things: ThingClasses = find_things(self.vocabulary, checkpoint.vocabulary, options.things)

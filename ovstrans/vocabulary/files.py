@@ -1,6 +1,6 @@
 """Vocabulary files.
 
-A vocabulary file is one of three:
+A vocabulary file is one of four:
 
 1. A text file with one class per line, synonyms separated by commas. `#` starts a comment.
 2. A text file in the format of OpenSeg (Ghiasi et al., ECCV 2022), which ODISE and FC-CLIP use too. Every line is
@@ -19,6 +19,7 @@ A vocabulary file is one of three:
        colors = [[70, 130, 180], ...]          # optional: one RGB colour per class
 
    `novel` and `things` name classes by their display name, which is the first synonym unless `display` is given.
+4. A JSON, CSV or TSV file, see `vocabulary.json_csv`; the `classes.json` of `ovstrans predict` is one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from ovstrans.errors import InputError, did_you_mean
-from ovstrans.files import existing_file, read_toml
+from ovstrans.files import existing_file, read_json, read_toml
+from ovstrans.vocabulary.json_csv import parse_csv, parse_json
 from ovstrans.vocabulary.vocabulary import Vocabulary, make_distinct_names, parse_color, split_synonyms
 
 VOCABULARY_KEYS = ("name", "classes", "plain", "display", "novel", "things", "templates", "colors")
@@ -44,7 +46,7 @@ _OPENSEG_LINE = re.compile(r"(\d+)\s*:(.*)")
 
 
 def read_vocabulary(path: Path | str) -> Vocabulary:
-    """Read a vocabulary file, `.toml` or text; see the module's documentation for the formats.
+    """Read a vocabulary file: `.toml`, `.json`, `.csv`, `.tsv`, or text; see the module's documentation.
 
     Classes of an OpenSeg file that share their first synonym get distinct display names.
 
@@ -52,13 +54,21 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
         InputError: The file is missing or not in one of the formats.
     """
     path = existing_file(path)
-    if path.suffix == ".toml":
+    suffix = path.suffix.lower()
+    if suffix == ".toml":
         return parse_vocabulary(read_toml(path), where=str(path), name=path.stem)
+    if suffix == ".json":
+        value = read_json(path)
+        with prefix_errors(path):
+            return parse_json(value, path.parent.name if path.stem == "classes" and path.parent.name else path.stem)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file; write one class per line") from error
-    entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
+    if suffix in (".csv", ".tsv"):
+        with prefix_errors(path):
+            return parse_csv(text, path.stem, delimiter="\t" if suffix == ".tsv" else ",")
+    entries = [entry for line in text.splitlines() if (entry := line.partition("#")[0].strip())]
     with prefix_errors(path):
         if not is_openseg(entries):
             return Vocabulary.from_names(path.stem, entries)

@@ -442,3 +442,16 @@ def test_figures_without_pictures_where_no_picture_can_be_written(
     status, report = run("a", "--limit", "1", "--pictures", "pages")  # and if the disk is full only then
     assert status == 0 and "scenes:val" in report["datasets"]
     assert "pictures left out: [Errno 28] No space left" in capsys.readouterr().err
+
+
+def test_old_pictures_of_other_targets_go_and_files_of_others_stay() -> None:
+    write_run(Path("b"), density=0.1)
+    assert run("a", "b", "--data", "scenes:test", "--limit", "1", "--show", "1")[0] == 0
+    folder = Path("ovstrans-out/bench")
+    Image.new("RGB", (4, 4)).save(folder / "mine.png")
+    assert run("a", "--data", "scenes-shift:val", "--limit", "1", "--show", "1", "--plot")[0] == 0
+    plots = {"miou.png", "layers.png", "training.png"}
+    pages = {"scenes-shift-val.png", "scenes-shift-val-confusion.png"}
+    assert {path.name for path in folder.iterdir()} == {"mine.png", *plots, *pages}
+    assert run("a", "--data", "scenes:test", "--limit", "1", "--show", "1")[0] == 0
+    assert {path.name for path in folder.iterdir()} == {"mine.png", "scenes-test.png", "scenes-test-confusion.png"}

@@ -323,3 +323,25 @@ def test_files_with_faults_of_every_kind_do_not_end_the_rest(capsys: pytest.Capt
     for name, error in failed.items():
         assert error.startswith(f"in/{name}: ") and "\n" not in error and error in " ".join(errors.split())
     assert "bug" not in errors
+
+
+def test_classes_without_a_pixel_are_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    draw("photo.png")
+    assert main.run(["predict", "run", "photo.png", "--classes", "road, [car], 路面", "--out", "seen", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("road", "[car]", "路面"))
+    assert main.run(["predict", "run", "photo.png", "--vocabulary", "ade20k-150", "--out", "two", "--quiet"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "130 more classes, " in shown and "of them in no image" in shown
+
+
+def test_the_classes_that_predict_wrote_are_a_vocabulary() -> None:
+    """Names, synonyms and colours come back, so that the same label maps are made."""
+    draw("photo.png")
+    status, first = run("run", "photo.png", "--classes", "road, a red car, 路面", "--out", "look")
+    assert status == 0
+    status, second = run("run", "photo.png", "--vocabulary", "look/classes.json", "--out", "again")
+    assert status == 0 and second["classes"] == first["classes"]
+    assert Path("look/labels/photo.png").read_bytes() == Path("again/labels/photo.png").read_bytes()
+    entries = [json.loads(Path(folder, "classes.json").read_text())["classes"] for folder in ("look", "again")]
+    assert entries[0] == entries[1]

@@ -106,3 +106,14 @@ def test_an_extreme_image_and_a_class_unknown_to_the_vocabulary_do_no_harm() -> 
 def test_a_page_needs_an_image() -> None:
     with pytest.raises(InputError, match="at least one image"):
         draw_page([], VOCABULARY)
+
+
+def test_a_renewed_folder_keeps_only_what_is_not_ours(tmp_path: Path) -> None:
+    """Pictures of an earlier bench go, whatever their names; pictures and files of others stay."""
+    save_page(tmp_path / "old-val.png", [row()], VOCABULARY)
+    save_page(tmp_path / "old-val-confusion-b.png", [row()], VOCABULARY)
+    Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
+    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("mine")
+    pictures._delete_pictures(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.png", "broken.png", "notes.txt"}

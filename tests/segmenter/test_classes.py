@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovstrans.errors import InputError
-from ovstrans.segmenter.classes import choose_vocabulary, describe_unknown, find_things, parse_classes
+from ovstrans.segmenter.classes import choose_vocabulary, describe_unknown, find_things, parse_classes, share_colors
 from ovstrans.vocabulary.catalog import load_published_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -78,3 +78,20 @@ def test_a_notice_names_the_classes_of_which_nothing_is_known() -> None:
     assert "'thing 5' and 3 more: not known whether countable; taken as stuff" in both and "as things" in both
     assert "stuff" not in describe_unknown(many, things, panoptic=False, instances=True)
     assert describe_unknown(many, find_things(many, many, "thing 1"), panoptic=True, instances=True) == ""
+
+
+def test_a_class_has_one_colour_in_every_picture() -> None:
+    """The training's where it knows the name, else one that depends on the name alone."""
+    trained = Vocabulary.from_names("t", ["sky", "car, automobile"], colors=((1, 2, 3), (4, 5, 6)))
+
+    def colors(*names: str) -> dict[str, tuple[int, ...]]:
+        shared = share_colors(vocabulary(*names), trained)
+        return {name: tuple(color) for name, color in zip(names, shared.palette().tolist(), strict=True)}
+
+    first, other = colors("road", "car", "a red bus"), colors("a red bus", "Automobile", "sky", "lamp", "road")
+    assert first["car"] == other["Automobile"] == (4, 5, 6) and other["sky"] == (1, 2, 3)
+    assert first["road"] == other["road"] and first["a red bus"] == other["a red bus"]
+    many = colors(*(f"thing {number}" for number in range(300)))
+    assert len(set(many.values())) == 300
+    own = load_published_vocabulary("cityscapes")
+    assert share_colors(own, trained) is own and share_colors(trained, trained) is trained
