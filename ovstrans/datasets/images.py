@@ -60,7 +60,10 @@ def read_image(path: Path | str, *, upright: bool = True) -> Tensor:
             floats beyond 0 to 1, or whole numbers of 32 bits or with a sign.
     """
     with open_picture(path) as picture:
-        return convert_picture(picture.image, upright=upright, where=str(path))
+        image = convert_picture(picture.image, upright=upright, where=str(path))
+        if picture.narrowed and int(image.max()) < _DARK * 256:
+            _warn_of_darkness(str(path), "the upper halves of its 16-bit channels are nearly empty")
+        return image
 
 
 def convert_picture(picture: Image.Image, *, upright: bool = True, where: str = "`image`") -> Tensor:
@@ -114,17 +117,21 @@ def _scale_wide(picture: Image.Image, source: Image.Image, where: str) -> np.nda
             f"{where}: an image of whole numbers of 32 bits or with a sign, from {values.min()} to {values.max()}, "
             "whose white is unknown; save it with 8 or 16 bits"
         )
-    folder = os.path.dirname(where)  # noqa: PTH120  # of a file, or "" of an image in memory
-    if 0 < values.max() < white * _DARK and folder not in _dark_folders:
-        _dark_folders.add(folder)  # its other images are likely to be alike
-        logger.warning(
-            "%s: reads as nearly black, since its largest value is %d of %d; scale the images of this folder to the "
-            "full range if they should not be",
-            where,
-            values.max(),
-            white,
-        )
+    if 0 < values.max() < white * _DARK:
+        _warn_of_darkness(where, f"its largest value is {values.max()} of {white}")
     return (values * 256 // (white + 1)).clip(0, 255).astype(np.uint8)
+
+
+def _warn_of_darkness(where: str, reason: str) -> None:
+    """Log that an image reads as nearly black; once for a folder, as its other images are likely to be alike."""
+    folder = os.path.dirname(where)  # noqa: PTH120  # "" of an image in memory
+    if folder not in _dark_folders:
+        _dark_folders.add(folder)
+        logger.warning(
+            "%s: reads as nearly black, since %s; scale this folder to the full range unless it is dark",
+            where,
+            reason,
+        )
 
 
 def read_label(path: Path | str) -> np.ndarray:

@@ -108,6 +108,15 @@ def test_an_image_that_uses_little_of_its_range_is_named_once_per_folder(
     assert "a.tif: reads as nearly black, since its largest value is 255 of 65535" in record.getMessage()
 
 
+def test_dark_colours_of_16_bits_are_named_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put_png(tmp_path / "x.png", 1, 1, struct.pack(">3H", 0, 128, 255), bits=16, color=2)
+    assert read_image(tmp_path / "x.png").flatten().tolist() == [0, 0, 0]
+    assert "x.png: reads as nearly black, since the upper halves of its 16-bit channels" in caplog.text
+    put_png(tmp_path / "bright/x.png", 1, 1, struct.pack(">3H", 0, 128, 65535), bits=16, color=2)
+    assert read_image(tmp_path / "bright/x.png").flatten().tolist() == [0, 0, 255]
+    assert "bright" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["png", "tif"])
 @pytest.mark.parametrize(
     ("bits", "rows", "values"),
