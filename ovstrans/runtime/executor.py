@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovstrans.clip.backbone import STAGES
 from ovstrans.runtime.layout import Layout, StageCost, choose_layouts
@@ -64,13 +63,14 @@ class Plan:
 
     Attributes:
         layouts: Layouts of the stem's maps and of layer1 to layer4.
+        padded: Buffer of the images, with a border of zeros.
         steps: Name and argument of each call, up to the end of each of `STAGES`.
         results: For each of `STAGES`, the call that writes the feature map, and its shape.
         nbytes: Size of the buffers.
     """
 
     layouts: list[Layout]
-    threads: int
+    padded: Tensor
     steps: dict[str, list[tuple[str, StepStruct]]]
     results: dict[str, tuple[StepStruct, tuple[int, int, int, int]]]
     nbytes: int
@@ -110,11 +110,9 @@ class SparseBackbone:
             Feature maps [B, C, h, w] by name, in order.
         """
         batch, _, height, width = images.shape
-        padded = F.pad(images.detach().float(), (1, 1, 1, 1)).contiguous()
         with self._lock:
             plan = self.plan(batch, height, width, torch.get_num_threads())
-            lift = plan.steps[STAGES[0]][0][1]
-            lift.image = padded.data_ptr()
+            plan.padded[..., 1:-1, 1:-1] = images.detach()
             found = {}
             last = max((STAGES.index(name) for name in stages), default=-1)
             for name in STAGES[: last + 1]:
@@ -175,10 +173,11 @@ class _Planner:
             middles.append(self._floats(home - (block.change is not None), block.conv2.rows))
             residuals.append(self._floats(home, block.conv3.rows))
         self.middle = [self._buffer(max(middles)) for _ in range(2)]
+        # The first residual is the one that holds the latest map.
         self.residual = [self._buffer(max(residuals)) for _ in range(2)]
 
-        plan = Plan(layouts, self.threads, {}, {}, 0, self.alive)
         self._add_stem(blocks[0])
+        plan = Plan(layouts, self.padded, {}, {}, 0, self.alive)
         self._finish(plan, STAGES[0], 1, stem_rows[2])
         for number, (block, home) in enumerate(zip(blocks, homes, strict=True)):
             following = blocks[number + 1] if number + 1 < len(blocks) else None
@@ -195,8 +194,10 @@ class _Planner:
         pitch = width + 2
         places = np.ascontiguousarray(2 * rows.astype(np.int64) * pitch + 2 * columns, dtype=np.int32)
         middle, residual = self.middle, self.residual
+        self.padded = torch.zeros(self.batch, conv1.channels // 9, height + 2, pitch)
         self._add(
             "lift",
+            image=self.padded.data_ptr(),
             target=0,
             next=conv1,
             next_out=middle[0],
@@ -206,18 +207,21 @@ class _Planner:
             channels=conv1.channels // 9,
         )
         self._add("spatial", source_layout=0, spatial=conv2, source=middle[0], next_out=middle[1])
-        self._add("spatial", source_layout=0, spatial=conv3, source=middle[1], next_out=residual[0])
+        if self._by_lane(1):
+            self._add("spatial", source_layout=0, target=1, spatial=conv3, source=middle[1], next_out=residual[0])
+            self._add("point", source_layout=1, residual_in=residual[0], next=first.conv1, next_out=middle[0], relu=1)
+            return
+        self._add("spatial", source_layout=0, spatial=conv3, source=middle[1], next_out=residual[1])
         self._add(
             "transition",
             source_layout=0,
             target=1,
-            source=residual[0],
-            residual_out=residual[1],
+            source=residual[1],
+            residual_out=residual[0],
             channels=conv3.rows,
             next=first.conv1,
             next_out=middle[0],
         )
-        residual.reverse()  # the first is the one that holds the latest map
 
     def _add_block(self, block: Block, home: int, following: Block | None) -> None:
         middle, residual = self.middle, self.residual
@@ -237,7 +241,15 @@ class _Planner:
             )
             middle.reverse()
         else:
-            self._add("spatial", source_layout=home - 1, spatial=block.conv2, source=middle[0], next_out=middle[1])
+            pooled = {"target": home} if self._by_lane(home) else {}
+            self._add(
+                "spatial",
+                source_layout=home - 1,
+                spatial=block.conv2,
+                source=middle[0],
+                next_out=middle[1],
+                **pooled,
+            )
             self._add(
                 "transition",
                 source_layout=home - 1,
@@ -252,6 +264,10 @@ class _Planner:
             )
         if block.shortcut is not None:
             residual.reverse()
+
+    def _by_lane(self, home: int) -> bool:
+        """Return True if a map is pooled lane by lane into the layout `home`."""
+        return self.network.changes[home - 1].by_lane(self.layouts[home - 1], self.layouts[home])
 
     def _finish(self, plan: Plan, name: str, home: int, channels: int) -> None:
         """End a stage, whose map is then in the first residual buffer."""
@@ -287,13 +303,11 @@ class _Planner:
         if places is not None:
             step.places = places.ctypes.data
             self.alive.append(places)
-        if source_layout is not None and target is not None:
-            source, into = self.layouts[source_layout], self.layouts[target]
+        if source_layout is not None and target is not None and not self._by_lane(target):
             change = self.network.changes[target - 1]
-            if not change.by_lane(source, into):
-                index = np.ascontiguousarray(change.index(source, into))
-                step.index = index.ctypes.data
-                self.alive.append(index)
+            index = np.ascontiguousarray(change.index(self.layouts[source_layout], self.layouts[target]))
+            step.index = index.ctypes.data
+            self.alive.append(index)
         for name, value in fields.items():
             if isinstance(value, PackedConv):
                 value = ctypes.pointer(value.struct)

@@ -414,12 +414,31 @@ static void lift_tile(const Step *s, int number, float *scratch) {
     convolve_point(s->next, scratch, at_subtile(s->next_out, number, s->next->rows), BIAS, 1);
 }
 
-/* A 3x3 convolution from map to map. */
+/* Average 2x2 of the vectors of two subtiles, one below the other, to two slots of a third. */
+INLINE void pool_subtiles(const float *above, const float *below, int channels, float *out) {
+    const Vec *top = (const Vec *)above, *bottom = (const Vec *)below, quarter = broadcast(0.25f);
+    Vec *to = (Vec *)out;
+    for (int c = 0; c < channels; c++, top += SLOTS * PARTS, bottom += SLOTS * PARTS, to += SLOTS * PARTS)
+        UNROLL for (int pair = 0; pair < 2; pair++)
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            const int left = 2 * pair * PARTS + p, right = left + PARTS;
+            to[pair * PARTS + p] = ((top[left] + top[right]) + (bottom[left] + bottom[right])) * quarter;
+        }
+}
+
+/* A 3x3 convolution from map to map; with a second layout, pooled by 2x2, all of which then lies in one lane. */
 static void spatial_tile(const Step *s, int number, float *scratch) {
     const Tile t = find_tile(s->from, number);
-    const int64_t below = (int64_t)s->from->groups * s->spatial->rows * CELL;
-    float *y = at_subtile(s->next_out, subtile(s->from, t.image, t.row, t.group), s->spatial->rows);
-    convolve_window(s->spatial, s->from, t, s->source, scratch, y, below);
+    const int rows = s->spatial->rows;
+    if (s->to) {
+        float *full = scratch + s->scratch_first, *below = full + (int64_t)rows * CELL;
+        float *y = at_subtile(s->next_out, subtile(s->to, t.image, t.row / 2, t.group / 2), rows);
+        convolve_window(s->spatial, s->from, t, s->source, scratch, full, (int64_t)rows * CELL);
+        pool_subtiles(full, below, rows, y + t.group % 2 * 2 * LANES);
+        return;
+    }
+    float *y = at_subtile(s->next_out, subtile(s->from, t.image, t.row, t.group), rows);
+    convolve_window(s->spatial, s->from, t, s->source, scratch, y, (int64_t)s->from->groups * rows * CELL);
 }
 
 /* conv2 and conv3 of a bottleneck that keeps its size, its shortcut, and conv1 of the next one. */
@@ -460,36 +479,27 @@ static void pool_by_lane(const Step *s, int number, const float *map, int channe
     const int image = number / s->to->groups / s->to->patch_rows;
     for (int half = 0; half < 2; half++) {
         const int source = 2 * group + half < from->groups ? 2 * group + half : from->groups - 1;
-        const Vec *top = (const Vec *)at_subtile(map, subtile(from, image, 2 * row, source), channels);
-        const Vec *bottom = top + (int64_t)from->groups * channels * SLOTS * PARTS;
-        Vec *to = (Vec *)(out + half * 2 * LANES);
-        const Vec quarter = broadcast(0.25f);
-        for (int c = 0; c < channels; c++, top += SLOTS * PARTS, bottom += SLOTS * PARTS, to += SLOTS * PARTS)
-            UNROLL for (int pair = 0; pair < 2; pair++)
-            UNROLL for (int p = 0; p < PARTS; p++) {
-                const int left = 2 * pair * PARTS + p, right = left + PARTS;
-                to[pair * PARTS + p] = ((top[left] + top[right]) + (bottom[left] + bottom[right])) * quarter;
-            }
+        const float *above = at_subtile(map, subtile(from, image, 2 * row, source), channels);
+        pool_subtiles(above, above + (int64_t)from->groups * channels * CELL, channels, out + half * 2 * LANES);
     }
 }
 
-static void pool_map(const Step *s, int number, const float *map, int channels, float *out) {
-    (s->index ? pool_by_index : pool_by_lane)(s, number, map, channels, out);
-}
-
-/* The rest of a bottleneck after conv2 where the layout changes: pools, conv3, shortcut, conv1 of the next.
-   Without conv3 the pooled map itself is the result: the end of the stem. */
+/* The rest of a bottleneck after conv2 where the layout changes: pools, conv3, shortcut, conv1 of the next. The map of
+   conv2 is pooled already where that goes lane by lane. Without conv3 the pooled map is the result: the stem's end. */
 static void transition_tile(const Step *s, int number, float *scratch) {
     float *y, *middle = scratch + s->scratch_first, *pooled = scratch + s->scratch_second;
     if (s->expand) {
         y = at_subtile(s->residual_out, number, s->expand->rows);
-        pool_map(s, number, s->source, s->expand->channels, middle);
-        pool_map(s, number, s->residual_in, s->shortcut->channels, pooled);
+        if (s->index)
+            pool_by_index(s, number, s->source, s->expand->channels, middle);
+        else
+            middle = at_subtile(s->source, number, s->expand->channels);
+        (s->index ? pool_by_index : pool_by_lane)(s, number, s->residual_in, s->shortcut->channels, pooled);
         convolve_point(s->shortcut, pooled, y, BIAS, 0);
         convolve_point(s->expand, middle, y, ADD, 1);
     } else {
         y = at_subtile(s->residual_out, number, s->channels);
-        pool_map(s, number, s->source, s->channels, y);
+        pool_by_index(s, number, s->source, s->channels, y);
     }
     if (s->next) convolve_point(s->next, y, at_subtile(s->next_out, number, s->next->rows), BIAS, 1);
 }
