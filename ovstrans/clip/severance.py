@@ -39,7 +39,12 @@ class SeverableAttention(nn.MultiheadAttention):
     """Multi-head attention that can be replaced by its value path.
 
     `sever` gives this class to the attention modules of severed blocks. Parameters and their names stay.
+
+    Attributes:
+        always: Take the value path however the module is called.
     """
+
+    always: bool = False
 
     def mix_values(self, tokens: Tensor, *, attention: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """Compute the output for attention weights that are given instead of computed from queries and keys.
@@ -56,6 +61,8 @@ class SeverableAttention(nn.MultiheadAttention):
 
     def forward(self, *args: Any, severed: bool = False, **kwargs: Any) -> Any:
         """Compute attention as torch does, or with `severed` the value path of `mix_values`."""
+        if not severed and self.always:
+            return self.forward(args[0], severed=True, attention=None, gate=None), None
         if not severed:
             return super().forward(*args, **kwargs)
         width, attention, gate = self.embed_dim, kwargs["attention"], kwargs["gate"]
@@ -115,7 +122,7 @@ class SeverableTransformer(VisionTransformer):  # type: ignore[misc]  # open_cli
         return self.ln_pre(tokens), grid
 
 
-def sever(encoder: nn.Module, blocks: Sequence[int]) -> tuple[int, ...]:
+def sever(encoder: nn.Module, blocks: Sequence[int], *, always: bool = False) -> tuple[int, ...]:
     """Make an image encoder severable, in place; weights and their names stay as they are.
 
     The classes of encoder and attention modules are replaced by the severable ones above. So the work of each layer
@@ -124,6 +131,7 @@ def sever(encoder: nn.Module, blocks: Sequence[int]) -> tuple[int, ...]:
     Args:
         encoder: A ViT image encoder of open_clip.
         blocks: Numbers of the blocks to sever, from 0; negative ones count from the end.
+        always: Sever them in the plain way in every forward pass, not only in that of `encode_patches`.
 
     Returns:
         The numbers of the severed blocks, ascending.
@@ -135,6 +143,7 @@ def sever(encoder: nn.Module, blocks: Sequence[int]) -> tuple[int, ...]:
     severed = resolve_blocks(blocks, len(layers))
     for number in severed:
         layers[number].attn.__class__ = SeverableAttention
+        layers[number].attn.always = always
     cast(Any, encoder).__class__ = SeverableTransformer
     cast(Any, encoder).severed = severed
     return severed
@@ -200,6 +209,18 @@ def dead_rows(encoder: nn.Module, blocks: Sequence[int]) -> dict[str, slice]:
         f"transformer.resblocks.{number}.attn.in_proj_weight": slice(0, 2 * layers[number].attn.embed_dim)
         for number in resolve_blocks(blocks, len(layers))
     }
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    """Return the numbers of blocks in "11" or "10, 11"; none for "".
+
+    Raises:
+        InputError: They are something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise InputError(f"`severed={text}`: numbers of blocks are needed, such as 11 or 10,11") from None
 
 
 def encode_patches(

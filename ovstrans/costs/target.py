@@ -318,6 +318,8 @@ def load_target(
             f"{name}: neither a run, a checkpoint, a framework, a recipe nor a CLIP model; {hint}"
             f"frameworks are {', '.join(registry.list_frameworks())}, models {', '.join(model_names()[:4])}, ..."
         )
+    if masked is not None and isinstance(found.module, Framework):
+        registry.check_severed(masked, found.module)
     found.mask, found.frozen = masked, frozen
     return found
 

@@ -236,6 +236,11 @@ class Framework(nn.Module):
         """
         return embed_vocabulary(clip, vocabulary)
 
+    @property
+    def severed_blocks(self) -> tuple[int, ...]:
+        """Blocks of a ViT whose queries and keys the framework never uses; see `clip.severance`."""
+        return ()
+
     def training_stages(self, steps: int) -> list[TrainingStage]:
         """Return the stages of a training run, in order; usually there is one.
 

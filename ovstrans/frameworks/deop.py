@@ -169,6 +169,11 @@ class DeOP(QueryInference):
             self.proposals.train(mode and self.stage == PROPOSALS)
         return self
 
+    @property
+    def severed_blocks(self) -> tuple[int, ...]:
+        """The blocks of the option `severed`, from 0."""
+        return cast(Any, self.backbone).severed  # type: ignore[no-any-return]
+
     def components(self) -> dict[str, nn.Module]:
         """Return the backbone (as "trunk"), the classifier, and what there is of proposals, anchors and prompt."""
         parts: dict[str, nn.Module | None] = {"trunk": self.backbone}

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint
 from ovstrans.clip.load import Clip, create_image_encoder, load_clip, model_info, random_clip
+from ovstrans.clip.severance import parse_blocks
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import VISUAL, fit_state
-from ovstrans.errors import InputError, did_you_mean
+from ovstrans.errors import InputError, MismatchError, did_you_mean
 from ovstrans.frameworks.base import Framework
+from ovstrans.masks.mask import Mask
 from ovstrans.recipes.load import override
 from ovstrans.vocabulary.prompts import AUTO, BARE, DATASET, get_templates, use_class_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -175,6 +177,24 @@ def change_options(checkpoint: Checkpoint, settings: Sequence[str]) -> dict[str,
 def _copy(value: Tensor) -> Tensor:
     """Copy a tensor, in float32 unless it is a counter."""
     return value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+
+
+def check_severed(mask: Mask, framework: Framework) -> None:
+    """Check that a mask that serves DeOP alone is used with it.
+
+    Args:
+        mask: Any mask.
+        framework: The framework that it is to be applied to.
+
+    Raises:
+        MismatchError: The mask prunes the queries and keys of blocks that the framework does not sever.
+    """
+    missing = set(parse_blocks(mask.severed)) - set(framework.severed_blocks)
+    if missing:
+        raise MismatchError(
+            f"{mask.title}: made with `severed={mask.severed}`, so it serves deop alone, with these blocks severed; "
+            f"{framework.name} uses the queries and keys of block {min(missing)}"
+        )
 
 
 def with_prompts(vocabulary: Vocabulary, framework: str, options: Mapping[str, Any], names: str = AUTO) -> Vocabulary:

@@ -243,7 +243,8 @@ def _check_origin(path: Path, model: str, pretrained: str, sha256: str) -> str:
 
 def _origin_facts(mask: Mask) -> dict[str, Any]:
     keys = ("model", "pretrained", "weights_sha256", "method", "created_by")
-    return {key: getattr(mask, key) for key in keys}
+    serves = {"serves": f"deop with severed blocks {mask.severed} only"} if mask.severed else {}
+    return {key: getattr(mask, key) for key in keys} | serves
 
 
 def _counts(mask: Mask) -> dict[str, Any]:

@@ -106,6 +106,13 @@ class Mask:
         return "\n".join(lines)
 
     @property
+    def severed(self) -> str:
+        """Blocks whose queries and keys are pruned whole, so that the mask serves DeOP alone; "" for any framework."""
+        return (
+            str(self.recipe.get("prune", {}).get("severed", "")) if isinstance(self.recipe.get("prune"), dict) else ""
+        )
+
+    @property
     def title(self) -> str:
         """Name of the mask in messages."""
         return f"{self.path or 'mask'} (made for {self.model or 'an unnamed model'})"

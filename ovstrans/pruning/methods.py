@@ -19,6 +19,7 @@ from ovstrans.clip.layers import scope_layers, weight_name
 from ovstrans.clip.weights import encoder_tensors
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask, require_fit
+from ovstrans.pruning.severed import find_dead_rows, live_weights, prune_dead_rows
 from ovstrans.recipes.schema import Prune
 from ovstrans.training.state import derive_seed
 
@@ -60,18 +61,20 @@ def make_plan(encoder: nn.Module, prune: Prune, seed: int, like: Mask | None = N
     if like is not None:
         return _plan_like(encoder, prune, seed, like)
     names = [weight_name(layer) for layer in scope_layers(encoder, prune.scope)]
-    total = sum(weight.numel() for weight in weights_of(encoder, names).values())
+    dead = find_dead_rows(encoder, prune.severed, names)
+    total = sum(weight.numel() for weight in live_weights(weights_of(encoder, names), dead).values())
     target = target_count(total, prune.sparsity)
     counts = kept_counts(total, target, prune.rate)
     if prune.method == "imp":
-        return Plan(names, counts, lambda number, weights, masks: keep_largest(weights, counts[number], masks))
+        plan = Plan(names, counts, lambda number, weights, masks: keep_largest(weights, counts[number], masks))
+        return prune_dead_rows(plan, dead)
 
     def choose(weights: Mapping[str, Tensor]) -> Masks:
         if prune.method == "magnitude":
             return keep_largest(weights, target)
         return keep_random(weights, target, derive_seed(seed, "mask"))
 
-    return Plan(names, [target] * len(counts), _one_shot(choose))
+    return prune_dead_rows(Plan(names, [target] * len(counts), _one_shot(choose)), dead)
 
 
 def weights_of(encoder: nn.Module, names: list[str]) -> dict[str, Tensor]:
@@ -176,6 +179,8 @@ def keep_random_like(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor],
 
 
 def _plan_like(encoder: nn.Module, prune: Prune, seed: int, like: Mask) -> Plan:
+    if prune.severed:
+        raise InputError("`severed`: `like` takes the layers and densities of its mask; leave one of them out")
     if prune.method != "random":
         raise InputError(f"`like`: only `method=random` takes the densities of a mask, not {prune.method}")
     require_fit(like.shapes, encoder_tensors(encoder), model=like.model, where=f"`like` {like.title}")

@@ -31,6 +31,7 @@ from ovstrans.pruning.losses import LOSSES, Distillation, make_distillation
 from ovstrans.pruning.methods import Plan, make_plan
 from ovstrans.pruning.result import PruneResult, check_outputs, state_path
 from ovstrans.pruning.rounds import BatchStream, run_rounds
+from ovstrans.pruning.severed import describe_blocks
 from ovstrans.recipes.load import Settings, load_recipe, read_settings, resolve
 from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FEATURES, ONE_SHOT_METHODS, SEGMENT_LOSSES, PruneRecipe
@@ -336,6 +337,8 @@ def _prune(
     recorded = recipe.to_table()
     recorded["rounds"] = len(job.plan.counts)
     recorded["total_steps"] = recipe.prune.total_steps(len(job.plan.counts))
+    if recipe.prune.severed:
+        recorded["prune"]["severed"] = describe_blocks(clip.visual, recipe.prune.severed)
     if like is not None:
         recorded["prune"].update(sparsity=like.sparsity, scope="like")
         recorded["like"] = {"path": like.path, "method": like.method, "kept": like.kept, "total": like.total}

@@ -28,6 +28,7 @@ from ovstrans.masks.mask import Mask
 from ovstrans.progress import Forecast, ProgressCallback, ProgressReporter
 from ovstrans.pruning.losses import Distillation
 from ovstrans.pruning.methods import Masks, Plan, weights_of
+from ovstrans.pruning.severed import sever_encoders
 from ovstrans.recipes.load import differences
 from ovstrans.recipes.schema import PruneRecipe
 from ovstrans.training.distributed import World
@@ -141,6 +142,7 @@ def run_rounds(
     if total and images is None:
         raise InputError("distillation needs images; give `data`, or `steps=0`")
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
+    sever_encoders(recipe.prune.severed, teacher, student)
     distillation = DistillationModel(student, teacher, loss, clip)
     to_device(distillation, device)
     distillation.prepare(recipe.training.norms)

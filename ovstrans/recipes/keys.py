@@ -26,6 +26,7 @@ class Key:
         type: Annotation of the field, such as "float".
         help: Meaning, a sentence.
         required: Whether a recipe must have the key.
+        default: Its value where a recipe leaves it out.
         unit: Unit of a number, such as "pixels".
         choices: Allowed strings; empty for any.
         at_least: Lower bound of a number, or of each number of a list; None for no bound.
@@ -34,12 +35,14 @@ class Key:
         below: The same, exclusive.
         option: Name of the keyword option that sets the key, "" for none.
         metavar: Placeholder for the value in the help of the option, "" for the default.
+        recorded: Whether files record the key where it has its default value.
     """
 
     name: str
     type: str
     help: str
     required: bool
+    default: Any = None
     unit: str = ""
     choices: tuple[str, ...] = ()
     at_least: float | None = None
@@ -48,6 +51,7 @@ class Key:
     below: float | None = None
     option: str = ""
     metavar: str = ""
+    recorded: bool = True
 
     def check(self, value: Any, where: str) -> Any:
         """Return a value in the type of the key.

@@ -91,6 +91,15 @@ class Prune:
     final_steps: int = setting("Distillation steps after the last round.", at_least=0)
     scope: str = setting("body (stages, blocks), backbone (all but the first layer), or name patterns.", option="scope")
 
+    severed: str = setting(
+        "Last blocks of a ViT whose queries and keys are pruned whole, beside the sparsity of the rest: 11, or 10,11. "
+        "The mask then serves deop alone, which severs these blocks.",
+        option="severed",
+        metavar="BLOCKS",
+        default="",
+        recorded=False,
+    )
+
     def total_steps(self, rounds: int) -> int:
         """Return the number of distillation steps of all rounds, those after the last one included."""
         return rounds * self.steps + self.final_steps if self.steps else 0
@@ -296,6 +305,10 @@ class Recipe:
         for section, values in dataclasses.asdict(self).items():
             values.update(values.pop("options", {}))
             table[section] = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        for key in keys_of(type(self)).values():
+            section, name = key.name.split(".")
+            if not key.recorded and table[section][name] == key.default:
+                del table[section][name]
         return table
 
     def check(self, where: str) -> None:
@@ -378,7 +391,9 @@ def keys_of(kind: type[Recipe]) -> dict[str, Key]:
         for entry in dataclasses.fields(section_class):
             if "setting" in entry.metadata:
                 name, required = f"{section}.{entry.name}", entry.default is dataclasses.MISSING
-                found[name] = Key(name, str(entry.type), required=required, **entry.metadata["setting"])
+                found[name] = Key(
+                    name, str(entry.type), required=required, default=entry.default, **entry.metadata["setting"]
+                )
     return found
 
 

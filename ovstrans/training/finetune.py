@@ -241,6 +241,7 @@ def _train(
     if state is not None:
         framework.load_state_dict(state["model"])
     if mask is not None:
+        registry.check_severed(mask, framework)
         mask.apply(framework)
     to_device(framework, world.device)
     freeze(framework, frozen, norms=training.freeze_norms)
