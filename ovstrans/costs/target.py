@@ -361,7 +361,8 @@ def _build_framework(
 ) -> Target:
     """Build a framework by its name, with its default options on the default CLIP, or by a recipe."""
     if recipe is None:
-        plain = {"framework": name, "clip": DEFAULT_MODEL, **registry.default_options(name)}
+        own = registry.framework_class(name).default_clip
+        plain = {"framework": name, "clip": own, **registry.default_options(name)}
         section = override({"model": plain}, settings)["model"]
     else:
         section = recipe.get("model", {})

@@ -10,7 +10,8 @@ These costs depend on what is in the images. What is assumed of that is in `Data
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -23,8 +24,7 @@ from ovstrans.costs.counter import count_macs
 from ovstrans.costs.flops import Flops, count_flops, count_prompt_macs, count_text_encoder
 from ovstrans.costs.training_step import WAYS, StepCosts, TrainingStep, count_step
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Framework
-from ovstrans.frameworks.mask_framework import MaskFramework
+from ovstrans.frameworks.base import Framework, TrainingStage
 from ovstrans.masks.mask import Mask
 from ovstrans.vocabulary.synonyms import find_synonyms
 
@@ -258,18 +258,23 @@ def count_run(
         "freeze_norms": bool(training["freeze_norms"]),
         "norms": str(training["norms"]),
     }
-    after = count_step(framework, size, frozen=frozen, **given)
-    before = count_step(framework, size, **given) if steps_before_plan and frozen else after
-    steps_macs = {
-        way: batch
-        * (steps_before_plan * _step_macs(before, way) + (steps - steps_before_plan) * _step_macs(after, way))
-        for way in WAYS
-    }
-    images = batch * steps
+    steps_macs = dict.fromkeys(WAYS, 0)
+    stages = framework.training_stages(steps)
+    first = 0
+    for stage in stages:
+        before_plan = min(max(steps_before_plan - first, 0), stage.steps)
+        first += stage.steps
+        with _in_stage(framework, stage.name):
+            after = count_step(framework, size, frozen=frozen, **given)
+            before = count_step(framework, size, **given) if before_plan and frozen else after
+        for way in WAYS:
+            own = before_plan * _step_macs(before, way) + (stage.steps - before_plan) * _step_macs(after, way)
+            steps_macs[way] += batch * own
     auxiliary = [
-        *_matching(framework, images, assumed),
-        *_teacher(framework, model, images, assumed),
+        *_matching(framework, batch * sum(each.steps for each in stages if each.matches), assumed),
+        *_teacher(framework, model, batch, stages, assumed),
         *_text_encoder(framework, model, assumed),
+        *_prompts(model, stages),
     ]
     if recalibrated := int(training["bn_recalibrate"]):
         forward = count_flops(framework, size).dense
@@ -279,9 +284,8 @@ def count_run(
 
 def count_matching_macs(module: nn.Module) -> int | None:
     """Count the MACs of matching the queries of all predictions with one segment; None if nothing is matched."""
-    if not isinstance(module, MaskFramework):
-        return None
-    return int(module.predictions * MATCHING_PRODUCTS * module.options["queries"] * module.options["points"])
+    matching = module.matching if isinstance(module, Framework) else None
+    return None if matching is None else MATCHING_PRODUCTS * math.prod(matching)
 
 
 @lru_cache
@@ -303,10 +307,32 @@ def _matching(framework: Framework, images: int, assumed: DataAssumptions) -> li
     return [] if each is None else [AuxiliaryCost("matching", "segment", each, round(assumed.segments * images))]
 
 
-def _teacher(framework: Framework, model: str, images: int, assumed: DataAssumptions) -> list[AuxiliaryCost]:
-    if not (framework.target_requirements.teacher or framework.target_requirements.synonyms):
+def _teacher(
+    framework: Framework, model: str, batch: int, stages: Sequence[TrainingStage], assumed: DataAssumptions
+) -> list[AuxiliaryCost]:
+    own = framework.target_requirements
+    needs = [each for each in stages if any(r.teacher or r.synonyms for r in (own, each.requirements))]
+    if not needs:
         return []
+    images = batch * sum(each.steps for each in needs)
     return [AuxiliaryCost("teacher", "region", count_region_macs(model), round(assumed.segments * images))]
+
+
+def _prompts(model: str, stages: Sequence[TrainingStage]) -> list[AuxiliaryCost]:
+    """Count the text encoder's work for a learned prompt: forward, and the gradient of its input."""
+    times = sum(each.steps * each.prompts for each in stages)
+    return [AuxiliaryCost("prompt", "name", 2 * count_prompt_macs(model), times)] if times else []
+
+
+@contextlib.contextmanager
+def _in_stage(framework: Framework, stage: str) -> Iterator[None]:
+    """Let a framework be in a stage of training while the block runs."""
+    before = framework.stage
+    framework.stage = stage
+    try:
+        yield
+    finally:
+        framework.stage = before
 
 
 def _text_encoder(framework: Framework, model: str, assumed: DataAssumptions) -> list[AuxiliaryCost]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip.load import Clip
+from ovstrans.clip.models import DEFAULT_MODEL
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.datasets.sample import Sample
 from ovstrans.datasets.segments import Segments
@@ -65,12 +66,16 @@ class TrainingStage:
         steps: Number of steps.
         lr: Learning rate of the head; None for that of the recipe. The schedule of the recipe runs anew.
         requirements: What the losses need in a batch.
+        matches: Whether queries are matched with segments, if the framework has queries.
+        prompts: Number of class names that each step embeds behind a learned prompt, through the text encoder.
     """
 
     name: str
     steps: int
     lr: float | None = None
     requirements: TargetRequirements = TargetRequirements()
+    matches: bool = True
+    prompts: int = 0
 
 
 @dataclass
@@ -130,6 +135,7 @@ class Framework(nn.Module):
         text_keys: Names of the parameters that the embedding of class names depends on, such as a learned prompt.
         inference_options: Options that a trained model may be used with other values of.
         stage: Name of the stage of training that `losses` and `training_outputs` are of; see `training_stages`.
+        default_clip: open_clip model that it is counted on where none is named.
         panoptic_masks_first: If True and the dataset has panoptic ground truth, upsample the mask logits before
             summing over queries, as in the released evaluation. Otherwise upsample the summed class scores.
         options: The options of this instance: `defaults` with the given values.
@@ -150,6 +156,7 @@ class Framework(nn.Module):
     templates: ClassVar[str | None] = None
     text_keys: ClassVar[tuple[str, ...]] = ()
     inference_options: ClassVar[frozenset[str]] = frozenset()
+    default_clip: ClassVar[str] = DEFAULT_MODEL
     panoptic_masks_first: ClassVar[bool] = False
     stage: str = ""
 
@@ -240,6 +247,11 @@ class Framework(nn.Module):
     def severed_blocks(self) -> tuple[int, ...]:
         """Blocks of a ViT whose queries and keys the framework never uses; see `clip.severance`."""
         return ()
+
+    @property
+    def matching(self) -> tuple[int, int, int] | None:
+        """Predictions of a training step that are matched with segments, their queries and points; None for none."""
+        return None
 
     def training_stages(self, steps: int) -> list[TrainingStage]:
         """Return the stages of a training run, in order; usually there is one.

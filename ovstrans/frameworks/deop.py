@@ -32,7 +32,7 @@ from ovstrans.frameworks.deeplabv3 import IGNORED, training_targets
 from ovstrans.frameworks.deop_anchors import AnchorClassifier, pool_masks
 from ovstrans.frameworks.deop_crops import encode_crops
 from ovstrans.frameworks.deop_losses import pixel_losses
-from ovstrans.frameworks.deop_options import ANCHORS, DEFAULTS, PROMPTS, PROPOSALS, check_options, split_steps
+from ovstrans.frameworks.deop_options import ANCHORS, PROMPTS, PROPOSALS, DeOPOptions, check_options, split_steps
 from ovstrans.frameworks.deop_proposals import (
     NETWORK,
     ProposalNetwork,
@@ -90,17 +90,14 @@ class ProposalClassifier(nn.Module):
         return scores if self.non_object is not None else F.pad(scores, (0, 1), value=-torch.inf)
 
 
-class DeOP(QueryInference):
-    """Masks by proposals, classes by anchors on CLIP's map of patches.
-
-    The options are described in `frameworks.deop_options`.
-    """
+class DeOP(DeOPOptions, QueryInference):
+    """Masks by proposals, classes by anchors on CLIP's map of patches; see `DeOPOptions` for the options."""
 
     name: ClassVar[str] = "deop"
     templates: ClassVar[str | None] = "bare"
+    default_clip: ClassVar[str] = "ViT-mini"
     text_keys: ClassVar[tuple[str, ...]] = ("prompt.vectors",)
     inference_options: ClassVar[frozenset[str]] = QueryInference.inference_options | {"proposals", "two_stream"}
-    defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
 
     def __init__(
         self,
@@ -174,6 +171,13 @@ class DeOP(QueryInference):
         """The blocks of the option `severed`, from 0."""
         return cast(Any, self.backbone).severed  # type: ignore[no-any-return]
 
+    @property
+    def matching(self) -> tuple[int, int, int] | None:
+        """Predictions, queries and points of the proposal network's matching; see `Framework.matching`."""
+        if self.proposals is None:
+            return None
+        return int(self.options["decoder_layers"]) + 1, self.options["queries"], self.options["points"]
+
     def components(self) -> dict[str, nn.Module]:
         """Return the backbone (as "trunk"), the classifier, and what there is of proposals, anchors and prompt."""
         parts: dict[str, nn.Module | None] = {"trunk": self.backbone}
@@ -191,8 +195,16 @@ class DeOP(QueryInference):
         """Return the stages that have something to train: prompt, proposals, anchors."""
         requirements = {PROMPTS: TargetRequirements(segments=True, teacher=True)}
         rates = {PROMPTS: self.options["prompt_lr"], PROPOSALS: self.options["proposal_lr"]}
+        names = sum(len(self._vocabulary.classes[index]) for index in self._vocabulary.base)
         return [
-            TrainingStage(name, count, rates.get(name), requirements.get(name, TargetRequirements()))
+            TrainingStage(
+                name,
+                count,
+                rates.get(name),
+                requirements.get(name, TargetRequirements()),
+                matches=name == PROPOSALS,
+                prompts=names if self.prompt is not None and name != PROPOSALS else 0,
+            )
             for name, count in split_steps(self.options, steps).items()
         ]
 

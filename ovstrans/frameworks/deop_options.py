@@ -1,48 +1,9 @@
-"""The options of DeOP, as published unless said otherwise, and the stages of its training.
-
-Proposals:
-    proposals           Masks that inference classifies. "network": those of the network. "truth": the segments of the
-                        ground truth, which only evaluation has. "folder:PATH": files (`datasets.proposals`).
-    two_stream          Classify by a pass of CLIP over a crop of every proposal, for comparison.
-    proposal_encoder    open_clip ResNet or ConvNeXt of the proposal network (published: a ResNet-101 of ImageNet); ""
-                        for no network. Masks then have to be given, and anchors are trained on the true ones.
-    proposal_pretrained Its weights at the start: a tag or a file, "" for the default ones.
-    queries, width, heads, encoder_layers, encoder_ffn, decoder_layers, decoder_ffn, points, mask_weight, dice_weight,
-    object_threshold, overlap_threshold
-                        The network's head, its losses, and panoptic segments, as in `frameworks.mask_framework`.
-
-CLIP's map:
-    severance           "with-mask", "mask-guided" or "plain" (`clip.severance`).
-    severed             Numbers of the severed blocks; negative ones count from the end.
-    gate                "mean": the gate of "with-mask" has mean 1. "sum", as released.
-
-Anchors:
-    anchors             Whether they are learned. Without, masks are averaged over the map, which needs no training.
-    anchor_layers, anchor_heads, anchor_ffn, anchor_dropout
-                        Sizes of the decoder that finds them.
-    anchor_focal_weight, anchor_dice_weight
-                        Weights of the losses.
-    position_layers     Blocks that get learned positions; 0 is before the first norm. None without anchors.
-    position_grid       Side of the grid of patches that these are made for.
-
-Text:
-    prompt              "learned", or "templates": those of the option templates.
-    prompt_length       Number of learned vectors.
-    prompt_width        Width of the text encoder.
-    clip_scale          CLIP's inverse temperature, at most 100, which published CLIPs have.
-    templates           Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
-
-Stages, in this order; those with nothing to train are left out:
-    prompt_part         Fraction of the steps that trains the prompt.
-    prompt_lr           Its learning rate.
-    proposal_part       Fraction of the steps that trains the proposal network. The rest trains the anchors.
-    proposal_lr         Its learning rate.
-"""
+"""The options of DeOP, and how they split a run into the stages of training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ovstrans.clip.severance import GATES, MODES
 from ovstrans.clip.text import MAX_SCALE
@@ -70,34 +31,81 @@ _HEAD = (
     "overlap_threshold",
 )
 
-DEFAULTS: Mapping[str, Any] = {
-    "proposals": NETWORK,
-    "two_stream": False,
-    "proposal_encoder": "RN101",
-    "proposal_pretrained": "",
-    **{name: MaskFramework.COMMON[name] for name in _HEAD},
-    "severance": "with-mask",
-    "severed": [-1],
-    "gate": "mean",
-    "anchors": True,
-    "anchor_layers": 1,
-    "anchor_heads": 8,
-    "anchor_ffn": 1024,
-    "anchor_dropout": 0.1,
-    "anchor_focal_weight": 2.0,
-    "anchor_dice_weight": 0.8,
-    "position_layers": [0, 1, 2, 3, 4, 5],
-    "position_grid": 24,
-    "prompt": "learned",
-    "prompt_length": 16,
-    "prompt_width": 512,
-    "clip_scale": MAX_SCALE,
-    "templates": "bare",
-    "prompt_part": 0.118,
-    "prompt_lr": 0.002,
-    "proposal_part": 0.441,
-    "proposal_lr": 0.0001,
-}
+
+class DeOPOptions:
+    """The options of DeOP, as published unless said otherwise.
+
+    Options:
+        proposals: Masks that inference names. "network": those of the network. "truth": the segments of the ground
+            truth, which only an evaluation has. "folder:PATH": files (`datasets.proposals`).
+        two_stream: Whether to name masks by a pass of CLIP over a crop of each, for comparison.
+        proposal_encoder: open_clip ResNet or ConvNeXt of the proposal network (published: a ResNet-101 of ImageNet);
+            "" for no network. Masks then have to be given, and anchors are trained on the true ones.
+        proposal_pretrained: Its weights at the start: a tag or a file, "" for the default ones.
+        queries: Number of the network's masks, and of the anchors' queries.
+        width: Channels of the network's pixel decoder and transformer decoder.
+        heads: Attention heads of both.
+        encoder_layers: Layers of the pixel decoder's encoder.
+        encoder_ffn: Hidden width of its feed-forward networks.
+        decoder_layers: Layers of the transformer decoder.
+        decoder_ffn: Hidden width of its feed-forward networks.
+        points: Points per mask on which the network's matching and losses compare masks.
+        mask_weight: Weight of the network's mask cross entropy.
+        dice_weight: Weight of its dice loss.
+        object_threshold: Least class probability of a panoptic segment.
+        overlap_threshold: Least part of its mask that a panoptic segment must keep.
+        severance: How blocks are severed: "with-mask", "mask-guided" or "plain" (`clip.severance`).
+        severed: Numbers of the severed blocks; negative ones count from the end.
+        gate: "mean": the gate of "with-mask" has mean 1. "sum", as released.
+        anchors: Whether anchors are learned. Without, masks are averaged over the map, which needs no training.
+        anchor_layers: Decoder layers of the anchors before the last attention.
+        anchor_heads: Their attention heads.
+        anchor_ffn: Hidden width of their feed-forward networks.
+        anchor_dropout: Their dropout.
+        anchor_focal_weight: Weight of the focal loss of pixels.
+        anchor_dice_weight: Weight of the dice loss of pixels.
+        position_layers: Blocks that get learned positions; 0 is before the first norm. None without anchors.
+        position_grid: Side of the grid of patches that these are made for.
+        prompt: "learned", or "templates": those of the option templates.
+        prompt_length: Number of learned vectors.
+        prompt_width: Width of the text encoder.
+        clip_scale: CLIP's inverse temperature, at most 100, which published CLIPs have.
+        templates: Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
+        prompt_part: Fraction of the steps that trains the prompt.
+        prompt_lr: Learning rate of that stage.
+        proposal_part: Fraction of the steps that trains the proposal network. The rest trains the anchors.
+        proposal_lr: Learning rate of that stage.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "proposals": NETWORK,
+        "two_stream": False,
+        "proposal_encoder": "RN101",
+        "proposal_pretrained": "",
+        **{name: MaskFramework.COMMON[name] for name in _HEAD},
+        "severance": "with-mask",
+        "severed": [-1],
+        "gate": "mean",
+        "anchors": True,
+        "anchor_layers": 1,
+        "anchor_heads": 8,
+        "anchor_ffn": 1024,
+        "anchor_dropout": 0.1,
+        "anchor_focal_weight": 2.0,
+        "anchor_dice_weight": 0.8,
+        "position_layers": [0, 1, 2, 3, 4, 5],
+        "position_grid": 24,
+        "prompt": "learned",
+        "prompt_length": 16,
+        "prompt_width": 512,
+        "clip_scale": MAX_SCALE,
+        "templates": "bare",
+        "prompt_part": 0.118,
+        "prompt_lr": 0.002,
+        "proposal_part": 0.441,
+        "proposal_lr": 0.0001,
+    }
+
 
 _CHOICES = {
     "severance": MODES,

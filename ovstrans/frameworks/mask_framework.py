@@ -161,6 +161,11 @@ class MaskFramework(QueryInference):
     # Training.
 
     @property
+    def matching(self) -> tuple[int, int, int]:
+        """Predictions, queries and points of the matching; see `Framework.matching`."""
+        return self.predictions, self.options["queries"], self.options["points"]
+
+    @property
     def predictions(self) -> int:
         """Number of predictions of the decoder: one before its first layer and one after each."""
         return int(self.options["decoder_layers"]) + 1

@@ -27,6 +27,7 @@ from ovstrans.vocabulary.vocabulary import Vocabulary
 
 _FRAMEWORKS = {
     "deeplabv3": ("ovstrans.frameworks.deeplabv3", "DeepLabV3"),
+    "deop": ("ovstrans.frameworks.deop", "DeOP"),
     "fcclip": ("ovstrans.frameworks.fcclip", "FCCLIP"),
     "gkc": ("ovstrans.frameworks.gkc", "GKC"),
 }

@@ -44,10 +44,10 @@ def checkpoint_of(clip: Clip, framework: Framework) -> Checkpoint:
 
 
 def test_names_and_defaults() -> None:
-    assert registry.list_frameworks() == ["deeplabv3", "fcclip", "gkc"]
+    assert registry.list_frameworks() == ["deeplabv3", "deop", "fcclip", "gkc"]
     assert registry.default_options("deeplabv3")["output_stride"] == 16
     with pytest.raises(
-        InputError, match=r"'deeplabv2': unknown; did you mean 'deeplabv3'\? known are deeplabv3, fcclip"
+        InputError, match=r"'deeplabv2': unknown; did you mean 'deeplabv3'\? known are deeplabv3, deop, fcclip"
     ):
         registry.default_options("deeplabv2")
 

@@ -96,25 +96,35 @@ def _context_gkc(labels: str, classes: int) -> Layout:
     )
 
 
+_VOC_20 = (
+    _voc_prepared("annotations_pascal20", 20),
+    _voc_original(make_one_based_encoding(20, ignored=(0, 255))),
+    Layout(
+        name="DeOP",
+        folders=("VOC2012", "VOCdevkit/VOC2012"),
+        images="JPEGImages",
+        labels="annotations_detectron2/{part}",
+        encoding=make_index_encoding(20),
+        pairing=pair_by_name,
+        partial=True,
+    ),
+)
+
 PASCAL = (
     DatasetInfo(
         name="pas-20",
         title="PASCAL VOC, 20 classes",
         vocabulary="pascal-20",
         classes=20,
-        layouts=(
-            _voc_prepared("annotations_pascal20", 20),
-            _voc_original(make_one_based_encoding(20, ignored=(0, 255))),
-            Layout(
-                name="DeOP",
-                folders=("VOC2012", "VOCdevkit/VOC2012"),
-                images="JPEGImages",
-                labels="annotations_detectron2/{part}",
-                encoding=make_index_encoding(20),
-                pairing=pair_by_name,
-                partial=True,
-            ),
-        ),
+        layouts=_VOC_20,
+        source=_VOC_SOURCE,
+    ),
+    DatasetInfo(
+        name="pas-20-15-5",
+        title="PASCAL VOC, 15 base and 5 novel classes",
+        vocabulary="pascal-20-15-5",
+        classes=20,
+        layouts=_VOC_20,
         source=_VOC_SOURCE,
     ),
     DatasetInfo(
