@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovstrans.checkpoints.file import TEXT_ENCODER, Checkpoint
 from ovstrans.clip.load import load_clip, model_info
-from ovstrans.clip.text import TextClassifier, embed_vocabulary
+from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import StateFit, WeightFile, fit_state
 from ovstrans.errors import InputError
 from ovstrans.frameworks import registry
@@ -131,7 +131,9 @@ def embed_classes(checkpoint: Checkpoint, vocabulary: Vocabulary | None = None) 
             f"{checkpoint.provenance.get('imported', checkpoint.framework)}: does not say what classes it was "
             "trained with; give them as `vocabulary`"
         )
-    text = embed_vocabulary(text_clip(checkpoint), with_prompts(vocabulary, checkpoint.framework, checkpoint.options))
+    prompted = with_prompts(vocabulary, checkpoint.framework, checkpoint.options)
+    framework = registry.framework_class(checkpoint.framework)
+    text = framework.embed_vocabulary(text_clip(checkpoint), prompted, checkpoint.state)
     return replace(checkpoint, text_embeddings=text.embeddings, text_owner=text.owner, vocabulary=text.vocabulary)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from torch.nn import functional as F
 
 from ovstrans.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
 from ovstrans.clip.load import random_clip
+from ovstrans.clip.prompts import embed_prompted
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import VISUAL, read_weight_file
 from ovstrans.frameworks import registry
 from ovstrans.interop.export import export
-from ovstrans.interop.import_framework import import_checkpoint
+from ovstrans.interop.import_framework import embed_classes, import_checkpoint
 from ovstrans.masks.mask import Mask
 from ovstrans.segmenter.segmenter import Segmenter
 from tests.frameworks.test_deop import NAMES, TINY
@@ -68,5 +70,9 @@ def test_export_and_import_is_the_same_to_the_bit(checkpoint: Checkpoint, tmp_pa
     assert (imported.missing, imported.unexpected) == ((), ())
     assert again.state.keys() == checkpoint.state.keys() and again.options == checkpoint.options
     assert all(torch.equal(again.state[key], value) for key, value in checkpoint.state.items())
+    again = embed_classes(replace(again, text_encoder=checkpoint.text_encoder))
+    expected = embed_prompted(registry.text_clip(checkpoint), NAMES, checkpoint.state["prompt.vectors"])
+    assert torch.equal(again.text_embeddings, expected.embeddings), "names stand behind the learned prompt"
     images = torch.rand(1, 3, 64, 64)
-    assert torch.equal(registry.restore(again).segment(images), registry.restore(checkpoint).segment(images))
+    same = replace(again, text_embeddings=checkpoint.text_embeddings)
+    assert torch.equal(registry.restore(same).segment(images), registry.restore(checkpoint).segment(images))
