@@ -30,7 +30,8 @@ from ovstrans.clip.models import DEFAULT_MODEL
 from ovstrans.clip.text import TextClassifier, embed_vocabulary
 from ovstrans.datasets.sample import Sample
 from ovstrans.datasets.segments import Segments
-from ovstrans.errors import InputError, MismatchError, did_you_mean
+from ovstrans.errors import MismatchError
+from ovstrans.frameworks.options import resolve_options
 from ovstrans.frameworks.scores import MapScores, Scores
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -382,53 +383,3 @@ def _interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def resolve_options(owner: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge options into their defaults and check names and types.
-
-    An int is accepted for a float, a tuple for a list.
-
-    Args:
-        owner: Whose options these are, for error messages: "framework gkc".
-        defaults: Every option with its default value.
-        options: The values to set.
-
-    Returns:
-        Every option with its value, in the order of `defaults`.
-
-    Raises:
-        InputError: An option is unknown, or its value has another type than the default.
-    """
-    resolved = dict(defaults)
-    for key, value in options.items():
-        if key not in defaults:
-            hint = did_you_mean(key, defaults)
-            raise InputError(f"{owner}: no option {key!r}; {hint}options are {', '.join(defaults)}")
-        default = defaults[key]
-        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if isinstance(value, tuple):
-            value = list(value)
-        if type(value) is not type(default):
-            raise InputError(
-                f"{owner}: option {key} = {value!r}; a {type(default).__name__} is needed, like {default!r}"
-            )
-        resolved[key] = value
-    return resolved
-
-
-def check_choices(owner: str, options: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> None:
-    """Check options that take one of a few words.
-
-    Args:
-        owner: Whose options these are, for error messages.
-        options: The resolved options.
-        choices: The permitted values of some of them.
-
-    Raises:
-        InputError: A value is not among the permitted ones.
-    """
-    for key, permitted in choices.items():
-        if options[key] not in permitted:
-            raise InputError(f"{owner}: option {key} = {options[key]!r}; use {', '.join(map(repr, permitted))}")

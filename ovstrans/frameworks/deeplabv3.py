@@ -20,8 +20,9 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from ovstrans.clip.backbone import encode_dense, encode_stages, set_output_stride
 from ovstrans.clip.text import TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch, Framework, check_choices
+from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
+from ovstrans.frameworks.options import check_choices
 from ovstrans.vocabulary.prompts import DATASET, template_names, use_clean_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 

@@ -29,7 +29,7 @@ from ovstrans.datasets.sample import Sample
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements, TrainingStage
 from ovstrans.frameworks.deeplabv3 import IGNORED, training_targets
-from ovstrans.frameworks.deop_anchors import AnchorClassifier, pool_masks
+from ovstrans.frameworks.deop_anchors import AnchorClassifier, LearnedPositions, ProposalClassifier, pool_masks
 from ovstrans.frameworks.deop_crops import encode_crops
 from ovstrans.frameworks.deop_losses import pixel_losses
 from ovstrans.frameworks.deop_options import ANCHORS, PROMPTS, PROPOSALS, DeOPOptions, check_options, split_steps
@@ -49,45 +49,6 @@ from ovstrans.frameworks.mask_framework import base_sized
 from ovstrans.frameworks.query_inference import QueryInference
 from ovstrans.vocabulary.prompts import use_class_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
-
-
-class LearnedPositions(nn.Module):
-    """Position embeddings that are added to CLIP's tokens, zero at first.
-
-    Args:
-        layers: Blocks whose input they are added to; 0 is before the first norm.
-        grid: Side of the grid of patches that they are made for; they are resized to others.
-        width: Width of the tokens.
-    """
-
-    def __init__(self, layers: Sequence[int], grid: int, width: int) -> None:
-        super().__init__()
-        self.by_layer = nn.ParameterDict({str(layer): torch.zeros(1 + grid * grid, width) for layer in layers})
-
-    def forward(self) -> dict[int, Tensor]:
-        """Return the embeddings [1 + G * G, D] by block."""
-        return {int(layer): positions for layer, positions in self.by_layer.items()}
-
-
-class ProposalClassifier(nn.Module):
-    """Compares embeddings of proposals with class names, and with a learned embedding of what is no object.
-
-    Args:
-        dim: E, the dimension of the embeddings.
-        scale: Inverse temperature.
-        non_object: Whether there is such an embedding. Without it, as for anchors that are not trained, there is no
-            class beside the K.
-    """
-
-    def __init__(self, dim: int, scale: float, *, non_object: bool) -> None:
-        super().__init__()
-        self.scale = scale
-        self.non_object = nn.Parameter(torch.randn(dim) * dim**-0.5) if non_object else None
-
-    def forward(self, embedding: Tensor, text: TextClassifier) -> Tensor:
-        """Compute class logits [B, N, K + 1] of embeddings [B, N, E], the non-object last (if there is none, -inf)."""
-        scores = cosine_scores(embedding.transpose(1, 2), text, self.scale, extra=self.non_object).transpose(1, 2)
-        return scores if self.non_object is not None else F.pad(scores, (0, 1), value=-torch.inf)
 
 
 class DeOP(DeOPOptions, QueryInference):

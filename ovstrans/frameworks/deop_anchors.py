@@ -11,6 +11,7 @@ Shapes: `B` batch, `N` proposals, `h w` grid of patches, `L` patches (h w), `E` 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip.backbone import full_precision
+from ovstrans.clip.text import TextClassifier, cosine_scores
 
 TEMPERATURE = 10_000.0
 """Ratio of the longest to the shortest wave of the position encoding (Carion et al. 2020)."""
@@ -110,6 +112,45 @@ class _DecoderLayer(nn.Module):
         mixed = self.cross_attention(state + places, located, memory, need_weights=False)[0]
         state = self.norms[1](state + self.dropout(mixed))
         return cast(Tensor, self.norms[2](state + self.feed_forward(state)))
+
+
+class LearnedPositions(nn.Module):
+    """Position embeddings that are added to CLIP's tokens, zero at first.
+
+    Args:
+        layers: Blocks whose input they are added to; 0 is before the first norm.
+        grid: Side of the grid of patches that they are made for; they are resized to others.
+        width: Width of the tokens.
+    """
+
+    def __init__(self, layers: Sequence[int], grid: int, width: int) -> None:
+        super().__init__()
+        self.by_layer = nn.ParameterDict({str(layer): torch.zeros(1 + grid * grid, width) for layer in layers})
+
+    def forward(self) -> dict[int, Tensor]:
+        """Return the embeddings [1 + G * G, D] by block."""
+        return {int(layer): positions for layer, positions in self.by_layer.items()}
+
+
+class ProposalClassifier(nn.Module):
+    """Compares embeddings of proposals with class names, and with a learned embedding of what is no object.
+
+    Args:
+        dim: E, the dimension of the embeddings.
+        scale: Inverse temperature.
+        non_object: Whether there is such an embedding. Without it, as for anchors that are not trained, there is no
+            class beside the K.
+    """
+
+    def __init__(self, dim: int, scale: float, *, non_object: bool) -> None:
+        super().__init__()
+        self.scale = scale
+        self.non_object = nn.Parameter(torch.randn(dim) * dim**-0.5) if non_object else None
+
+    def forward(self, embedding: Tensor, text: TextClassifier) -> Tensor:
+        """Compute class logits [B, N, K + 1] of embeddings [B, N, E], the non-object last (if there is none, -inf)."""
+        scores = cosine_scores(embedding.transpose(1, 2), text, self.scale, extra=self.non_object).transpose(1, 2)
+        return scores if self.non_object is not None else F.pad(scores, (0, 1), value=-torch.inf)
 
 
 def pool_masks(features: Tensor, masks: Tensor) -> Tensor:

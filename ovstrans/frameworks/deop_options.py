@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from ovstrans.clip.severance import GATES, MODES
 from ovstrans.clip.text import MAX_SCALE
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import check_choices
 from ovstrans.frameworks.deop_proposals import NETWORK, check_source
 from ovstrans.frameworks.mask_framework import MaskFramework
+from ovstrans.frameworks.options import check_choices
 from ovstrans.vocabulary.prompts import template_names
 
 PROMPTS, PROPOSALS, ANCHORS = "prompt", "proposals", "anchors"

@@ -20,11 +20,11 @@ from ovstrans.clip.backbone import drop_head, encoder_kind
 from ovstrans.clip.pooling import valid_masks
 from ovstrans.clip.text import MAX_SCALE, TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import check_choices
 from ovstrans.frameworks.clip_head import ClipHead
 from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
 from ovstrans.frameworks.mask2former_head import HeadOutput, mask_pool
 from ovstrans.frameworks.mask_framework import MaskFramework
+from ovstrans.frameworks.options import check_choices
 from ovstrans.vocabulary.prompts import template_names
 
 CHOICES: Mapping[str, tuple[str, ...]] = {

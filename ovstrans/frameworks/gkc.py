@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ovstrans.clip.backbone import drop_head, full_precision
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch, TargetRequirements, check_choices
+from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.frameworks.gkc_distillation import METHODS, choose_regions, distillation_terms, mean
 from ovstrans.frameworks.gkc_diversification import diversify
 from ovstrans.frameworks.gkc_grounding import grounding_loss
@@ -29,6 +29,7 @@ from ovstrans.frameworks.gkc_head import ClipPath, QueryClassifier, TrainingOnly
 from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.frameworks.mask2former_losses import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.mask_framework import MaskFramework
+from ovstrans.frameworks.options import check_choices
 from ovstrans.vocabulary.prompts import template_names, use_clean_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 

@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from ovstrans.clip.backbone import encode_stages, full_precision, stage_channels
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
-from ovstrans.frameworks.base import Batch, TargetRequirements, resolve_options
+from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.frameworks.gkc import GKC
 from ovstrans.frameworks.gkc_distillation import distillation_loss
 from ovstrans.frameworks.mask2former_head import FEATURES, MaskHead
+from ovstrans.frameworks.options import resolve_options
 from ovstrans.pruning.losses import Distillation
 
 HEAD: Mapping[str, Any] = {

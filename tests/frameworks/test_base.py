@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch, Framework, resolve_options
+from ovstrans.frameworks.base import Batch, Framework
+from ovstrans.frameworks.options import resolve_options
 
 
 def test_options_are_checked() -> None:
