@@ -4,9 +4,9 @@
         [--threads N] [--device cpu] [--json FILE]
 
 Random weights: speed does not depend on them. Times are seconds, on a CPU of processor time. Both ways classify the
-same masks, blobs of which none is empty, so the two-stream way makes a crop of every one. Passes alternate, after one of each that is not counted; text embeddings are
-made once, before. The parts of a pass are timed one after another on the same inputs: what both ways share (proposal
-network, fusion to pixels), and what sets them apart.
+same masks, blobs of which none is empty, so the two-stream way makes a crop of every one. Passes alternate, after one
+of each that is not counted; text embeddings are made once, before. The parts of a pass are timed one after another on
+the same inputs: what both ways share (proposal network, fusion to pixels), and what sets them apart.
 """
 
 from __future__ import annotations
