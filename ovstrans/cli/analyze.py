@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import common, completion
 
 if TYPE_CHECKING:
     from ovstrans.spectrum.analysis import Analysis, LayerAlpha
@@ -18,6 +18,7 @@ def analyze(
         str,
         typer.Argument(
             metavar="[MODEL|CHECKPOINT]",
+            autocompletion=completion.MODELS,
             help="An open_clip model name, a sparse checkpoint, or a run folder.",
         ),
     ] = "RN-mini",
@@ -30,6 +31,7 @@ def analyze(
         typer.Option(
             "--xmin",
             metavar="MODE",
+            autocompletion=completion.complete_words(("ks", "peak", "mid", "opentrans")),
             help="How the start of the tail is chosen: ks (the best fit), peak (the best fit near "
             "the histogram's peak), mid (the median eigenvalue), opentrans (peak as published).",
         ),
@@ -39,6 +41,7 @@ def analyze(
         typer.Option(
             "--freeze",
             metavar="RULE",
+            autocompletion=completion.FREEZE_RULES,
             help="Which layers of the backbone to freeze: median (alpha strictly below it), quantile:Q, count:K, "
             "threshold:A, random:K, or largest (strictly above the median).",
         ),
@@ -48,6 +51,7 @@ def analyze(
         typer.Option(
             "--scaling",
             metavar="MODE",
+            autocompletion=completion.complete_words(("published", "none", "fan")),
             help="Scaling of the eigenvalues: published (convolutions x 0.5), none, fan (divided by the longer side).",
         ),
     ] = "published",

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from ovstrans.cli.examples import epilog
 from ovstrans.version import __version__
 
 COMMANDS = (
@@ -51,6 +52,7 @@ class LazyGroup(TyperGroup):
             self.commands[cmd_name] = get_command(program)
             self.commands[cmd_name].name = cmd_name
             _join_lines(self.commands[cmd_name])
+            _add_examples(self.commands[cmd_name], cmd_name)
         return self.commands[cmd_name]
 
 
@@ -66,12 +68,19 @@ def _join_lines(command: Any) -> None:
         _join_lines(inner)
 
 
+def _add_examples(command: Any, name: str) -> None:
+    """End the help of a command, and of those inside it, with its examples."""
+    command.epilog = epilog(name)
+    for inner, each in getattr(command, "commands", {}).items():
+        _add_examples(each, f"{name} {inner}")
+
+
 app = typer.Typer(
     name="ovstrans",
     cls=LazyGroup,
     help="Make open-vocabulary segmentation cheap: prune CLIP once, transfer the mask, count the costs.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog=epilog(""),
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ovstrans.cli import completion
 from ovstrans.cli.inference_options import PROMPTS, SCORING
 from ovstrans.files import OUTPUT_DIR
 
@@ -36,6 +37,7 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="TARGET",
+        autocompletion=completion.TARGETS,
         show_default=False,
         help="Runs, checkpoints, frameworks, recipes, CLIP models, or reports that --json wrote; "
         "by default the run of `finetune`.",
@@ -43,7 +45,10 @@ Targets = Annotated[
 ]
 
 _COUNT = "Counting"
-Model = Annotated[str | None, typer.Option(help="CLIP of a framework or recipe.", rich_help_panel=_COUNT)]
+Model = Annotated[
+    str | None,
+    typer.Option(autocompletion=completion.MODELS, help="CLIP of a framework or recipe.", rich_help_panel=_COUNT),
+]
 Mask = Annotated[Path | None, typer.Option(help="Mask to count targets without weights under.", rich_help_panel=_COUNT)]
 Plan = Annotated[
     Path | None, typer.Option(help="Freeze plan to count targets without weights under.", rich_help_panel=_COUNT)
@@ -161,6 +166,7 @@ _EVALUATE = "Evaluating"
 Data = Annotated[
     list[str] | None,
     typer.Option(
+        autocompletion=completion.DATA,
         help="Labelled data to evaluate on, NAME[:SPLIT] or folder:PATH[:SPLIT]; repeatable; all: every published "
         "dataset that is found; none to skip. By default the validation split of what a target was trained on.",
         rich_help_panel=_EVALUATE,

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ovstrans.cli import completion
+
 if TYPE_CHECKING:
     import torch
 
     from ovstrans.costs import estimate as costs
     from ovstrans.recipes.schema import Recipe
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel="Common")]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completion.DEVICES, rich_help_panel="Common"),
+]
 Seed = Annotated[
     int,  # torch takes seeds of 63 bits
     typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random (0).", rich_help_panel="Common"),
@@ -52,6 +57,13 @@ DataRoot = Annotated[
     ),
 ]
 
+_COMPLETIONS = {
+    "data.dataset": completion.DATA,
+    "distill.loss": completion.LOSSES,
+    "training.freeze": completion.FREEZE_RULES,
+}
+"""Completions of recipe keys, besides those with a fixed choice of values."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -74,7 +86,14 @@ def recipe_options(
         flag = "--" + key.option.replace("_", "-")
         return Annotated[
             value_type | None,
-            typer.Option(flag, help=key.help, metavar=key.metavar or None, rich_help_panel=shown or None),
+            typer.Option(
+                flag,
+                help=key.help,
+                metavar=key.metavar or None,
+                rich_help_panel=shown or None,
+                autocompletion=_COMPLETIONS.get(key.name)
+                or (completion.complete_words(key.choices) if key.choices else None),
+            ),
         ]
 
     return accepts_options(kind, after=after, annotate=annotate)

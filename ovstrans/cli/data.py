@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import common, completion
 from ovstrans.files import OUTPUT_DIR
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ app = typer.Typer(
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME[:SPLIT]", help="A dataset listed by `ovstrans data list`, or folder:PATH[:SPLIT]."),
+    typer.Argument(
+        metavar="NAME[:SPLIT]",
+        autocompletion=completion.DATA,
+        help="A dataset listed by `ovstrans data list`, or folder:PATH[:SPLIT].",
+    ),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Images to process at once; 0 for one per core.")]
 
@@ -129,7 +133,12 @@ def show(
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME[:SPLIT]", help="A published dataset, or one split of it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[:SPLIT]", autocompletion=completion.DATA, help="A published dataset, or one split of it."
+        ),
+    ],
     data_root: common.DataRoot = None,
     out: Annotated[
         Path | None,

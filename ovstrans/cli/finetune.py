@@ -7,17 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import common, completion
 from ovstrans.files import OUTPUT_DIR
 from ovstrans.recipes.schema import FinetuneRecipe
 
 Framework = Annotated[
     str | None,
     typer.Argument(
-        metavar="[FRAMEWORK]", help="Framework to train; default deeplabv3, or the recipe's.", show_default=False
+        metavar="[FRAMEWORK]",
+        autocompletion=completion.FRAMEWORKS,
+        help="Framework to train; default deeplabv3, or the recipe's.",
+        show_default=False,
     ),
 ]
-Model = Annotated[str | None, typer.Option("--model", help="open_clip model; default the recipe's (RN-mini).")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", autocompletion=completion.MODELS, help="open_clip model; default the recipe's (RN-mini)."),
+]
 MaskFile = Annotated[
     Path | None,
     typer.Option("--mask", help="Mask file; default ovstrans-out/mask.safetensors if it exists."),
@@ -30,7 +36,12 @@ PlanFile = Annotated[
 NoPlan = Annotated[bool, typer.Option("--no-plan", help="Freeze nothing.")]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe; default FRAMEWORK-mini, see `ovstrans recipes list`."),
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        autocompletion=completion.FINETUNE_RECIPES,
+        help="Recipe; default FRAMEWORK-mini, see `ovstrans recipes list`.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out, exactly.")]
 Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder to write.")]

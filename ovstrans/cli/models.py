@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import common, completion
 
 if TYPE_CHECKING:
     from ovstrans.clip.catalog import ModelStatus
@@ -28,7 +28,12 @@ def _group() -> None:  # without it, typer makes the only command the program it
 @app.command("list")
 def list_models(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="[PATTERN]", help="Only models whose name matches, such as 'RN50*'.")
+        str | None,
+        typer.Argument(
+            metavar="[PATTERN]",
+            autocompletion=completion.MODELS,
+            help="Only models whose name matches, such as 'RN50*'.",
+        ),
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Also open_clip's models that cannot be pruned, with the reason.")

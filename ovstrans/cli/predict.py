@@ -102,8 +102,8 @@ def split_paths(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
     """
     from ovstrans import console
     from ovstrans.datasets.images import IMAGE_SUFFIXES
-    from ovstrans.errors import InputError
-    from ovstrans.segmenter.inputs import VIDEO_SUFFIXES
+    from ovstrans.errors import InputError, MissingFileError
+    from ovstrans.segmenter.inputs import VIDEO_SUFFIXES, hint_at_quotes
     from ovstrans.training.run_folder import RunFolder
 
     first, run = paths[0], RunFolder(paths[0])
@@ -112,6 +112,8 @@ def split_paths(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
     else:
         is_checkpoint = first.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     if is_checkpoint:
+        if not first.exists() and hint_at_quotes(first):
+            raise MissingFileError(f"{first}: no such run, checkpoint or image{hint_at_quotes(first)}")
         if len(paths) == 1:
             raise InputError(f"{first}: no images given; name images, or folders of them, after the checkpoint")
         return first, list(paths[1:])

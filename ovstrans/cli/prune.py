@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import common, completion
 from ovstrans.files import OUTPUT_DIR
 from ovstrans.recipes.schema import PruneRecipe
 
@@ -23,7 +23,10 @@ _DISTIL = "Distillation"
 )
 def prune(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="An open_clip model with a ResNet or ConvNeXt image encoder.")
+        str,
+        typer.Argument(
+            metavar="[MODEL]", help="An open_clip model; see `ovstrans models list`.", autocompletion=completion.MODELS
+        ),
     ] = "RN-mini",
     *,
     pretrained: common.Pretrained = None,
@@ -31,12 +34,17 @@ def prune(
         Path | None, typer.Option(metavar="MASK", help="With random: the densities of this mask.", rich_help_panel=_HOW)
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Recipe; by default the one for the model and the loss.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Recipe; by default the one for the model and the loss.",
+            autocompletion=completion.PRUNE_RECIPES,
+        ),
     ] = None,
     settings: common.RecipeSettings = None,
     out: Annotated[Path, typer.Option(help="Mask file to write; weights and plot go beside it.")] = OUTPUT_DIR
     / "mask.safetensors",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run at --out.")] = False,
     dry_run: common.DryRun = False,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the density of every layer.")] = True,
     data_root: common.DataRoot = None,
@@ -76,7 +84,8 @@ def prune(
     if json != "-":
         _show(result)
     common.emit_json(json, result.summary(), force=True)
-    console.say(f"wrote {', '.join(map(str, result.files))} in {result.seconds:.0f} s")
+    if result.rounds:
+        console.say(f"wrote {', '.join(map(str, result.files))} in {result.seconds:.0f} s")
 
 
 def _show(result: PruneResult) -> None:

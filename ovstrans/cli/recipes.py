@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ovstrans.cli import common
+from ovstrans.cli import common, completion
 
 app = typer.Typer(
     name="recipes",
@@ -15,7 +15,12 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe that `recipes list` names, or a TOML file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", autocompletion=completion.RECIPES, help="A recipe that `recipes list` names, or a TOML file."
+    ),
+]
 
 
 @app.command("list")

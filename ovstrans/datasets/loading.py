@@ -10,6 +10,7 @@ Shapes: `B` batch of one rank, `H W` image, `n` samples, `R` ranks.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -179,10 +180,12 @@ def _read_ahead(reader: _Reader, steps: Iterator[list[Item]], workers: int) -> A
     """Read the items of each step in worker processes."""
     from torch.utils.data import DataLoader
 
-    return DataLoader(
-        reader,  # type: ignore[arg-type]  # needs only __getitem__, as the sampler yields the items
-        batch_sampler=steps,
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # the default would draw from the global generator
-    )
+    with warnings.catch_warnings():  # torch advises as many workers as cores; the recipe's number is the user's to set
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        return DataLoader(
+            reader,  # type: ignore[arg-type]  # needs only __getitem__, as the sampler yields the items
+            batch_sampler=steps,
+            num_workers=workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # the default would draw from the global generator
+        )

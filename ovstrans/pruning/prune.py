@@ -29,7 +29,7 @@ from ovstrans.pruning.estimate import estimate_prune
 from ovstrans.pruning.images import Images
 from ovstrans.pruning.losses import LOSSES, Distillation, make_distillation
 from ovstrans.pruning.methods import Plan, make_plan
-from ovstrans.pruning.result import PruneResult, check_outputs, state_path
+from ovstrans.pruning.result import PruneResult, check_outputs, open_finished, state_path
 from ovstrans.pruning.rounds import BatchStream, run_rounds
 from ovstrans.pruning.severed import describe_blocks
 from ovstrans.recipes.load import Settings, load_recipe, read_settings, resolve
@@ -99,7 +99,8 @@ def prune(
         out: Mask file to write; the weights and the plot go beside it. While the run is unfinished, a state to resume
             from is kept there too. Without it nothing is written.
         plot: Draw the density of every layer.
-        resume: Go on with the interrupted run at `out`, if there is one.
+        resume: Go on with the interrupted run at `out`. If that is finished, its result is returned as it is, without
+            its rounds; if there is none, that is an error.
         force: Replace existing files.
         dry_run: Prune nothing and write nothing; return what the run would do and take.
         device: auto, cpu, cuda or cuda:N.
@@ -122,6 +123,8 @@ def prune(
     chosen = _choose(clip, data, like, recipe, settings, options)
     if dry_run:
         out = None
+    elif resume and out is not None and not state_path(out).exists():
+        return open_finished(out)
     elif out is not None:
         check_outputs(out, plot=plot, force=force, resume=resume)
     elif resume:
@@ -138,8 +141,8 @@ def prune(
     if dry_run:
         return run
     state = None if out is None else state_path(out)
-    if state is not None:
-        _prepare_state(state, resume=resume)
+    if state is not None and not resume:
+        state.unlink(missing_ok=True)  # of an earlier run
     logger.info("%s", run.headline())
     try:
         result = _prune(loaded, job, pattern, place, state, resume=resume, progress=progress)
@@ -275,14 +278,6 @@ def _open_data(recipe: PruneRecipe, data: str | Dataset | None, data_root: Path 
     # A described folder has a train split; images without labels are a split of their own.
     split = "train" if labelled or spec.startswith("folder:") else "unlabelled"
     return open_dataset(spec, split=split, size=recipe.data.size, labels=labelled, data_root=data_root)
-
-
-def _prepare_state(state: Path, *, resume: bool) -> None:
-    """Remove the state of an earlier run, unless this one goes on with it."""
-    if not resume:
-        state.unlink(missing_ok=True)
-    elif not state.exists():
-        logger.info("%s: no such file, so there is nothing to resume; starting at the beginning", state)
 
 
 @dataclass(frozen=True)

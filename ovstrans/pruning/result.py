@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.errors import InputError
-from ovstrans.masks.file import pruned_weights_path, save_mask, save_weights
+from ovstrans.masks.file import load_mask, load_weights, pruned_weights_path, save_mask, save_weights
 from ovstrans.masks.mask import Mask, density_rows
 from ovstrans.pruning.rounds import Round
 from ovstrans.recipes.schema import ONE_SHOT_METHODS
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = "ovstrans.prune/1"
 
@@ -26,7 +29,7 @@ class PruneResult:
     Attributes:
         mask: The mask.
         weights: State dict of the pruned image encoder, on the CPU, without the prefix `visual.`.
-        rounds: The rounds, in order.
+        rounds: The rounds, in order; empty for a run that was finished before.
         seconds: Duration of the call. The rounds that an interrupted run finished before are not in it.
         files: Files that were written: mask, weights and, if there is one, plot.
     """
@@ -52,7 +55,8 @@ class PruneResult:
         """Return how the weights were pruned: "in 22 rounds", or "in one shot" by a method that prunes once."""
         if self.mask.method in ONE_SHOT_METHODS:
             return "in one shot"
-        return f"in {len(self.rounds)} round{'' if len(self.rounds) == 1 else 's'}"
+        rounds = len(self.rounds) or int(self.mask.recipe.get("rounds", 0))
+        return f"in {rounds} round{'' if rounds == 1 else 's'}"
 
     def describe_losses(self) -> str:
         """Return the first and the last loss of the distillation, "" without distillation."""
@@ -117,6 +121,23 @@ class PruneResult:
             plot_densities(paths[2], self.mask)
         self.files = paths
         return paths
+
+
+def open_finished(out: Path | str) -> PruneResult:
+    """Return the result of a run that is finished, without its rounds.
+
+    Raises:
+        InputError: There is none, or a file of it is missing or damaged.
+    """
+    mask_file, weights_file, *rest = output_paths(out)
+    if not mask_file.exists():
+        raise InputError(
+            f"{mask_file}: no run to resume (neither it nor {state_path(out)} is there); "
+            "leave out `resume=True`, or give its `out`"
+        )
+    logger.info("%s: this run is finished; nothing to resume", mask_file)
+    paths = [mask_file, weights_file, *(each for each in rest if each.exists())]
+    return PruneResult(load_mask(mask_file), load_weights(weights_file)[0], [], files=paths)
 
 
 def output_paths(out: Path | str, *, plot: bool = True) -> list[Path]:

@@ -146,10 +146,17 @@ def find_image_files(paths: Sequence[Path], *, out: Path) -> list[ImageFile]:
     return [ImageFile(image, name) for (image, _), name in zip(found, names, strict=True)]
 
 
+def hint_at_quotes(path: Path) -> str:
+    """Return what may be meant by a bare word without a suffix: a class name that lacks the quotes of the shell."""
+    if len(path.parts) > 1 or path.suffix:
+        return ""
+    return f'; if it is the name of a class, quote all of them together, as `classes="road, {path}"`'
+
+
 def _list_images(path: Path, out: Path) -> list[tuple[Path, int]]:
     """Return the images at a path, each with the number of parts of its path that make its name."""
     if not path.exists():
-        raise MissingFileError(f"{path}: no such file or folder")
+        raise MissingFileError(f"{path}: no such file or folder{hint_at_quotes(path)}")
     if not path.is_dir():
         existing_file(path)
         if path.suffix.lower() in VIDEO_SUFFIXES:

@@ -225,6 +225,8 @@ def test_broken_images_are_named_and_the_others_done(capsys: pytest.CaptureFixtu
     ("arguments", "message"),
     [
         (("run", "gone.png"), "gone.png: no such file or folder"),
+        (("run", "car"), 'quote all of them together, as --classes "road, car"'),
+        (("car", "photo.png"), "car: no such run, checkpoint or image; if it is the name of a class, quote all"),
         (("run", "empty"), "empty: no image in this folder"),
         (("run", "cut.png"), "cut.png: a broken image"),
         (("run", "words.txt"), "words.txt: not an image"),

@@ -204,9 +204,25 @@ def test_interrupted_then_resumed_is_the_same(
     assert not Path("mask.resume.pt").exists()
 
 
-def test_resume_with_nothing_to_resume_starts(prune: Callable[..., int]) -> None:
+def test_resume_is_as_that_of_finetune(
+    prune: Callable[..., int], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing there it is an error, and a finished run is shown as it is: `test_finetune.py` has the same."""
+    assert prune("--no-plot", "--resume") == 2
+    assert capfd.readouterr().err.startswith(
+        "error: ovstrans-out/mask.safetensors: no run to resume (neither it nor ovstrans-out/mask.resume.pt is there); "
+        "leave out --resume, or give its --out"
+    )
+    assert written(folder) == set()
+    assert prune("--no-plot", "--steps", "0") == 0
+    first = capfd.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
     assert prune("--no-plot", "--resume") == 0
-    assert prune("--no-plot", "--resume") == 2  # finished: what is there is not replaced
+    again = capfd.readouterr()
+    assert again.err.startswith("ovstrans-out/mask.safetensors: this run is finished; nothing to resume\n")
+    assert "wrote" not in again.err
+    assert again.out == first.out and "in 3 rounds" in again.out
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
 def test_force_replaces(prune: Callable[..., int], folder: Path) -> None:

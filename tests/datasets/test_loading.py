@@ -150,3 +150,10 @@ def test_sizes_that_do_not_fit_are_named() -> None:
 def test_an_empty_dataset_is_refused_at_once() -> None:
     with pytest.raises(InputError, match="numbers:train: no image"):
         stream_batches(Numbers(0), batch_size=2)
+
+
+def test_torchs_advice_on_workers_is_kept_from_the_user(recwarn: pytest.WarningsRecorder) -> None:
+    from ovstrans.datasets.loading import _read_ahead
+
+    _read_ahead(None, iter([]), 999)  # type: ignore[arg-type]  # nothing is read
+    assert not [each for each in recwarn if "DataLoader" in str(each.message)]

@@ -38,7 +38,11 @@ def inline_commands(page: Path) -> Iterator[list[str]]:
 
 def check_command(words: list[str], where: str) -> None:
     name = next((" ".join(words[:length]) for length in (2, 1) if " ".join(words[:length]) in COMMANDS), None)
-    assert name is not None or words[0] in ("--version", "data", "models", "recipes") or not words[0].islower(), where
+    assert (
+        name is not None
+        or words[0] in ("--version", "--install-completion", "--show-completion", "data", "models", "recipes")
+        or not words[0].islower()
+    ), where
     if name is None:
         return
     known = {option for each in COMMANDS[name].params for option in [*each.opts, *each.secondary_opts]} | {"--help"}

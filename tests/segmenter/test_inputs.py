@@ -80,6 +80,7 @@ def test_what_was_written_before_is_no_input() -> None:
     ("path", "message"),
     [
         ("gone.png", "gone.png: no such file or folder"),
+        ("car", "car: no such file or folder; if it is the name of a class, quote all of them together"),
         ("empty", "empty: no image in this folder"),
         ("film.MP4", "film.MP4: a video; extract its frames"),
         ("predictions", "`out=predictions`: is the folder of the images"),
