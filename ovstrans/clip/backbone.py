@@ -136,11 +136,12 @@ def encode_dense(encoder: nn.Module, res5: Tensor) -> Tensor:
     """Compute CLIP embeddings at every position: the head without its pooling.
 
     The value and output projections of a ResNet's attention pool act on each position by itself, as 1x1 convolutions
-    (Zhou et al., ECCV 2022, sec. 3.2). So do a ConvNeXt's norm and projection.
+    (Zhou et al., ECCV 2022, sec. 3.2). So do a ConvNeXt's norm and projection, and those of a ViT, whose last block has
+    mixed the tokens by then; `vit.embed_patch_map` keeps them apart.
 
     Args:
         encoder: The image encoder.
-        res5: Features [B, C, h, w] of the last stage.
+        res5: Features [B, C, h, w] of the last stage, or the map of a ViT's last tokens.
 
     Returns:
         Embeddings [B, E, h, w], not normalised, in the space of the text embeddings.
@@ -150,6 +151,9 @@ def encode_dense(encoder: nn.Module, res5: Tensor) -> Tensor:
         batch, width, *size = res5.shape
         rows = project_pooled(encoder, res5.flatten(2).transpose(1, 2).reshape(-1, width))
         return rows.reshape(batch, -1, rows.shape[-1]).transpose(1, 2).reshape(batch, -1, *size)
+    if encoder_kind(encoder) == "vit":
+        rows = vit.embed_tokens(encoder, res5.flatten(2).transpose(1, 2))
+        return rows.transpose(1, 2).reshape(len(rows), -1, *res5.shape[-2:])
     pool = cast(Any, encoder).attnpool
     value = F.conv2d(res5, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
     return F.conv2d(value, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)

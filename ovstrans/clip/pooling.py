@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip import vit
 from ovstrans.clip.backbone import encoder_kind, full_precision, project_pooled
 
 
@@ -26,11 +27,11 @@ def encode_masks(encoder: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
     With a ResNet, the weights of the attention pool are used with one query per image: the mean of all positions plus
     the first positional embedding. Keys and values are the positions inside the mask, with their positional embeddings
     resized bilinearly. As published, and unlike in the attention pool itself, the mean is not among the keys. With a
-    ConvNeXt, the mean over the positions inside goes through norm and projection.
+    ConvNeXt or ViT, the mean over the positions inside goes through norm and projection.
 
     Args:
         encoder: The image encoder.
-        res5: Features [B, C, h, w] of the last stage.
+        res5: Features [B, C, h, w] of the last stage, or the map of a ViT's last tokens.
         masks: Mask logits [B, Q, *, *] of any size over the same area. They are resized bilinearly to h x w; a position
             is inside if its logit is above 0. No gradient flows into them.
 
@@ -44,6 +45,8 @@ def encode_masks(encoder: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
             dense = cast(Any, encoder).trunk.norm_pre(res5)
             means = _mask_means(dense, inside)
             return project_pooled(encoder, means.flatten(0, 1)).reshape(*means.shape[:2], -1)
+        if encoder_kind(encoder) == "vit":
+            return vit.embed_tokens(encoder, _mask_means(res5, inside))
         return _masked_attention_pool(cast(nn.Module, encoder.attnpool), res5, inside)
 
 

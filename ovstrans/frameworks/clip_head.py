@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ovstrans.clip.backbone import drop_head, encoder_kind
 from ovstrans.clip.pooling import encode_masks
+from ovstrans.errors import InputError
 
 
 class ClipHead(nn.Module):
-    """Frozen head of a CLIP image encoder: the attention pool of a ResNet, norm and projection of a ConvNeXt.
+    """Frozen head of a CLIP image encoder: the attention pool of a ResNet, norm and projection of a ConvNeXt or ViT.
 
     The modules keep the names that they have in the image encoder, which `clip.pooling` looks for.
 
@@ -28,6 +29,10 @@ class ClipHead(nn.Module):
         if encoder_kind(encoder) == "convnext":
             self.trunk = nn.ModuleDict({"norm_pre": source.trunk.norm_pre, "head": source.trunk.head})
             self.head = source.head
+        elif encoder_kind(encoder) == "vit":
+            if getattr(source, "ln_post", None) is None or source.attn_pool is not None:
+                raise InputError("CLIP's own head: of ViTs, only open_clip's own with a class token are supported")
+            self.ln_post, self.proj = source.ln_post, source.proj
         else:
             self.attnpool = source.attnpool
         drop_head(encoder)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from ovstrans.clip.backbone import encode_dense, encode_stages, set_output_stride
+from ovstrans.clip.backbone import drop_head, encode_dense, encode_stages, encoder_kind, set_output_stride
 from ovstrans.clip.text import TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
 from ovstrans.frameworks.options import check_choices
+from ovstrans.frameworks.pyramid import LAST, encode_levels, level_at, level_channels, make_pyramid
 from ovstrans.vocabulary.prompts import DATASET, template_names, use_clean_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -91,20 +92,25 @@ class DeepLabV3(Framework):
     ) -> None:
         super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
-        resnet = cast(Any, self.backbone)
-        if getattr(resnet, "attnpool", None) is None:
-            raise InputError(f"framework {self.name}: needs a CLIP ResNet with its attention pool, like RN50")
-        set_output_stride(self.backbone, self.options["output_stride"])
-        channels, width = resnet.attnpool.v_proj.in_features, self.options["width"]
-        self.clip_path = None if self.options["clip_path"] == "none" else ClipPath(resnet.attnpool)
-        resnet.attnpool = None  # pools over all positions, which a segmenter has no use for
+        inner = cast(Any, self.backbone)
+        self.pyramid = make_pyramid(self.backbone)
+        if self.pyramid is None and getattr(inner, "attnpool", None) is None:
+            raise InputError(f"framework {self.name}: needs a CLIP ResNet with its attention pool, like RN50, or a ViT")
+        self.clip_path = None if self.options["clip_path"] == "none" else ClipPath(self.backbone)
+        drop_head(self.backbone)  # pools over all positions, which a segmenter has no use for
+        if self.pyramid is None:
+            set_output_stride(self.backbone, self.options["output_stride"])
+        # Dilated, a ResNet's last stage is at the output stride itself.
+        self.level = "res5" if self.pyramid is None else level_at(self.options["output_stride"])
+        found, width = level_channels(self.backbone, self.pyramid), self.options["width"]
+        channels = found[self.level]
         self.aspp = ASPP(channels, RATES[self.options["output_stride"]], width)
         cast(Any, self.aspp.project)[3].p = self.options["dropout"]
         convs: list[nn.Module] = []
         self.decoder: Decoder | None = None
         if self.options["decoder"] == "plus":
             decoder_options = {name: self.options[name] for name in ("low_width", "width", "dropout", "last_dropout")}
-            self.decoder = Decoder(resnet.layer1[-1].conv3.out_channels, **decoder_options)
+            self.decoder = Decoder(found["res2"], **decoder_options)
         else:
             convs = [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         last = nn.Conv2d(width, self.embed_dim, 1)
@@ -121,7 +127,13 @@ class DeepLabV3(Framework):
 
     def components(self) -> dict[str, nn.Module]:
         """Return the backbone (as "trunk"), aspp, embed, classifier, and decoder and clip_path if they are on."""
-        parts = {"trunk": self.backbone, "aspp": self.aspp, "decoder": self.decoder, "embed": self.embed}
+        parts = {
+            "trunk": self.backbone,
+            "pyramid": self.pyramid,
+            "aspp": self.aspp,
+            "decoder": self.decoder,
+            "embed": self.embed,
+        }
         parts |= {"classifier": self.classifier, "clip_path": self.clip_path}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -133,12 +145,15 @@ class DeepLabV3(Framework):
 
         Returns:
             Pixel embeddings [B, E, h, w] of any length, at the output stride or at stride 4 with the decoder, and
-            res5 [B, C, *, *].
+            res5 [B, C, *, *], or the last map of a ViT.
         """
-        stages = ("res5",) if self.decoder is None else ("res2", "res5")
-        features = encode_stages(self.backbone, self.prepare(images), stages)
-        res5 = features["res5"]
-        context = self.aspp(res5)
+        if self.pyramid is None:
+            stages = ("res5",) if self.decoder is None else ("res2", "res5")
+            features = encode_stages(self.backbone, self.prepare(images), stages)
+        else:
+            features = encode_levels(self.backbone, self.prepare(images), self.pyramid)
+        res5 = features["res5" if self.pyramid is None else LAST]
+        context = self.aspp(features[self.level])
         embedding: Tensor = self.embed(context if self.decoder is None else self.decoder(context, features["res2"]))
         if self.clip_path is not None and self.options["clip_path"] == "sum":
             embedding = embedding.float() + self.options["clip_weight"] * self.clip_path(res5, embedding)
@@ -238,18 +253,24 @@ class Decoder(nn.Module):
 
 
 class ClipPath(nn.Module):
-    """CLIP's dense embedding, from value and output projection of its attention pool.
+    """CLIP's dense embedding: of a ResNet by value and output projection of its attention pool, of a ViT by its head.
 
     Frozen, so that it stays in the space that image and text encoder were trained to share.
 
     Args:
-        attnpool: The attention pool of a CLIP ResNet. Queries, keys and positions are not needed and left out.
+        encoder: The image encoder with its head. Queries, keys and positions of a pool are not needed and left out.
     """
 
-    def __init__(self, attnpool: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        pool = cast(Any, attnpool)
-        self.attnpool = nn.ModuleDict({"v_proj": pool.v_proj, "c_proj": pool.c_proj})
+        source = cast(Any, encoder)
+        if encoder_kind(encoder) == "vit":
+            if getattr(source, "ln_post", None) is None or source.attn_pool is not None:
+                raise InputError('clip_path: of ViTs, only open_clip\'s own with a class token have it; use "none"')
+            self.ln_post, self.proj = source.ln_post, source.proj
+        else:
+            pool = source.attnpool
+            self.attnpool = nn.ModuleDict({"v_proj": pool.v_proj, "c_proj": pool.c_proj})
         self.requires_grad_(False)
 
     def forward(self, res5: Tensor, like: Tensor, text: TextClassifier | None = None, scale: float = 1.0) -> Tensor:

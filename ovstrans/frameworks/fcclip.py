@@ -129,6 +129,8 @@ class FCCLIP(MaskFramework):
         text: TextClassifier,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        if encoder_kind(encoder) == "vit":
+            raise InputError(f"framework {self.name}: needs a ResNet or ConvNeXt, as published; gkc and deop take ViTs")
         super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
         self.frozen_backbone = self.options["trunk"] == "frozen"

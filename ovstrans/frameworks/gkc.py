@@ -30,6 +30,7 @@ from ovstrans.frameworks.mask2former_head import HeadOutput
 from ovstrans.frameworks.mask2former_losses import Match, Targets, class_loss, class_targets
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.frameworks.options import check_choices
+from ovstrans.frameworks.pyramid import LAST
 from ovstrans.vocabulary.prompts import template_names, use_clean_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -149,7 +150,9 @@ class GKC(MaskFramework):
         embedding: Tensor = project(F.relu(self.classifier.query(output.queries[prediction])))
         if self.clip_path is None:
             return embedding
-        clip_embedding: Tensor = self.clip_path(output.features["res5"], output.masks[prediction])
+        clip_embedding: Tensor = self.clip_path(
+            output.features["res5" if self.pyramid is None else LAST], output.masks[prediction]
+        )
         weight: float = self.options["clip_weight"]
         return embedding.float() + weight * clip_embedding
 

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ovstrans.clip.backbone import encode_stages, stage_channels
 from ovstrans.clip.text import TextClassifier
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
@@ -26,6 +25,7 @@ from ovstrans.frameworks.mask2former_losses import (
     make_targets,
     segment_count,
 )
+from ovstrans.frameworks.pyramid import encode_levels, level_channels, make_pyramid
 from ovstrans.frameworks.query_inference import QueryInference
 
 
@@ -92,7 +92,8 @@ class MaskFramework(QueryInference):
                 "a probability from 0 to below 1 is needed"
             )
         sizes = ("queries", "width", "heads", "encoder_layers", "encoder_ffn", "decoder_layers", "decoder_ffn")
-        channels = stage_channels(self.backbone)
+        self.pyramid = make_pyramid(self.backbone)
+        channels = level_channels(self.backbone, self.pyramid)
         self.head = MaskHead([channels[name] for name in FEATURES], **{name: self.options[name] for name in sizes})
         self.criterion = Criterion(points=self.options["points"])
 
@@ -115,7 +116,7 @@ class MaskFramework(QueryInference):
 
     def backbone_features(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features [B, C, h, w] of res2 to res5, by name, of images [B, 3, H, W] in [0, 1]."""
-        return encode_stages(self.backbone, self.prepare(images), FEATURES)
+        return encode_levels(self.backbone, self.prepare(images), self.pyramid)
 
     def probabilities(self, output: HeadOutput, features: Mapping[str, Tensor], text: TextClassifier) -> Tensor:
         """Compute the class probabilities that inference uses: by default the softmax of the final class logits.
@@ -151,9 +152,13 @@ class MaskFramework(QueryInference):
         return []
 
     def components(self) -> dict[str, nn.Module]:
-        """Return the backbone (as "trunk"), pixel_decoder and transformer_decoder; a subclass adds its own."""
+        """Return the backbone (as "trunk"), pixel_decoder and transformer_decoder; a subclass adds its own.
+
+        A ViT has a pyramid too.
+        """
         return {
             "trunk": self.backbone,
+            **({} if self.pyramid is None else {"pyramid": self.pyramid}),
             "pixel_decoder": self.head.pixel_decoder,
             "transformer_decoder": self.head.transformer,
         }

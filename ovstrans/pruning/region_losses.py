@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovstrans.clip.backbone import encode_stages, full_precision, stage_channels
+from ovstrans.clip.backbone import full_precision
 from ovstrans.clip.load import Clip
 from ovstrans.clip.text import TextClassifier
 from ovstrans.frameworks.base import Batch, TargetRequirements
@@ -27,6 +27,7 @@ from ovstrans.frameworks.gkc import GKC
 from ovstrans.frameworks.gkc_distillation import distillation_loss
 from ovstrans.frameworks.mask2former_head import FEATURES, MaskHead
 from ovstrans.frameworks.options import resolve_options
+from ovstrans.frameworks.pyramid import encode_levels, level_channels, make_pyramid
 from ovstrans.pruning.losses import Distillation
 
 HEAD: Mapping[str, Any] = {
@@ -55,7 +56,8 @@ class RegionDistillation(Distillation):
         super().__init__()
         self.kind = kind
         sizes = resolve_options(f"`distill={kind}`", HEAD, options)
-        found = stage_channels(encoder)
+        self.pyramid = make_pyramid(encoder)
+        found = level_channels(encoder, self.pyramid)
         self.head = MaskHead([found[name] for name in FEATURES], **sizes)
         dim = text.embeddings.shape[1]
         self.project = nn.ModuleList(nn.Linear(sizes["width"], dim) for _ in range(sizes["decoder_layers"] + 1))
@@ -68,7 +70,7 @@ class RegionDistillation(Distillation):
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the loss `regions`. The teacher's embeddings of the regions come with the batch."""
         assert batch.segments is not None and batch.teacher is not None
-        found = self.head(encode_stages(student, batch.images))
+        found = self.head(encode_levels(student, batch.images, self.pyramid))
         words = [self.names[segments.classes] for segments in batch.segments]
         embedded = [project(each) for each, project in zip(found.queries, self.project, strict=True)]
         with full_precision(batch.images):
@@ -79,7 +81,7 @@ class RegionDistillation(Distillation):
 
     def training_outputs(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> list[Tensor]:
         """Compute the masks and the embeddings of the queries of every prediction."""
-        found = self.head(encode_stages(student, images))
+        found = self.head(encode_levels(student, images, self.pyramid))
         embedded = [project(each) for each, project in zip(found.queries, self.project, strict=True)]
         return [*embedded, *found.masks]
 
@@ -108,11 +110,11 @@ class SemanticDistillation(Distillation):
         """Return the losses of GKC: mask, dice, class, and those of its options."""
         height, width = self.gkc.padded_size(batch.images)
         images = F.pad(batch.images, (0, width - batch.images.shape[-1], 0, height - batch.images.shape[-2]))
-        return self.gkc.losses_from_features(encode_stages(student, images), batch)
+        return self.gkc.losses_from_features(encode_levels(student, images, self.gkc.pyramid), batch)
 
     def training_outputs(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> list[Tensor]:
         """Compute what GKC's losses start from."""
-        return self.gkc.outputs_from_features(encode_stages(student, images))
+        return self.gkc.outputs_from_features(encode_levels(student, images, self.gkc.pyramid))
 
 
 def match_by_similarity(rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
