@@ -56,6 +56,13 @@ Partial = Annotated[
     typer.Option("--partial", help="Take what fits; the rest starts as in training.", rich_help_panel=_IMPORT),
 ]
 
+Values = Annotated[
+    str | None,
+    typer.Option(
+        "--values", metavar="fp32|fp16|bf16", help="With sparse: the type that weights are stored in; default theirs."
+    ),
+]
+
 
 def export(
     source: Source,
@@ -69,6 +76,7 @@ def export(
     vocabulary: Vocabulary = None,
     scope: Scope = "body",
     partial: Partial = False,
+    values: Values = None,
     json: common.Json = None,
     seed: common.Seed = 0,
     force: common.Force = False,
@@ -97,6 +105,7 @@ def export(
         vocabulary=vocabulary,
         scope=scope,
         partial=partial,
+        values=values,
         seed=seed,
         force=force,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints.file import BACKBONE, TEXT_ENCODER, Checkpoint, find_checkpoint, save_checkpoint
+from ovstrans.checkpoints.precision import VALUES, convert_values
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import ORIGIN, VISUAL, list_keys
 from ovstrans.errors import InputError
@@ -149,6 +150,7 @@ def export(
     like: str | None = None,
     scope: str = "body",
     partial: bool = False,
+    values: str | None = None,
     seed: int = 0,
     force: bool = False,
 ) -> ExportResult:
@@ -174,6 +176,7 @@ def export(
         scope: Of `weight_mask` entries, take those of the `body` (layer1 to layer4, as OpenTrans does) or all of the
             `file`.
         partial: Take what fits. The rest starts as in training.
+        values: With sparse, the type that weights are stored in: `fp32`, `fp16` or `bf16`. None keeps theirs.
         seed: Seed of what is drawn at random then.
         force: Replace a file that is there.
 
@@ -186,7 +189,7 @@ def export(
         MismatchError: If the weights do not fit the model.
     """
     place = None if out is None else Path(out)
-    _check_options(place, format, like, scope)
+    _check_options(place, format, like, scope, values)
     given = _as_source(source)
     if place is not None:
         files.check_output(place, force=force)
@@ -203,11 +206,20 @@ def export(
         seed=seed,
     )
     opened = open_source(given, format, options)
+    rounding = None
+    if values is not None and isinstance(opened.content, Checkpoint):
+        converted, rounding = convert_values(opened.content, values)
+        opened = replace(opened, content=converted)
     result = _write(place, opened, format, like)
     result.source = str(given) if isinstance(given, Path) else type(given).__name__
     for level, note in _notes(opened, result):
         result.notes.append(note)
         logger.log(level, "%s", note)
+    if rounding is not None:
+        result.notes.append(
+            f"weights are stored as {values}; rounding changed them by {rounding:.1e} of their size (RMS)"
+        )
+        logger.info("%s", result.notes[-1])
     return result
 
 
@@ -219,12 +231,16 @@ def check_suffix(path: Path | str, format: str) -> None:
         raise InputError(f"`out={path}`: a {format} file ends in {' or '.join(SUFFIXES[format])}; give such a name")
 
 
-def _check_options(out: Path | None, format: str, like: str | None, scope: str) -> None:
+def _check_options(out: Path | None, format: str, like: str | None, scope: str, values: str | None) -> None:
     check_suffix("x.safetensors" if out is None else out, format)
     if out is None and format in ("sparse", "mask"):
         raise InputError(f"`format={format}`: is a file; give `out`")
     if scope not in ("body", "file"):
         raise InputError(f"`scope={scope}`: unknown; use body or file")
+    if values is not None and format != "sparse":
+        raise InputError(f"`values={values}`: goes with `format=sparse`; leave it out")
+    if values is not None and values not in VALUES:
+        raise InputError(f"`values={values}`: unknown; use {', '.join(VALUES)}")
     if like is not None and format != "detectron2":
         raise InputError(f"`like={like}`: goes with `format=detectron2`; leave it out")
 
