@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 def analyze(
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="[MODEL|CHECKPOINT]",
             autocompletion=completion.MODELS,
-            help="An open_clip model name, a sparse checkpoint, or a run folder.",
+            help="An open_clip model name, a sparse checkpoint, or a run folder. "
+            "Default the model of --mask, or RN-mini.",
         ),
-    ] = "RN-mini",
+    ] = None,
     pretrained: common.Pretrained = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", metavar="FILE", help="Analyse the weights under this mask.")
@@ -107,7 +108,7 @@ def analyze(
     spectra = files.check_output(out.with_name(f"{out.stem}-esd.png"), force=force) if plot_esd else None
     common.check_json(json, force=force, outputs=(out, alphas, spectra))
 
-    model = load_model(target, pretrained)
+    model = load_model(target, pretrained, mask)
     layers = match_layers(list(layer_weights(model, heads=heads)), plot_esd) if plot_esd else []
     with console.progress_bar() as progress:
         analysis = run(

@@ -23,11 +23,13 @@ _DISTIL = "Distillation"
 )
 def prune(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="[MODEL]", help="An open_clip model; see `ovstrans models list`.", autocompletion=completion.MODELS
+            metavar="[MODEL]",
+            help="An open_clip model, see `ovstrans models list`; default the model of --like, or RN-mini.",
+            autocompletion=completion.MODELS,
         ),
-    ] = "RN-mini",
+    ] = None,
     *,
     pretrained: common.Pretrained = None,
     like: Annotated[

@@ -35,7 +35,7 @@ from ovstrans.clip.weights import (
     find_clip,
     fit_state,
     is_counter,
-    read_state_dict,
+    read_weight_file,
     require_finite,
     weights_sha256,
 )
@@ -44,7 +44,8 @@ from ovstrans.errors import InputError, MismatchError
 _KIND_NAMES = {"resnet": "ResNet", "convnext": "ConvNeXt", "vit": "ViT"}
 """Kinds of image encoders as messages name them."""
 
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl", ".ckpt")
+"""Suffixes by which a name is that of a file of weights rather than a tag."""
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +120,9 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
     Args:
         model: open_clip model name, or `RN-mini` or `ViT-mini` for a bundled one.
         pretrained: An open_clip tag, whose weights come from the hub or its cache; or a file (`.safetensors` or a
-            torch state dict) of a whole CLIP or of the image encoder alone. None takes the bundled weights for a
-            bundled model and open_clip's first tag for any other.
+            torch file) of a whole CLIP or of the image encoder alone. None takes the bundled weights for a bundled
+            model and open_clip's first tag for any other. Where a file shows that its weights were trained with
+            QuickGELU, the CLIP is named so (`RN50-quickgelu`); see `clip.activation`.
         device: Where the model goes.
 
     Raises:
@@ -130,10 +132,10 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
     """
     config, preprocess = _config(model)
     source = _default_pretrained(model) if pretrained is None else pretrained
-    is_file = Path(source).exists() or Path(source).suffix in _WEIGHT_SUFFIXES
     tags = open_clip.list_pretrained_tags_by_model(model)
-    if is_file and source not in tags and source != BUNDLED:
-        path = Path(source)
+    is_file = (Path(source).exists() or Path(source).suffix in WEIGHT_SUFFIXES) and source not in (*tags, BUNDLED)
+    if is_file:
+        path = _weights_in(Path(source))
     elif model in BUNDLED_MODELS:
         if source != BUNDLED:
             raise InputError(f"`pretrained={source}`: no such file, and {model} has no tags but {BUNDLED!r}")
@@ -144,7 +146,16 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
         path, tag = _fetch(model, source, tags)
         config["quick_gelu"] = _quick_gelu(config, tag)
         preprocess = {**preprocess, **{key: tag[key] for key in ("mean", "std") if key in tag}}
-    state = read_state_dict(path)
+    weights = read_weight_file(path)
+    if is_file:
+        from ovstrans.clip.activation import config_beside, model_for_file
+
+        source = str(path.absolute())  # what is made of it may be used from another folder
+        model = model_for_file(model, weights)
+        config, preprocess = _config(model)
+        own = config_beside(model, path).get("preprocess_cfg") or {}
+        preprocess = {**preprocess, **{key: own[key] for key in ("mean", "std") if key in own}}
+    state = weights.dense()
     clip = _build(model, config, preprocess)
     clip.pretrained = source
     clip.has_text = _load_into(clip.model, state, str(path))
@@ -281,6 +292,18 @@ def _complete(encoder: Any, config: Mapping[str, Any]) -> nn.Module:
 def _quick_gelu(config: Mapping[str, Any], tag: Mapping[str, Any]) -> bool:
     """Return whether a model with the weights of a tag uses QuickGELU."""
     return bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
+
+
+def _weights_in(path: Path) -> Path:
+    """Return the weights in the folder of a model, as hubs have it; the path itself if it is a file."""
+    if not path.is_dir():
+        return path
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        if (path / name).is_file():
+            return path / name
+    raise InputError(
+        f"`pretrained={path}`: is a folder without open_clip_model.safetensors; give the file of the weights"
+    )
 
 
 def _default_pretrained(model: str) -> str:

@@ -32,6 +32,7 @@ from ovstrans.frameworks import registry
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.masks.origin import choose_clip
 from ovstrans.recipes.load import load_recipe, override, recipe_names
 from ovstrans.spectrum.file import load_plan
 from ovstrans.vocabulary.catalog import load_published_vocabulary
@@ -280,7 +281,8 @@ def load_target(
     Args:
         target: A name or a path: an existing path comes first, then a framework, a recipe, an open_clip model. Or a
             `Checkpoint`, or a run (anything with a `path`).
-        model: open_clip name of the CLIP of a framework or recipe; None for the recipe's, or RN-mini.
+        model: open_clip name of the CLIP of a framework or recipe; None for the recipe's, of a framework that of the
+            mask, or RN-mini.
         mask: Mask to count a target without weights under. A checkpoint carries its own.
         plan: Freeze plan to count a target without weights under. A checkpoint carries its own.
         vocabulary: Class names that a framework without weights is counted with, as it prompts them; an object, a
@@ -305,6 +307,8 @@ def load_target(
         raise MissingFileError(f"{name}: no such file or folder")
     recipe = load_recipe(name, settings) if path.suffix == ".toml" or name in recipe_names() else None
     if name in registry.list_frameworks() or recipe is not None:
+        if model is None and recipe is None and masked is not None:
+            model = choose_clip(masked).model
         found = _build_framework(name, recipe, settings, model=model, vocabulary=words, device=device)
     elif name in model_names():
         _refuse_settings(name, settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
+from ovstrans.clip.activation import model_for_file
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import StateFit, WeightFile, read_weight_file
 from ovstrans.errors import InputError
@@ -16,8 +17,9 @@ from ovstrans.interop.import_framework import PUBLISHED_CLIP, embed_classes, imp
 from ovstrans.interop.import_mask import find_mask, mask_from_zeros, mask_of_pruned_weights, split_mask
 from ovstrans.interop.origin import parse_origin, recorded_mask
 from ovstrans.masks import file as mask_file
-from ovstrans.masks.file import load_mask
+from ovstrans.masks.file import WEIGHTS_FORMAT, load_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.masks.origin import same_architecture
 from ovstrans.modules import bake_pruning
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -119,8 +121,10 @@ def _open_external(file: WeightFile, format: str, options: ImportOptions) -> Exp
     origin = parse_origin(file.origin, where)
     recorded = origin.get("clip") or file.metadata
     model = options.model or recorded.get("model") or PUBLISHED_CLIP[0]
-    same = model == recorded.get("model")
+    same = same_architecture(model, recorded.get("model", ""))
     pretrained = options.pretrained or (recorded.get("pretrained") if same else None) or None
+    if not origin and not options.framework and file.metadata.get("format") != WEIGHTS_FORMAT:
+        model = model_for_file(model, file)
     mask = options.mask or recorded_mask(origin, file.state, where)
     body_only = options.body_only
     if format == "mask":

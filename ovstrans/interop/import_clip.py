@@ -15,6 +15,7 @@ from ovstrans.clip.weights import VISUAL, StateFit, fit_state, require_finite
 from ovstrans.errors import InputError
 from ovstrans.masks.file import mask_metadata
 from ovstrans.masks.mask import Mask
+from ovstrans.masks.origin import choose_clip
 
 NAME_THE_MODEL = "weights of another architecture; name the right CLIP as `model`"
 PARTIAL = "`partial=True` takes what fits"
@@ -82,10 +83,8 @@ def clip_of_mask(mask: Mask, model: str | None = None, pretrained: str | None = 
         InputError: If the weights cannot be had, or hold no text encoder.
         MismatchError: If the mask does not fit the model.
     """
-    name = model or mask.model
-    if pretrained is None and name == mask.model:
-        pretrained = mask.pretrained or None
-    clip = _require_text(load_clip(name, pretrained))
+    chosen = choose_clip(mask, model, pretrained, default=mask.model)
+    clip = _require_text(load_clip(chosen.model, chosen.pretrained))
     mask.apply(clip.model)
     return MaskedClip(clip, mask, transferred=not mask.made_from(clip.weights_sha256))
 

@@ -23,6 +23,7 @@ from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks import registry
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.masks.origin import choose_clip
 from ovstrans.modules import bake_pruning
 from ovstrans.progress import ProgressCallback
 from ovstrans.pruning.estimate import estimate_prune
@@ -41,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 
 @overload
-def prune(clip: Clip | str = ..., *, dry_run: Literal[True], **options: Any) -> DryRun: ...
+def prune(clip: Clip | str | None = ..., *, dry_run: Literal[True], **options: Any) -> DryRun: ...
 
 
 @overload
 def prune(
-    clip: Clip | str = ...,
+    clip: Clip | str | None = ...,
     *,
     pretrained: str | Path | None = ...,
     data: str | Dataset | None = ...,
@@ -67,7 +68,7 @@ def prune(
 
 @accepts_options(PruneRecipe)
 def prune(
-    clip: Clip | str = DEFAULT_MODEL,
+    clip: Clip | str | None = None,
     *,
     pretrained: str | Path | None = None,
     data: str | Dataset | None = None,
@@ -87,8 +88,9 @@ def prune(
     """Prune the image encoder of a CLIP and distil it from the dense one; the CLIP itself is left as it is.
 
     Args:
-        clip: A CLIP, or the open_clip name of one.
-        pretrained: open_clip tag or file of weights, if `clip` is a name.
+        clip: A CLIP, or the open_clip name of one. Default the model of `like`, or RN-mini.
+        pretrained: open_clip tag or file of weights, if `clip` is a name. Default those that `like` was made from if it
+            is of this model.
         data: Images to distil from, `NAME[:SPLIT]` or `folder:PATH[:SPLIT]`, or a dataset. They must be labelled if the
             distillation loss compares segments. Default: those of the recipe. Every model but a bundled one needs them,
             if it is distilled, as it learns nothing from generated scenes.
@@ -120,6 +122,11 @@ def prune(
     start = time.perf_counter()
     if dry_run and resume:
         raise InputError("`dry_run=True`: tells of a run from its start; leave out `resume=True`")
+    pattern = load_mask(like) if isinstance(like, (str, Path)) else like
+    if not isinstance(clip, Clip) and pattern is not None:
+        named = choose_clip(pattern, clip, pretrained)
+        clip, pretrained = named.model, named.pretrained
+    clip = clip or DEFAULT_MODEL
     chosen = _choose(clip, data, like, recipe, settings, options)
     if dry_run:
         out = None
@@ -130,7 +137,6 @@ def prune(
     elif resume:
         raise InputError("`resume=True`: goes on with the run at `out`, which is not given")
     place = pick_device(device)
-    pattern = load_mask(like) if isinstance(like, (str, Path)) else like
     if isinstance(clip, str):
         loaded = load_clip(clip, None if pretrained is None else str(pretrained))
     else:

@@ -21,12 +21,13 @@ from ovstrans.checkpoints.file import BACKBONE, Checkpoint, find_checkpoint, loa
 from ovstrans.clip.backbone import find_image_encoder
 from ovstrans.clip.layers import plan_layers, weight_matrices
 from ovstrans.clip.load import Clip, create_image_encoder, load_clip
-from ovstrans.clip.models import DEFAULT_MODEL, model_names
+from ovstrans.clip.models import model_names
 from ovstrans.clip.weights import fit_state, weights_sha256
 from ovstrans.environment import pick_device
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
+from ovstrans.masks.origin import choose_clip
 from ovstrans.modules import bake_pruning
 from ovstrans.progress import ProgressCallback, ProgressReporter
 from ovstrans.spectrum import esd, metrics, powerlaw
@@ -182,7 +183,7 @@ class Analysis:
 
 
 def analyze(
-    target: Model | os.PathLike[str] | str = DEFAULT_MODEL,
+    target: Model | os.PathLike[str] | str | None = None,
     *,
     pretrained: str | os.PathLike[str] | None = None,
     mask: Mask | os.PathLike[str] | str | None = None,
@@ -203,8 +204,9 @@ def analyze(
     Args:
         target: What to analyse: a Clip, any torch module (an image encoder, a CLIP, a framework; wrapped by DDP or
             not), a checkpoint or its file, a run or its folder, or the name of an open_clip model. It is not changed.
-        pretrained: Weights of a model given by name: an open_clip tag or a file. Default the bundled weights of
-            RN-mini, or open_clip's first tag.
+            Default the model of the mask, or RN-mini.
+        pretrained: Weights of a model given by name: an open_clip tag or a file. Default those that the mask was made
+            from if it is of this model, else the bundled weights of RN-mini or open_clip's first tag.
         mask: Mask, or mask file, under which to analyse the weights. Default as they are.
         xmin: How the start of the tail is chosen, one of `powerlaw.XMIN_MODES`.
         freeze: Rule of the freeze plan, one of `plan.RULES`. It chooses from the convolutions, or from the matrices of
@@ -227,7 +229,7 @@ def analyze(
     check_rule(freeze)
     limit = esd.Cut(cut, relative_cut)
     place = pick_device(device)
-    model = load_model(target, pretrained)
+    model = load_model(target, pretrained, mask)
     encoder = bake_pruning(_image_encoder(model))
     name, pretrained_name, sha256 = _origin(model, encoder)
     if mask is not None:
@@ -276,7 +278,11 @@ def analyze(
     )
 
 
-def load_model(target: Model | os.PathLike[str] | str, pretrained: str | os.PathLike[str] | None = None) -> Model:
+def load_model(
+    target: Model | os.PathLike[str] | str | None = None,
+    pretrained: str | os.PathLike[str] | None = None,
+    mask: Mask | os.PathLike[str] | str | None = None,
+) -> Model:
     """Load what a target names; see `analyze`.
 
     A string is a path if a file or folder is there, or if it has a suffix or a slash and is no model's name.
@@ -284,11 +290,9 @@ def load_model(target: Model | os.PathLike[str] | str, pretrained: str | os.Path
     Raises:
         InputError: The target is unknown, or `pretrained` is given for one that has its weights.
     """
-    if isinstance(target, str):
-        path = Path(target)
-        is_path = path.exists() or path.suffix or len(path.parts) > 1
-        if target in model_names() or not is_path:
-            return load_clip(target, None if pretrained is None else os.fspath(pretrained))
+    if target is None or (isinstance(target, str) and _is_model_name(target)):
+        chosen = choose_clip(mask, target, pretrained)
+        return load_clip(chosen.model, chosen.pretrained)
     if pretrained is not None:
         what = os.fspath(target) if isinstance(target, (str, os.PathLike)) else f"a {type(target).__name__}"
         raise InputError(f"{what}: has its weights; leave out `pretrained`, or name a model instead")
@@ -297,6 +301,12 @@ def load_model(target: Model | os.PathLike[str] | str, pretrained: str | os.Path
     if not isinstance(target, Model):
         raise InputError(f"analyze: a {type(target).__name__} is no model, checkpoint, run or torch module")
     return target
+
+
+def _is_model_name(target: str) -> bool:
+    path = Path(target)
+    is_path = path.exists() or path.suffix or len(path.parts) > 1
+    return target in model_names() or not is_path
 
 
 def plan_alphas(layers: Sequence[LayerAlpha]) -> dict[str, float | None]:

@@ -123,7 +123,8 @@ def finetune(
 
     Args:
         framework: Name of the framework; default deeplabv3, or that of the recipe.
-        clip: The CLIP, or the name of an open_clip model; default that of the recipe. A Clip object is not changed.
+        clip: The CLIP, or the name of an open_clip model; default the one that the mask was made from,
+            or that of a recipe that is given. A Clip object is not changed.
         pretrained: Weights of a model given by name: an open_clip tag or a file.
         mask: Mask, or its file; default that of the recipe, if any. False trains the dense model.
         plan: Freeze plan, analysis with its default plan, or alpha file; default that of the recipe, if any. False
@@ -165,7 +166,7 @@ def finetune(
     elif options.get("init") == "pruned" and weights is None and inputs.mask is not None and inputs.mask.path:
         recorded["weights"] = str(pruned_weights_path(inputs.mask.path))
     given = {**options, **recorded, "framework": framework, "recipe": recipe, "settings": settings}
-    chosen = resume_recipe(folder.path, **given) if resume else choose_recipe(**given)
+    chosen = resume_recipe(folder.path, **given) if resume else choose_recipe(made_with=inputs.mask, **given)
     if chosen is None:
         logger.info("%s: this run is finished; nothing to resume", folder.path)
         return Run.open(folder.path)

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ovstrans.clip.models import BUNDLED, BUNDLED_MODELS, DEFAULT_MODEL
 from ovstrans.errors import InputError
 from ovstrans.files import read_json, read_metadata
 from ovstrans.frameworks import registry
-from ovstrans.recipes.load import Settings, differences, load_recipe, override, resolve
+from ovstrans.masks.mask import Mask
+from ovstrans.masks.origin import choose_clip, same_architecture
+from ovstrans.recipes.load import Settings, differences, load_recipe, override, read_settings, resolve
 from ovstrans.recipes.schema import FinetuneRecipe, PruneRecipe, Table, kind_of
 from ovstrans.spectrum.plan import check_rule
 from ovstrans.training.run_folder import RunFolder
@@ -33,10 +36,13 @@ def choose_recipe(
     pretrained: str | None = None,
     mask: str | None = None,
     plan: str | None = None,
+    made_with: Mask | None = None,
     stored: FinetuneRecipe | None = None,
     **options: Any,
 ) -> FinetuneRecipe:
     """Return the recipe of a run: a recipe file, settings over it, and the other arguments over both.
+
+    Where neither an argument nor a recipe that was asked for names the CLIP, it is the one that the mask was made from.
 
     Args:
         framework: Name of the framework; default deeplabv3, or that of the recipe.
@@ -46,6 +52,7 @@ def choose_recipe(
         pretrained: open_clip tag or file of weights.
         mask: Mask file, "" for none.
         plan: Freeze plan file, "" for none.
+        made_with: The mask, if it is not the content of the file.
         stored: Recipe of the run to resume. It is the default of everything.
         **options: Changes by name of the option; None stands for an option that was not given.
 
@@ -66,6 +73,11 @@ def choose_recipe(
     for section, key, value in given:
         if value is not None:
             section[key] = value
+    if stored is None:
+        changed = read_settings(settings)
+        named = model is not None or recipe is not None or "model.clip" in changed
+        weighted = pretrained is not None or "model.pretrained" in changed
+        _take_clip_of_mask(table, made_with or run.get("mask") or None, named=named, weighted=weighted)
     chosen = resolve(FinetuneRecipe, table, origin, options=options)
     check_rule(chosen.training.freeze)
     if framework is not None and framework != chosen.model.framework:
@@ -138,7 +150,7 @@ def discover_artifacts(
         if not look or getattr(recipe.run, kind) or not path.exists():
             continue
         model = read(path).get("model", "")
-        if model == recipe.model.clip:
+        if same_architecture(model, recipe.model.clip):
             found[kind] = path
             logger.info("%s: %s (`%s=False` to go without)", kind, path, kind)
         else:
@@ -146,6 +158,26 @@ def discover_artifacts(
                 "%s: %s is for %s, not %s; not used", kind, path, model or "an unnamed model", recipe.model.clip
             )
     return Artifacts(**found)
+
+
+def _take_clip_of_mask(table: Table, mask: Mask | str | None, *, named: bool, weighted: bool) -> None:
+    """Let the mask decide on the CLIP of a recipe where the user did not.
+
+    Args:
+        table: The recipe, which is changed.
+        mask: The mask or its file.
+        named: The user chose the model.
+        weighted: The user chose its weights.
+    """
+    section = table["model"]
+    weights = section.get("pretrained") or None
+    if mask is None or (named and (weighted or weights)) or (isinstance(mask, str) and not Path(mask).is_file()):
+        return
+    own = str(section.get("clip", DEFAULT_MODEL))
+    chosen = choose_clip(mask, own if named else None, weights if weighted else None, default=own)
+    if chosen.pretrained is not None or chosen.model != own:
+        bundled = chosen.model in BUNDLED_MODELS and chosen.pretrained == BUNDLED
+        section.update(clip=chosen.model, pretrained="" if bundled and not weighted else chosen.pretrained or "")
 
 
 def path_text(value: PathLike | bool | None) -> str | None:
