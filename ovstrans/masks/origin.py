@@ -50,7 +50,7 @@ def choose_clip(
     given = None if pretrained is None else os.fspath(pretrained)
     if isinstance(mask, bool) or mask is None or (model is not None and given is not None):
         return ClipChoice(model or default, given)
-    mask = mask if isinstance(mask, Mask) else load_mask(mask)
+    mask = mask if isinstance(mask, Mask) else load_mask(Path(mask))
     if not _is_sound(mask) or not same_architecture(model or mask.model, mask.model):
         return ClipChoice(model or default, given)
     if given is not None:
