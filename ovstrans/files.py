@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LARGEST_HEADER = 1 << 30
 """Length from which the first bytes of a file are no header of a safetensors file."""
 
+CONTENT = "content_sha256"
+"""Entry of a safetensors file's metadata with the hash of all the rest, see `content_sha256`."""
+
 _CHUNK = 2**20
 
 OUTPUT_DIR = Path("ovstrans-out")
@@ -214,8 +217,43 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     return table
 
 
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> hashlib._Hash:
+    """Hash tensors with SHA-256, in sorted order of their names.
+
+    Each adds its name (UTF-8), its dtype ("float32"), its shape (as a JSON list) and its raw little-endian bytes in C
+    order.
+
+    Returns:
+        The hash, to which more can be added.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(key.encode())
+        digest.update(str(tensor.dtype).removeprefix("torch.").encode())
+        digest.update(json.dumps(list(tensor.shape)).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest
+
+
+def content_sha256(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Hash the content of a safetensors file: its tensors (`hash_tensors`), then its other metadata as sorted JSON.
+
+    Args:
+        tensors: Tensors by name.
+        metadata: Plain strings by name; the entry `CONTENT` does not count.
+    """
+    digest = hash_tensors(tensors)
+    digest.update(json.dumps({key: metadata[key] for key in sorted(metadata) if key != CONTENT}).encode())
+    return digest.hexdigest()
+
+
 def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically and reproducibly: equal contents give equal bytes.
+
+    The hash of its content is among its metadata, as `CONTENT`.
 
     Args:
         path: The file to write.
@@ -239,6 +277,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadat
         own[key] = value
     # A path may hold bytes that are no Unicode; the file must be UTF-8.
     plain = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in metadata.items()}
+    plain[CONTENT] = content_sha256(own, plain)
     with atomic_path(path) as temporary:
         save_file(own, temporary, metadata=plain)
         _sort_metadata(temporary)
@@ -295,6 +334,16 @@ def read_metadata(path: Path | str) -> dict[str, str]:
             return dict(handle.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(_describe_damage(path, error)) from error
+
+
+def content_is_intact(path: Path | str) -> bool | None:
+    """Return whether a safetensors file still has the content that it was written with; None if it has no hash.
+
+    Raises:
+        InputError: As `read_tensors`.
+    """
+    tensors, metadata = read_tensors(path)
+    return metadata[CONTENT] == content_sha256(tensors, metadata) if CONTENT in metadata else None
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

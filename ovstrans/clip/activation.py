@@ -187,7 +187,7 @@ def _by_hash(model: str, path: Path) -> Iterator[tuple[bool | None, str]]:
 
 
 def _openai_precision(file: WeightFile) -> bool:
-    """Return whether the tensors have the types that OpenAI's `convert_weights` leaves."""
+    """Return whether the tensors have the types in which OpenAI publishes its weights."""
     state = find_clip(file.state, str(file.path))
     kept = {"token_embedding.weight", "positional_embedding", "ln_final.weight"}
     halved = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,14 +184,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     Returns:
         A SHA-256 in hexadecimal.
     """
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(key.encode())
-        digest.update(str(tensor.dtype).removeprefix("torch.").encode())
-        digest.update(json.dumps(list(tensor.shape)).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return files.hash_tensors(state).hexdigest()
 
 
 @dataclass(frozen=True)

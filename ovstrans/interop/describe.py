@@ -19,10 +19,9 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import BACKBONE
-from ovstrans.clip.load import load_clip
-from ovstrans.clip.models import BUNDLED
-from ovstrans.clip.weights import VISUAL, read_state_dict, require_finite, weights_sha256
+from ovstrans.clip.weights import VISUAL, read_weight_file, require_finite, weights_sha256
 from ovstrans.errors import CheckFailed, InputError
+from ovstrans.interop.verify import check_content, check_frozen, local_clip
 from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
 from ovstrans.masks.mask import Mask, density_rows, require_shapes
@@ -110,26 +109,21 @@ def describe_tensors(path: Path | str, *, verify: bool = False) -> FileDescripti
         CheckFailed: If a claim of the file does not hold.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        return _describe_weights(path, verify)
-    found = files.read_metadata(path).get("format", "")
-    if found == mask_file.FORMAT:
-        return _describe_mask(path, verify)
-    if found == checkpoint_file.FORMAT:
-        return _describe_checkpoint(path, verify)
-    if found.startswith("ovstrans.") and found != WEIGHTS_FORMAT:
+    found = files.read_format(path)
+    describe = {mask_file.FORMAT: _describe_mask, checkpoint_file.FORMAT: _describe_checkpoint}.get(found)
+    if describe is None and found.startswith("ovstrans.") and found != WEIGHTS_FORMAT:
         raise InputError(f"{path}: its format {found!r} is not known to this version of ovstrans; update it")
-    return _describe_weights(path, verify)
+    content = check_content(path, found) if verify else ""
+    description = (describe or _describe_weights)(path, verify)
+    if content:
+        description.checks.append(content)
+    return description
 
 
 def local_weights_sha256(model: str, pretrained: str) -> str | None:
     """Return the hash of a CLIP's image encoder if its weights are at hand without a download, else None."""
-    if pretrained != BUNDLED and not (pretrained and Path(pretrained).is_file()):
-        return None
-    try:
-        return load_clip(model, pretrained).weights_sha256
-    except InputError:
-        return None
+    clip = local_clip(model, pretrained)
+    return None if clip is None else clip.weights_sha256
 
 
 def _describe_mask(path: Path, verify: bool) -> FileDescription:
@@ -177,15 +171,16 @@ def _describe_checkpoint(path: Path, verify: bool) -> FileDescription:
             raise CheckFailed(f"{path}: {checkpoint_file.EMBEDDINGS} has rows that are not of unit length")
         checks.append("text embeddings are of unit length")
         checks.append(_check_origin(path, clip["model"], clip["pretrained"], clip["weights_sha256"]))
+        checks += check_frozen(path, checkpoint)
         facts["backbone_sha256"] = weights_sha256(encoder)
     columns, rows = _density_table(mask) if mask is not None else ([], [])
     return FileDescription(str(path), "sparse checkpoint", facts, columns, rows, checks)
 
 
 def _describe_weights(path: Path, verify: bool) -> FileDescription:
-    state = read_state_dict(path)
+    file = read_weight_file(path)
+    state, metadata = file.state, file.metadata
     require_finite(state, str(path))
-    metadata = files.read_metadata(path) if path.suffix == ".safetensors" else {}
     ours = metadata.get("format") == WEIGHTS_FORMAT
     encoder = {key.removeprefix(VISUAL): value for key, value in state.items() if key.startswith(VISUAL)}
     whole = bool(encoder)
@@ -193,7 +188,7 @@ def _describe_weights(path: Path, verify: bool) -> FileDescription:
     holds = "a whole CLIP" if whole else "an image encoder" if encoder else "tensors of an unknown model"
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     facts: dict[str, Any] = {
-        **{key: text for key, text in metadata.items() if key not in ("format", "recipe")},
+        **{key: text for key, text in metadata.items() if key not in ("format", "recipe", files.CONTENT)},
         "holds": holds,
         "tensors": len(state),
         "types": dict(types),

@@ -13,6 +13,7 @@ import torch
 from ovstrans.checkpoints.file import TEXT_ENCODER, load_checkpoint, save_checkpoint
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.weights import weights_sha256
+from ovstrans.files import read_metadata
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.spectrum.file import load_plan
 from tests.checkpoints.dummies import make_checkpoint
@@ -36,7 +37,8 @@ def function(name: str) -> Callable[..., Any]:
 
 def test_reading_a_file_takes_twenty_lines() -> None:
     found = blocks(PAGE, "python")
-    assert {"read_mask", "read_checkpoint", "read_plan", "weights_sha256"} == {block.title for block in found}
+    titles = {"read_mask", "read_checkpoint", "read_plan", "content_sha256", "weights_sha256"}
+    assert titles == {block.title for block in found}
     for block in found:
         assert len([line for line in block.text.splitlines() if line.strip()]) <= LONGEST, block.title
 
@@ -81,3 +83,11 @@ def test_hashes_are_computed_as_documented() -> None:
     assert found(arrays) == weights_sha256(state)
     state["conv1.weight"] = state["conv1.weight"] + torch.finfo(torch.float32).eps
     assert found(arrays) != weights_sha256(state)
+
+
+def test_the_content_is_hashed_as_documented(tmp_path: Path) -> None:
+    save_mask(tmp_path / "mask.safetensors", make_mask())
+    save_checkpoint(tmp_path / "checkpoint.safetensors", make_checkpoint())
+    for name in ("mask.safetensors", "checkpoint.safetensors"):
+        recorded = read_metadata(tmp_path / name)["content_sha256"]
+        assert function("content_sha256")(tmp_path / name) == recorded
