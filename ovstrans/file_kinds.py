@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovstrans.files import LARGEST_HEADER, read_toml, safetensors_header
+from ovstrans.files import LARGEST_HEADER, parse_toml, safetensors_header
 
 _START = 4096
 _TEXT_SUFFIXES = (".txt", ".csv", ".md", ".log", ".yaml", ".yml")
@@ -43,8 +43,8 @@ _FORMATS = {
         "give it as the target of `ovstrans analyze`, `bench`, `predict` or `export` "
         "(`ovstrans export FILE --format mask` writes its mask)",
     ),
-    "ovstrans.alpha/": ("an alpha file with a freeze plan", "give it as `plan`"),
-    "ovstrans.plan/": ("a freeze plan", "give it as `plan`"),
+    "ovstrans.alpha/": ("an alpha file with a freeze plan", "give it as `plan` of finetune or bench"),
+    "ovstrans.plan/": ("a freeze plan", "give it as `plan` of finetune or bench"),
     "ovstrans.report/": ("a report of `ovstrans bench`", "'ovstrans inspect' shows it"),
     "ovstrans.reports/": ("a file of reports of `ovstrans bench`", "'ovstrans inspect' shows it"),
     "ovstrans.costs/": ("a lock of costs", "give it as `check` or `update` of `ovstrans bench`"),
@@ -194,7 +194,7 @@ def _recognize_json(path: Path) -> FileKind | None:
 
 def _recognize_toml(path: Path) -> FileKind | None:
     try:
-        table = read_toml(path)
+        table = parse_toml(path.read_text(encoding="utf-8-sig"))
     except ValueError:
         return FileKind("a TOML file that is damaged")
     if path.name == "dataset.toml":

@@ -176,6 +176,19 @@ def hash_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
+def _family(schema: object) -> str:
+    """Return the name of a schema without its version."""
+    return str(schema).partition("/")[0]
+
+
+def _other_kind(path: Path, needed: str) -> str:
+    """Return the error message for a file of ours, or a known kind, in the place of another; "" for any other file."""
+    from ovstrans import file_kinds
+
+    kind = file_kinds.recognize(path)
+    return "" if kind is None or not kind.remedy or "damaged" in kind.name else file_kinds.refusal(path, needed)
+
+
 def read_json(path: Path | str, schema: str | None = None) -> Any:
     """Read a JSON file.
 
@@ -190,12 +203,24 @@ def read_json(path: Path | str, schema: str | None = None) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+        raise InputError(_other_kind(path, "JSON") or f"{path}: not valid JSON ({error})") from error
     if schema is not None:
         found = value.get("schema") if isinstance(value, dict) else None
         if found != schema:
-            raise InputError(f"{path}: its schema is {found!r}, {schema!r} is needed")
+            other = _other_kind(path, f"a file of {schema}") if _family(found) != _family(schema) else ""
+            raise InputError(other or f"{path}: its schema is {found!r}, {schema!r} is needed")
     return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML; ValueError if it is none."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    table: dict[str, Any] = tomllib.loads(text)
+    return table
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
@@ -204,17 +229,11 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     Raises:
         InputError: The file is missing or not valid TOML.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     path = existing_file(path)
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML ({error})") from error
-    return table
+        return parse_toml(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputError(_other_kind(path, "TOML") or f"{path}: not valid TOML ({error})") from error
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> hashlib._Hash:
@@ -234,7 +253,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> hashlib._Hash:
         digest.update(key.encode())
         digest.update(str(tensor.dtype).removeprefix("torch.").encode())
         digest.update(json.dumps(list(tensor.shape)).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest
 
 
@@ -321,7 +340,7 @@ def read_format(path: Path | str) -> str:
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """Read the metadata of a safetensors file.
+    """Read the metadata of a safetensors file, without the hash of its content.
 
     Raises:
         InputError: The file is missing, or its header and its length do not agree.
@@ -331,7 +350,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     path = existing_file(path)
     try:
         with safe_open(path, framework="np") as handle:
-            return dict(handle.metadata() or {})
+            return {key: text for key, text in (handle.metadata() or {}).items() if key != CONTENT}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(_describe_damage(path, error)) from error
 
@@ -342,12 +361,16 @@ def content_is_intact(path: Path | str) -> bool | None:
     Raises:
         InputError: As `read_tensors`.
     """
+    from safetensors import safe_open
+
     tensors, metadata = read_tensors(path)
-    return metadata[CONTENT] == content_sha256(tensors, metadata) if CONTENT in metadata else None
+    with safe_open(path, framework="np") as handle:
+        recorded = (handle.metadata() or {}).get(CONTENT)
+    return None if recorded is None else bool(recorded == content_sha256(tensors, metadata))
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read all tensors of a safetensors file, onto the CPU, and its metadata.
+    """Read all tensors of a safetensors file, onto the CPU, and its metadata as `read_metadata` does.
 
     Raises:
         InputError: The file is missing or damaged.

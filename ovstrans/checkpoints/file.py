@@ -99,6 +99,7 @@ class Checkpoint:
         provenance: Files, hashes and versions that it came from.
         text_encoder: State dict of the CLIP's text encoder, or None.
         created_by: Program and version.
+        path: File it was read from, for messages; "" if none.
     """
 
     framework: str
@@ -113,6 +114,7 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     text_encoder: dict[str, Tensor] | None = None
     created_by: str = CREATED_BY
+    path: str = field(default="", repr=False, compare=False)
 
     def __repr__(self) -> str:
         values = sum(value.numel() for value in self.state.values())
@@ -189,14 +191,10 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
             file and the entry.
     """
     path = find_checkpoint(path)
-    tensors, metadata = files.read_tensors(path)
-    where = str(path)
-    found = metadata.get("format")
+    where, found = str(path), files.read_format(path)
     if found != FORMAT:
-        raise InputError(
-            f"{where}: not a checkpoint: its format is {found!r}, {FORMAT!r} is needed; "
-            "'ovstrans inspect' tells what it is"
-        )
+        raise InputError(_refusal(path, found))
+    tensors, metadata = files.read_tensors(path)
     require_entries(metadata, METADATA, where)
     objects = {
         key: parse_object(metadata[key], f"{where}: {key}")
@@ -226,7 +224,20 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         provenance=objects["provenance"],
         text_encoder={key.removeprefix(TEXT_ENCODER): value for key, value in text_encoder.items()} or None,
         created_by=metadata["created_by"],
+        path=where,
     )
+
+
+def _refusal(path: Path, found: str) -> str:
+    """Return the error message for a file that is no checkpoint."""
+    from ovstrans.file_kinds import recognize
+
+    kind = recognize(path)
+    if kind is None and path.suffix == ".safetensors":
+        files.read_metadata(path)  # says what is wrong with it
+    what = "" if kind is None else f"; it is {kind.name}" + (f", {kind.remedy}" if kind.remedy else "")
+    wanted = f"its format is {found or None!r}, {FORMAT!r} is needed"
+    return f"{path}: not a checkpoint: {wanted}{what or '; give a run of `ovstrans finetune`'}"
 
 
 def _take_mask(

@@ -30,6 +30,7 @@ def predict(
     stride: scoring.Stride = None,
     flip: scoring.Flip = False,
     settings: options.Settings = None,
+    pretrained: options.Pretrained = None,
     confidence: options.Confidence = False,
     overlay: options.Overlay = True,
     panoptic: options.Panoptic = False,
@@ -81,6 +82,7 @@ def predict(
             out=out,
             device=device,
             settings=settings or (),
+            pretrained=pretrained,
             progress=progress,
         )
     if json != "-" and predictions.images:

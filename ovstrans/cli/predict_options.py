@@ -29,6 +29,14 @@ Classes = Annotated[
         rich_help_panel=PROMPTS,
     ),
 ]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        "--pretrained",
+        metavar="TAG|FILE",
+        help="CLIP weights that embed class names, where those that the checkpoint records are not there.",
+    ),
+]
 VocabularyName = Annotated[
     str | None,
     typer.Option(

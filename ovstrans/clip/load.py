@@ -294,6 +294,11 @@ def _quick_gelu(config: Mapping[str, Any], tag: Mapping[str, Any]) -> bool:
     return bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
 
 
+def is_missing_file(pretrained: str) -> bool:
+    """Return whether `pretrained` names a file of weights, rather than a tag, that is not there."""
+    return Path(pretrained).suffix in WEIGHT_SUFFIXES and not Path(pretrained).exists()
+
+
 def _weights_in(path: Path) -> Path:
     """Return the weights in the folder of a model, as hubs have it; the path itself if it is a file."""
     if not path.is_dir():

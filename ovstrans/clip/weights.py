@@ -169,7 +169,7 @@ def encoder_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor
 
 def _pruned_name(key: str) -> str:
     """Return a weight's own name where torch's pruning holds it as `weight_orig`."""
-    return key.removesuffix(_ORIGINAL) if key.endswith(f".weight{_ORIGINAL}") else key
+    return key.removesuffix(_ORIGINAL) if key.endswith(f"weight{_ORIGINAL}") else key
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -220,7 +220,7 @@ class WeightFile:
             InputError: If there are masks only, or a weight lacks its mask.
         """
         baked = bake_masks(self.state, str(self.path))
-        weights = {key: value for key, value in baked.items() if not key.endswith(f".weight{_MASK}")}
+        weights = {key: value for key, value in baked.items() if not key.endswith(f"weight{_MASK}")}
         if not weights:
             raise InputError(f"{self.path}: holds masks and no weights; give it as `mask`")
         return weights
@@ -280,7 +280,7 @@ def bake_masks(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     baked = dict(state)
     for key, weight in state.items():
         name = key.removesuffix(_ORIGINAL)
-        if name == key or (name + _MASK not in state and not key.endswith(f".weight{_ORIGINAL}")):
+        if name == key or (name + _MASK not in state and not key.endswith(f"weight{_ORIGINAL}")):
             continue
         if name + _MASK not in state:
             raise InputError(f"{where}: {key} has no {name + _MASK} beside it; save both, or the pruned weight itself")

@@ -22,7 +22,7 @@ from ovstrans.datasets.images import (
     read_image,
     read_label,
 )
-from ovstrans.datasets.sample import IGNORE, Sample, get_ignore_label
+from ovstrans.datasets.sample import IGNORE, Sample, describe_dataset, get_ignore_label
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file, missing_file_message, refuse_missing
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -61,6 +61,9 @@ class FolderDataset:
         if not allow_missing or not self._images:
             refuse_missing(self.missing)
         self._table = _make_label_table(description, self.ignore)
+
+    def __repr__(self) -> str:
+        return describe_dataset(self)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -141,6 +144,9 @@ class ImageFolder:
         self.name = folder.resolve().name
         self.split = split
         self.vocabulary = Vocabulary(name=self.name, classes=())
+
+    def __repr__(self) -> str:
+        return describe_dataset(self)
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -46,7 +46,7 @@ class Segment:
     iscrowd: bool = False
 
 
-@dataclass
+@dataclass(repr=False)
 class Sample:
     """An image with its annotations.
 
@@ -68,6 +68,21 @@ class Sample:
     segments: list[Segment] = field(default_factory=list)
     segment_map: Tensor | None = None
     regions: Tensor | None = None
+
+    def __repr__(self) -> str:
+        parts = {
+            "no labels": self.label is None,
+            f"{len(self.segments)} segments": bool(self.segments),
+            f"{self.caption!r}": bool(self.caption),
+        }
+        more = "".join(f", {text}" for text, shown in parts.items() if shown)
+        return f"Sample({self.name}: {self.image.shape[-2]}x{self.image.shape[-1]}{more})"
+
+
+def describe_dataset(dataset: Dataset) -> str:
+    """Return the text of a dataset: its class, name, split, and the number of images and classes."""
+    words = f"{len(dataset)} images, {len(dataset.vocabulary)} classes"
+    return f"{type(dataset).__name__}({dataset.name}:{dataset.split}, {words})"
 
 
 class Dataset(Protocol):

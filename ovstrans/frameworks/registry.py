@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ovstrans.checkpoints.file import Checkpoint
-from ovstrans.clip.load import Clip, create_image_encoder, load_clip, model_info, random_clip
+from ovstrans.clip.load import Clip, create_image_encoder, is_missing_file, load_clip, model_info, random_clip
 from ovstrans.clip.severance import parse_blocks
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import VISUAL, fit_state
-from ovstrans.errors import InputError, MismatchError, did_you_mean
+from ovstrans.errors import InputError, MismatchError, MissingFileError, did_you_mean
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.load import override
@@ -257,6 +257,11 @@ def text_clip(checkpoint: Checkpoint) -> Clip:
     """
     recorded = checkpoint.clip
     if checkpoint.text_encoder is None:
+        if is_missing_file(recorded["pretrained"]):
+            raise MissingFileError(
+                f"{recorded['pretrained']}: no such file; {checkpoint.path or 'the checkpoint'} records it as the CLIP "
+                "that embeds class names; give it as `pretrained`"
+            )
         return load_clip(recorded["model"], recorded["pretrained"] or None)
     clip = random_clip(recorded["model"], pretrained=recorded["pretrained"])
     text_state = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(VISUAL)}

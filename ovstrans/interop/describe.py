@@ -188,7 +188,7 @@ def _describe_weights(path: Path, verify: bool) -> FileDescription:
     holds = "a whole CLIP" if whole else "an image encoder" if encoder else "tensors of an unknown model"
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     facts: dict[str, Any] = {
-        **{key: text for key, text in metadata.items() if key not in ("format", "recipe", files.CONTENT)},
+        **{key: text for key, text in metadata.items() if key not in ("format", "recipe")},
         "holds": holds,
         "tensors": len(state),
         "types": dict(types),

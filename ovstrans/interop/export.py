@@ -27,6 +27,7 @@ from ovstrans.checkpoints.file import BACKBONE, TEXT_ENCODER, Checkpoint, find_c
 from ovstrans.checkpoints.precision import VALUES, convert_values
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import ORIGIN, VISUAL, list_keys
+from ovstrans.datasets.catalog import find_vocabulary
 from ovstrans.errors import InputError
 from ovstrans.interop.export_source import ExportSource, ImportOptions, open_source
 from ovstrans.interop.import_clip import MaskedClip, is_builtin, open_clip_name
@@ -34,7 +35,6 @@ from ovstrans.interop.origin import OURS, describe_origin
 from ovstrans.interop.published_names import published_frameworks, to_published
 from ovstrans.masks.file import WEIGHTS_FORMAT, load_mask, save_mask
 from ovstrans.masks.mask import CREATED_BY, Mask
-from ovstrans.vocabulary.catalog import load_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 TORCH_SUFFIXES = (".pth", ".pt")
@@ -171,7 +171,8 @@ def export(
         framework: Framework that a file of another program is a checkpoint of (`fcclip`, `gkc`). Without it only the
             CLIP in the file is taken.
         mask: Mask, or mask file, that the weights are under.
-        vocabulary: Classes that the file was trained with, or their name or file.
+        vocabulary: Classes that the file was trained with: a vocabulary, the name of a dataset or published vocabulary,
+            or a file of class names.
         like: With detectron2, whose names a CLIP gets: `fcclip` (default) or `gkc`.
         scope: Of `weight_mask` entries, take those of the `body` (layer1 to layer4, as OpenTrans does) or all of the
             `file`.
@@ -261,7 +262,7 @@ def _as_source(source: Any) -> Path | Clip | Mask | Checkpoint:
 def _vocabulary(given: Vocabulary | str | PathLike[str] | None) -> Vocabulary | None:
     if given is None or isinstance(given, Vocabulary):
         return given
-    return load_vocabulary(fspath(given))
+    return find_vocabulary(fspath(given))
 
 
 def _write(out: Path | None, source: ExportSource, format: str, like: str | None) -> ExportResult:

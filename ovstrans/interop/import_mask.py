@@ -96,7 +96,7 @@ def split_mask(
         return dict(state), None
     mask = find_mask(state, where, model=model, pretrained=pretrained, body_only=body_only)
     baked = bake_masks(state, where)
-    return {key: value for key, value in baked.items() if not key.endswith(f".weight{MASK}")}, mask
+    return {key: value for key, value in baked.items() if not key.endswith(f"weight{MASK}")}, mask
 
 
 def mask_of_pruned_weights(metadata: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> Mask | None:

@@ -12,12 +12,14 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import BACKBONE, Checkpoint
+from ovstrans.clip.layers import weight_name
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.models import BUNDLED
 from ovstrans.clip.weights import VISUAL, read_state_dict
 from ovstrans.errors import CheckFailed, InputError
 from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import pruned_weights_path
+from ovstrans.masks.mask import layer_name
 
 _ENTRIES: Mapping[str, tuple[str, ...]] = {
     mask_file.FORMAT: mask_file.METADATA,
@@ -45,7 +47,7 @@ def check_content(path: Path, format: str) -> str:
             return ""
     intact = files.content_is_intact(path)
     metadata = files.read_metadata(path)
-    unknown = sorted(set(metadata) - {*_ENTRIES.get(format, metadata), files.CONTENT})
+    unknown = sorted(set(metadata) - set(_ENTRIES.get(format, metadata)))
     if intact is False or (intact is None and unknown):  # an unknown entry may be the hash under a damaged name
         raise CheckFailed(
             f"{path}: its content does not have the hash that was recorded when it was written: values or metadata "
@@ -75,8 +77,8 @@ def check_frozen(path: Path, checkpoint: Checkpoint) -> list[str]:
         return [f"{len(names)} layers frozen after some steps: not compared"] if names else []
     source, start = _initial_weights(checkpoint, recipe.get("run", {}), str(provenance.get("init", "")))
     if checkpoint.options.get("trunk") == "frozen":
-        names = [key.removesuffix(".weight") for key in start if key.endswith(".weight") and start[key].dim() > 1]
-        names = [name for name in names if f"{BACKBONE}{name}.weight" in checkpoint.state]
+        keys = [key for key in start if key.endswith("weight") and start[key].dim() > 1]
+        names = [layer_name(key) for key in keys if BACKBONE + key in checkpoint.state]
     if not names:
         return []
     if not start:
@@ -85,7 +87,7 @@ def check_frozen(path: Path, checkpoint: Checkpoint) -> list[str]:
         ours, theirs = (_layer(state, name, prefix) for state, prefix in ((checkpoint.state, BACKBONE), (start, "")))
         if ours is None or theirs is None or ours.shape != theirs.shape:
             raise CheckFailed(f"{path}: frozen layer {name} is not one of {source}")
-        kept = None if checkpoint.mask is None else checkpoint.mask.tensors.get(f"{name}.weight")
+        kept = None if checkpoint.mask is None else checkpoint.mask.tensors.get(weight_name(name))
         theirs = theirs.float() if kept is None else theirs.float().masked_fill(~kept, 0)
         different = int((ours.float() != theirs).sum())
         if different:
@@ -119,7 +121,7 @@ def _initial_weights(checkpoint: Checkpoint, run: Mapping[str, Any], init: str) 
 
 def _layer(state: Mapping[str, Tensor], name: str, prefix: str) -> Tensor | None:
     """Return the weight of a layer; of `NAME.q`, `NAME.k` and `NAME.v` the part of the fused projection."""
-    weight = state.get(f"{prefix}{name}.weight")
+    weight = state.get(prefix + weight_name(name))
     fused = state.get(f"{prefix}{name[:-2]}.in_proj_weight")
     if weight is None and fused is not None and name[-2:] in (".q", ".k", ".v"):
         return torch.chunk(fused, 3)["qkv".index(name[-1])]

@@ -49,7 +49,7 @@ def load_foreign_mask(path: Path) -> Mask:
         )
     mask = mask_from_entries(state, str(path), model="", body_only=_has_body(state))
     mask.model = _find_model(mask.shapes)
-    stem = sum(key.endswith(f".weight{MASK}") for key in state) - len(mask.tensors)
+    stem = sum(key.endswith(f"weight{MASK}") for key in state) - len(mask.tensors)
     if stem:
         logger.info(
             "%s: %d masks outside layer1 to layer4 left out; 'ovstrans export --format mask --scope file' keeps them",
@@ -79,7 +79,7 @@ def mask_from_entries(
     """
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
-        if not key.endswith(f".weight{MASK}"):
+        if not key.endswith(f"weight{MASK}"):
             continue
         kept = value != 0
         if value.numel() == 0 or not torch.equal(kept, value == 1):
@@ -104,11 +104,11 @@ def mask_from_entries(
 
 def has_masks(state: Mapping[str, Tensor]) -> bool:
     """Return whether a state dict holds masks of torch's pruning."""
-    return any(key.endswith(f".weight{MASK}") for key in state)
+    return any(key.endswith(f"weight{MASK}") for key in state)
 
 
 def _has_body(state: Mapping[str, Tensor]) -> bool:
-    return any(WRAPPERS.sub("", key).startswith(BODY) for key in state if key.endswith(f".weight{MASK}"))
+    return any(WRAPPERS.sub("", key).startswith(BODY) for key in state if key.endswith(f"weight{MASK}"))
 
 
 def _find_model(shapes: Mapping[str, tuple[int, ...]]) -> str:

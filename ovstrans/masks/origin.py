@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovstrans.clip.load import WEIGHT_SUFFIXES
+from ovstrans.clip.load import is_missing_file
 from ovstrans.clip.models import DEFAULT_MODEL, find_config
 from ovstrans.errors import InputError, MismatchError, MissingFileError
 from ovstrans.masks.file import load_mask
@@ -65,7 +65,7 @@ def recorded_weights(mask: Mask) -> str | None:
         MissingFileError: It is a file that is not there.
     """
     recorded = mask.pretrained
-    if Path(recorded).suffix in WEIGHT_SUFFIXES and not Path(recorded).exists():
+    if is_missing_file(recorded):
         raise MissingFileError(
             f"{recorded}: no such file; {mask.path or 'the mask'} records it as the weights it was made from; "
             "give them as `pretrained`"

@@ -33,7 +33,7 @@ from ovstrans.pruning.methods import Plan, make_plan
 from ovstrans.pruning.result import PruneResult, check_outputs, open_finished, state_path
 from ovstrans.pruning.rounds import BatchStream, run_rounds
 from ovstrans.pruning.severed import describe_blocks
-from ovstrans.recipes.load import Settings, load_recipe, read_settings, resolve
+from ovstrans.recipes.load import Settings, explain_recorded, load_recipe, read_settings, resolve
 from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FEATURES, ONE_SHOT_METHODS, SEGMENT_LOSSES, PruneRecipe
 from ovstrans.training.state import seed_step
@@ -141,7 +141,9 @@ def prune(
         loaded = load_clip(clip, None if pretrained is None else str(pretrained))
     else:
         loaded = dataclasses.replace(clip, model=bake_pruning(clip.model))
-    dataset = _open_data(chosen, data, data_root)
+    where = str(recipe) if isinstance(recipe, (str, Path)) and data is None and Path(recipe).is_file() else ""
+    with explain_recorded(where, "data.dataset", "data"):
+        dataset = _open_data(chosen, data, data_root)
     job = _prepare(loaded, chosen, dataset, pattern, place)
     run = estimate_prune(loaded, job.plan, job.loss, job.images, chosen, device=place, timed=dry_run)
     if dry_run:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,7 +57,11 @@ def recipe_text(name: str) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError) as error:
-            raise InputError(f"{name}: not a readable text file ({error})") from error
+            from ovstrans.file_kinds import recognize, refusal
+
+            kind = recognize(path)
+            known = refusal(path, "a recipe") if kind is not None else f"{name}: not a readable text file ({error})"
+            raise InputError(known) from error
     if name not in recipe_names():
         hint = did_you_mean(name, recipe_names())
         raise InputError(f"recipe {name!r}: unknown; {hint}shipped are {', '.join(recipe_names())}")
@@ -204,3 +209,24 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+@contextmanager
+def explain_recorded(where: str, key: str, option: str) -> Iterator[None]:
+    """Say which file records a name that does not work: the user did not type it.
+
+    Args:
+        where: The file that records it; "" if the user gave it.
+        key: Its entry there.
+        option: The option that replaces it; "" if none does.
+
+    Raises:
+        InputError: The one that the block raises, with this said.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not where:
+            raise
+        instead = f"`{option}` replaces it" if option else "correct it there"
+        raise type(error)(f"{error} ({where} records it as {key}; {instead})") from error

@@ -267,7 +267,7 @@ def _open_datasets(
             except InputError as error:
                 if chosen or (all_trained and isinstance(error, MismatchError)):
                     raise
-                logger.warning("%s: not evaluated (%s); say on what with `data`", target.name, error)
+                logger.warning("%s: not evaluated on what it records (%s); say on what with `data`", target.name, error)
                 continue
             name = f"{dataset.name}:{dataset.split}"
             own[str(spec) if name in own else name] = dataset

@@ -161,6 +161,7 @@ def predict(
     device: torch.device | str = "auto",
     runtime: str = "auto",
     settings: Sequence[str] = (),
+    pretrained: str | os.PathLike[str] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Predictions:
     """Segment image files and folders of them, and write the predictions into a folder.
@@ -191,6 +192,7 @@ def predict(
         device: Where to compute, unless `source` is a `Segmenter`.
         runtime: As for `Segmenter.load`, unless `source` is a `Segmenter`.
         settings: As for `Segmenter.load`, unless `source` is a `Segmenter`.
+        pretrained: As for `Segmenter.load`, unless `source` is a `Segmenter`.
         progress: Told of the images done.
 
     Raises:
@@ -225,7 +227,7 @@ def predict(
     if isinstance(source, Segmenter):
         segmenter = source
     else:
-        segmenter = Segmenter.load(source, device=device, runtime=runtime, settings=settings)
+        segmenter = Segmenter.load(source, device=device, runtime=runtime, settings=settings, pretrained=pretrained)
     task = SegmentationTask(segmenter, chosen, options)
     writer.begin(
         task.vocabulary,

@@ -9,6 +9,7 @@ Shapes: `H W` image.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -103,6 +104,7 @@ class Segmenter:
         device: torch.device | str = "auto",
         runtime: str = "auto",
         settings: Sequence[str] = (),
+        pretrained: str | os.PathLike[str] | None = None,
     ) -> Segmenter:
         """Load the model of a run or checkpoint.
 
@@ -114,6 +116,8 @@ class Segmenter:
                 most weights are zero. Results differ by rounding.
             settings: Other values of those options of the framework that matter to inference alone, such as
                 "model.proposals=folder:masks" of a DeOP.
+            pretrained: Tag or file of the CLIP that embeds class names, where the one that the checkpoint records is
+                not there. A checkpoint with its text encoder needs none.
 
         Raises:
             InputError: If there is no checkpoint, the device is missing, or the runtime or a setting is unknown.
@@ -122,11 +126,12 @@ class Segmenter:
         check_runtime(runtime)
         device = pick_device(device)
         if isinstance(source, Checkpoint):
-            return cls(source, device=device, settings=settings, runtime=runtime)
+            return cls(_with_clip(source, pretrained), device=device, settings=settings, runtime=runtime)
         if not isinstance(source, (str, os.PathLike)):
             raise InputError(f"`source`: {type(source).__name__} is no run and no checkpoint; give one, or its path")
         path = find_checkpoint(Path(source))
-        return cls(_read_checkpoint(path), path=path, device=device, settings=settings, runtime=runtime)
+        checkpoint = _with_clip(_read_checkpoint(path), pretrained)
+        return cls(checkpoint, path=path, device=device, settings=settings, runtime=runtime)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -323,6 +328,13 @@ class SegmentationTask:
                 masks=masks,
             )
         return prediction, inference
+
+
+def _with_clip(checkpoint: Checkpoint, pretrained: str | os.PathLike[str] | None) -> Checkpoint:
+    """Return a checkpoint that takes its text encoder from other weights than it records."""
+    if pretrained is None or checkpoint.text_encoder is not None:
+        return checkpoint
+    return dataclasses.replace(checkpoint, clip={**checkpoint.clip, "pretrained": os.fspath(pretrained)})
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

@@ -18,6 +18,7 @@ from typing import Any
 from ovstrans import files
 from ovstrans.clip.layers import plan_layers
 from ovstrans.errors import InputError
+from ovstrans.file_kinds import recognize, refusal
 from ovstrans.spectrum.analysis import Analysis, LayerAlpha
 from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.version import __version__
@@ -88,6 +89,9 @@ def load_plan(path: Path | str) -> FreezePlan:
     Raises:
         InputError: The file is missing or damaged; the entry is named.
     """
+    kind = recognize(files.existing_file(path))
+    if kind is not None and kind.remedy and kind.format not in (SCHEMA, PLAN_SCHEMA) and "damaged" not in kind.name:
+        raise InputError(refusal(path, "a freeze plan"))
     value = files.read_json(path)
     if not isinstance(value, dict) or value.get("schema") != PLAN_SCHEMA:
         return load_analysis(path).default_plan

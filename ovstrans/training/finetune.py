@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from ovstrans.frameworks.registry import with_prompts
 from ovstrans.masks.file import pruned_weights_path, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.progress import Forecast, ProgressCallback, ProgressReporter
-from ovstrans.recipes.load import Settings
+from ovstrans.recipes.load import Settings, explain_recorded
 from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.analysis import Analysis, analyze
@@ -170,12 +171,15 @@ def finetune(
     if chosen is None:
         logger.info("%s: this run is finished; nothing to resume", folder.path)
         return Run.open(folder.path)
+    source = folder.recipe if resume else recipe
+    recorded_in = str(source) if isinstance(source, (str, Path)) and Path(source).is_file() else ""
     with distributed.process_group(pick_device(device)) as world:
         result = _train(
             chosen,
             folder,
             inputs,
             world,
+            recorded={name: recorded_in for name, value in recorded.items() if value is None and recorded_in},
             root=None if data_root is None else Path(data_root),
             resume=resume,
             force=force,
@@ -195,6 +199,7 @@ def _train(
     inputs: Inputs,
     world: World,
     *,
+    recorded: Mapping[str, str],
     root: Path | None,
     resume: bool,
     force: bool,
@@ -213,19 +218,29 @@ def _train(
         raise InputError(
             f"`training.batch={training.batch}`: gives a process one image, but BatchNorm needs two at least"
         )
-    source = open_training_set(recipe, inputs, root)
+
+    def explained(key: str, option: str) -> AbstractContextManager[None]:
+        return explain_recorded(recorded.get(option, ""), key, "" if resume else option)
+
+    with explained("data.dataset", "data"):
+        source = open_training_set(recipe, inputs, root)
     check_drawing(recipe.data)
     dataset = Labelled(source, limit=recipe.data.images, cache=recipe.data.cache)
     if world.main and state is None:
         warn_of_labels(source, len(dataset))
-    clip = open_clip_of(recipe, folder, inputs, resuming=state is not None)
-    mask = open_mask_of(recipe, folder, inputs, resuming=state is not None)
+    with explained("model.pretrained", "pretrained"):
+        clip = open_clip_of(recipe, folder, inputs, resuming=state is not None)
+    with explained("run.mask", "mask"):
+        mask = open_mask_of(recipe, folder, inputs, resuming=state is not None)
     frozen: list[str]
     if state is not None:
         encoder, frozen = clip.visual, state["frozen"]
         require_same(inputs, folder, frozen)
     else:
-        encoder, frozen = initial_image_encoder(clip, recipe, inputs.weights), planned_layers(recipe, inputs)
+        with explained("run.weights", "weights"):
+            encoder = initial_image_encoder(clip, recipe, inputs.weights)
+        with explained("run.plan", "plan"):
+            frozen = planned_layers(recipe, inputs)
     check_plan(frozen, encoder, recipe.run.plan or str(folder.state))
 
     # The framework with its weights under the mask, and its frozen layers without gradients.

@@ -72,7 +72,7 @@ class Inputs:
 
     def save(self, folder: RunFolder, recipe: FinetuneRecipe) -> None:
         """Write the objects that the recipe names by their file in the run folder."""
-        if self.clip is not None and recipe.model.pretrained == str(_clip_file(folder)):
+        if self.clip is not None and Path(recipe.model.pretrained) == _clip_file(folder).absolute():
             files.write_tensors(_clip_file(folder), self.clip.model.state_dict(), {})
         if self.mask is not None:
             save_mask(_mask_file(folder), self.mask)

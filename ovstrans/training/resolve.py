@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ovstrans.clip.load import WEIGHT_SUFFIXES
 from ovstrans.clip.models import BUNDLED, BUNDLED_MODELS, DEFAULT_MODEL
 from ovstrans.errors import InputError
 from ovstrans.files import read_json, read_metadata
@@ -96,6 +97,7 @@ def choose_recipe(
             f"`model.trunk=frozen` freezes the whole backbone of {chosen.model.framework}, so a freeze plan changes "
             "nothing; leave out `plan` and `plan_after`, or set `model.trunk=train`"
         )
+    chosen = _with_absolute_paths(chosen)
     if stored is not None:
         differ = differences(stored.to_table(), chosen.to_table())
         if differ:
@@ -158,6 +160,24 @@ def discover_artifacts(
                 "%s: %s is for %s, not %s; not used", kind, path, model or "an unnamed model", recipe.model.clip
             )
     return Artifacts(**found)
+
+
+def _with_absolute_paths(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """Return a recipe whose files are absolute paths, so that the run's own recipe works from every folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path else path
+
+    run, model, data = recipe.run, recipe.model, recipe.data
+    is_file = Path(model.pretrained).suffix in WEIGHT_SUFFIXES
+    folder, _, path = data.dataset.partition(":")
+    dataset = f"folder:{Path(path).expanduser().absolute()}" if folder == "folder" and path else data.dataset
+    return replace(
+        recipe,
+        run=replace(run, mask=absolute(run.mask), plan=absolute(run.plan), weights=absolute(run.weights)),
+        model=replace(model, pretrained=absolute(model.pretrained) if is_file else model.pretrained),
+        data=replace(data, dataset=dataset),
+    )
 
 
 def _take_clip_of_mask(table: Table, mask: Mask | str | None, *, named: bool, weighted: bool) -> None:

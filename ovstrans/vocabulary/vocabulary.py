@@ -24,7 +24,11 @@ _MIN_LIGHTNESS, _MAX_LIGHTNESS = 0.38, 0.9
 """OKLab limits of generated colours: neither grey nor neon, neither black nor white."""
 
 
-@dataclass(frozen=True)
+_SHOWN = 6
+"""Classes in the text of a vocabulary, at most."""
+
+
+@dataclass(frozen=True, repr=False)
 class Vocabulary:
     """The classes of a dataset or a model, in index order.
 
@@ -76,6 +80,11 @@ class Vocabulary:
             if times > 1 or not name.strip():
                 fault = "is used twice; display names must differ" if name.strip() else "is empty"
                 raise InputError(f"vocabulary {self.name}: display name {name!r} {fault}")
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.names[:_SHOWN]) + (", ..." if len(self) > _SHOWN else "")
+        novel = f", {len(self.novel)} novel" if self.novel else ""
+        return f"Vocabulary({self.name}: {len(self)} classes{novel}: {shown})"
 
     def _check_synonyms(self, classes: Sequence[Sequence[str]], kind: str) -> None:
         for index, synonyms in enumerate(classes):

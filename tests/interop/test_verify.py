@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import ovstrans
 from ovstrans import files
@@ -64,9 +65,10 @@ def test_two_flipped_bytes_in_any_tensor_are_found(made: Path, tmp_path: Path, n
 
 @pytest.mark.parametrize("name", FILES)
 def test_changed_metadata_are_found(made: Path, tmp_path: Path, name: str) -> None:
-    tensors, metadata = files.read_tensors(made / name)
-    from safetensors.torch import save_file
-
+    tensors, _ = files.read_tensors(made / name)
+    with safe_open(made / name, framework="np") as file:
+        metadata = file.metadata()
+    assert files.CONTENT in metadata
     for key in metadata:
         renamed = {f"{key}x" if each == key else each: value for each, value in metadata.items()}
         for changed in ({**metadata, key: metadata[key] + " "}, renamed):
@@ -128,6 +130,4 @@ def test_equal_files_are_equal_to_the_byte(made: Path, tmp_path: Path) -> None:
     mask = ovstrans.load_mask(made / "mask.safetensors")
     save_mask(tmp_path / "again.safetensors", mask)
     assert (tmp_path / "again.safetensors").read_bytes() == (made / "mask.safetensors").read_bytes()
-    tensors, metadata = files.read_tensors(tmp_path / "again.safetensors")
-    assert metadata[files.CONTENT] == files.content_sha256(tensors, metadata)
-    assert not torch.equal(next(iter(tensors.values())), torch.zeros(1))
+    assert files.content_is_intact(tmp_path / "again.safetensors")

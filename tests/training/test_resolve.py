@@ -84,7 +84,7 @@ def test_resuming_needs_no_argument_and_names_what_differs() -> None:
 
 def test_what_goes_together_is_taken() -> None:
     settings = choose_recipe(freeze="count:3", plan_after=5, weights="w", init="pruned", seed=2**63 - 1)
-    assert (settings.training.freeze, settings.run.weights) == ("count:3", "w")
+    assert (settings.training.freeze, settings.run.weights) == ("count:3", str(Path("w").absolute()))
 
 
 def test_resuming_where_nothing_is(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ovstrans.datasets.images import check_equal_size, read_image
 from ovstrans.datasets.published.layouts import DatasetLocation, Pair
 from ovstrans.datasets.published.panoptic import extract_segments, read_segment_ids
-from ovstrans.datasets.sample import Sample, Segment, get_ignore_label
+from ovstrans.datasets.sample import Sample, Segment, describe_dataset, get_ignore_label
 from ovstrans.errors import InputError
 from ovstrans.files import read_json, refuse_missing
 from ovstrans.vocabulary.catalog import load_published_vocabulary
@@ -46,6 +46,9 @@ class PublishedDataset:
         self.videos: Sequence[range] = _find_videos(location.pairs)
         self._captions = _read_captions(location)
         self._annotations = location.annotations if location.labels else {}
+
+    def __repr__(self) -> str:
+        return describe_dataset(self)
 
     def __len__(self) -> int:
         return len(self.location.pairs)

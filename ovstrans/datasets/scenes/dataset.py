@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ovstrans.datasets.sample import Sample, Segment
+from ovstrans.datasets.sample import Sample, Segment, describe_dataset
 from ovstrans.datasets.scenes.drawing import (
     PATTERNS,
     SHAPES,
@@ -197,6 +197,9 @@ class Scenes:
         self.vocabulary = make_vocabulary(vocabulary_name)
         self._by_color = vocabulary_name == "scenes-attr"
         self._length = SPLITS[split].length if length is None else length
+
+    def __repr__(self) -> str:
+        return describe_dataset(self)
 
     def __len__(self) -> int:
         return self._length
