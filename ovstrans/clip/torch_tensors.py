@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class Storage:
             raise Unsupported(QUANTIZED)
         if self._values is None:
             raw = self._read()
-            self._values = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.zeros(0).byte()
+            self._values = torch.from_numpy(np.frombuffer(bytearray(raw), np.uint8))
         return self._values.view(dtype or self.dtype)
 
 
