@@ -38,6 +38,9 @@ TIMED_SIDE = 128
 TIMED_BATCH = 4
 """Images of that step."""
 
+CHECKED_PIXELS = 3_000_000
+"""Pixels above which the memory of a forward pass is estimated before it."""
+
 SCRATCH = 1.2
 """Memory of a real step over that of the tensors in it, measured; see `tests/costs/test_estimate.py`."""
 HALF = 0.6
@@ -190,6 +193,38 @@ def estimate_forward(module: nn.Module, shape: tuple[int, ...], forward: Callabl
         peak = meter.peak
         del made
     return int(peak * SCRATCH)
+
+
+def check_forward(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    device: torch.device | str,
+    forward: Callable[[Any, Tensor], Any],
+    *,
+    half: bool = False,
+    remedy: str,
+) -> None:
+    """Refuse a forward pass on large images that needs more memory than is free; small ones are not looked at.
+
+    Args:
+        module: As for `estimate_forward`, as are shape and forward. What does not run on meta tensors is not checked.
+        shape: Shape of the images.
+        device: Device that it runs on.
+        forward: What runs.
+        half: Whether it runs in bfloat16 or float16.
+        remedy: What to lower.
+
+    Raises:
+        InputError: The memory does not suffice.
+    """
+    if shape[0] * shape[-2] * shape[-1] <= CHECKED_PIXELS:
+        return
+    try:
+        needed = estimate_forward(module, shape, forward)
+    except (NotImplementedError, RuntimeError):
+        return
+    what = f"an image of {shape[-1]}x{shape[-2]} pixels takes"
+    require_memory(int(needed * (HALF if half else 1.0)), device, what=what, remedy=remedy)
 
 
 def time_step(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ovstrans.clip.backbone import encode_stages, find_image_encoder
 from ovstrans.costs.csr import make_sparse_pass, synchronize
+from ovstrans.costs.estimate import check_forward
 from ovstrans.costs.meters import NvmlMeter, RaplMeter, find_energy_meter, measure_peak_memory
 from ovstrans.costs.params import kept_weights
 from ovstrans.masks.mask import Mask
@@ -153,7 +154,9 @@ def measure_latency(
         mask.apply(module)
     came_from = next(module.parameters()).device
     module.to(device)
-    images = torch.rand(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
+    shape = (batch, 3, *image_size)
+    check_forward(module, shape, device, lambda twin, images: twin(images), remedy="lower `image_size`")
+    images = torch.rand(*shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     def run() -> object:
         return module(images)

@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ovstrans.datasets.sample import Sample
+from ovstrans.environment import require_memory
 from ovstrans.errors import InputError
 
 CLIP_MEAN = (123, 117, 104)
@@ -150,10 +151,21 @@ class CenterCrop:
         )
 
 
+_LARGE = 16_000_000
+"""Pixels above which the memory is checked before an image is resized."""
+_RESIZING_BYTES = 30
+"""Memory that a resized image takes in bytes a pixel: as bytes, as float32, and normalised."""
+
+
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize an image [3, H, W] bilinearly with antialiasing; the dtype stays the same."""
     if tuple(image.shape[-2:]) == size:
         return image
+    if size[0] * size[1] > _LARGE:
+        what = f"resizing an image to {size[1]}x{size[0]} pixels takes"
+        require_memory(
+            _RESIZING_BYTES * size[0] * size[1], "cpu", what=what, remedy="lower `short_side` or `long_side`"
+        )
     resized: Tensor = F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
     return resized
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ovstrans.clip.backbone import full_precision
+from ovstrans.costs.estimate import check_forward
 from ovstrans.datasets.augment import compute_evaluation_size, resize_image
 from ovstrans.datasets.sample import Sample, Segment
 from ovstrans.errors import InputError
@@ -251,6 +252,7 @@ def score_images(
     def forward(pixels: Tensor, own: Sequence[Tensor] = ()) -> list[Scores]:
         """Score whole images or windows, uint8 [B, 3, *, *]."""
         with torch.inference_mode(), _autocast(device, inference.amp):
+            _check_memory(framework, tuple(pixels.shape), text, device, inference)
             batch = pixels.to(device).float().div_(255)
             return list(framework.scores(batch, text, masks=own) if own else _scores(framework, batch, text))
 
@@ -264,6 +266,26 @@ def score_images(
         return scores
     mirrored = [FlippedScores(each) for each in score(images.flip(-1), [each.flip(-1) for each in given])]
     return [MeanScores(pair) for pair in zip(scores, mirrored, strict=True)]
+
+
+def _check_memory(
+    framework: Any,
+    shape: tuple[int, ...],
+    text: TextClassifier | None,
+    device: torch.device | str,
+    inference: Inference,
+) -> None:
+    """Refuse images that are too large for the memory before they are scored."""
+    if isinstance(framework, torch.nn.Module) and hasattr(framework, "scores"):
+        remedy = "lower `short_side` or `long_side`, or score it in windows, `window=512`"
+        check_forward(
+            framework,
+            shape,
+            device,
+            lambda twin, images: twin.scores(images, text),
+            half=inference.amp is not None,
+            remedy=remedy if inference.window is None else "lower `window`",
+        )
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
