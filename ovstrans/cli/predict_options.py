@@ -88,7 +88,7 @@ Panoptic = Annotated[
     bool,
     typer.Option(
         "--panoptic",
-        help="Also write each pixel's segment, with runs of gkc and fcclip: DIR/panoptic/NAME.png and "
+        help="Also write each pixel's segment, with runs of gkc, fcclip and deop: DIR/panoptic/NAME.png and "
         "DIR/panoptic.json, in COCO's format.",
         rich_help_panel=_SEGMENTS,
     ),
@@ -97,7 +97,7 @@ Instances = Annotated[
     bool,
     typer.Option(
         "--instances",
-        help="Also write the things of each image with scores, boxes and masks, with runs of gkc and fcclip: "
+        help="Also write the things of each image with scores, boxes and masks, with runs of gkc, fcclip and deop: "
         "DIR/instances.json, in COCO's format of results.",
         rich_help_panel=_SEGMENTS,
     ),

@@ -129,8 +129,8 @@ class DeOP(DeOPOptions, QueryInference):
 
     @property
     def severed_blocks(self) -> tuple[int, ...]:
-        """The blocks of the option `severed`, from 0."""
-        return cast(Any, self.backbone).severed  # type: ignore[no-any-return]
+        """The blocks of the option `severed`, from 0; none if crops go through the whole of CLIP."""
+        return () if self.options["two_stream"] else cast(Any, self.backbone).severed
 
     @property
     def matching(self) -> tuple[int, int, int] | None:

@@ -128,7 +128,8 @@ def restore(checkpoint: Checkpoint, settings: Sequence[str] = ()) -> Framework:
 
     Raises:
         InputError: A setting is not one of inference, or its value is not permitted.
-        MismatchError: A tensor is missing, unexpected, or of another shape than the recorded options call for.
+        MismatchError: The mask serves severed blocks that are not severed. Or a tensor is missing, unexpected, or of
+            another shape than the recorded options call for.
     """
     clip = checkpoint.clip
     with torch.device("meta"):
@@ -143,6 +144,8 @@ def restore(checkpoint: Checkpoint, settings: Sequence[str] = ()) -> Framework:
             text=text,
             options=change_options(checkpoint, settings),
         )
+    if checkpoint.mask is not None:
+        check_severed(checkpoint.mask, framework)
     fit = fit_state(
         checkpoint.state,
         framework.state_dict(),

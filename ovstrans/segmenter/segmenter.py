@@ -176,8 +176,8 @@ class Segmenter:
             names: Which names of a class go into prompts: auto (as the framework was published), synonyms, plain,
                 clean or joined.
             confidence: Also give each pixel's confidence.
-            panoptic: Also give panoptic segments; the frameworks gkc and fcclip find them.
-            instances: Also give instances; the frameworks gkc and fcclip find them.
+            panoptic: Also give panoptic segments; the frameworks gkc, fcclip and deop find them.
+            instances: Also give instances; the frameworks gkc, fcclip and deop find them.
             things: Names of the countable classes. None takes those of the vocabulary, else what the training knew by
                 the same name; the rest is stuff in panoptic segments and things among instances.
             short_side: Resize to this short side in pixels; 0 for the image's own. None for the size that papers use

@@ -83,6 +83,8 @@ def test_the_mask_serves_a_framework_that_severs_these_blocks_only(clip: Clip) -
     assert mask.severed == "3" and Mask({LAST: kept}, model="ViT").severed == ""
     check_severed(mask, make(clip))
     check_severed(mask, make(clip, severed=[2, 3]))
+    with pytest.raises(MismatchError, match="uses the queries and keys of block 3"):
+        check_severed(mask, make(clip, two_stream=True))
     both = replace(mask, recipe={"prune": {"severed": "2,3"}})
     with pytest.raises(MismatchError, match="made with `severed=2,3`, so it serves deop alone.*block 2"):
         check_severed(both, make(clip))

@@ -18,6 +18,7 @@ from ovstrans.frameworks import registry
 from ovstrans.masks.file import save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
+from ovstrans.spectrum.plan import FreezePlan
 from ovstrans.training.resolve import choose_recipe
 from tests.training.conftest import train
 from tests.training.test_finetune import differing, interrupt_after, log, result
@@ -125,4 +126,7 @@ def test_a_mask_for_other_blocks_is_refused(tiny_deop: Tiny, tmp_path: Path) -> 
     mask = draw_mask(tmp_path / "mask.safetensors", "4,5")
     with pytest.raises(MismatchError, match="made with `severed=4,5`, so it serves deop alone"):
         train(tiny_deop(mask=str(mask)), tmp_path / "run")
-    train(tiny_deop("model.severed=[4,5]", "training.steps=3", mask=str(mask)), tmp_path / "run")
+    plan = FreezePlan("median", 3.0, ("transformer.resblocks.0.mlp.c_fc",))
+    run = train(tiny_deop("model.severed=[4,5]", "training.steps=3", mask=str(mask)), tmp_path / "run", plan=plan)
+    with pytest.raises(MismatchError, match="uses the queries and keys of block 4"):
+        registry.restore(result(run), ["model.two_stream=true"])
