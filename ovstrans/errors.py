@@ -35,6 +35,11 @@ class CheckFailed(OvstransError):
     exit_status = 3
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun: `1 image`, `2 images`, `1,000 classes`; the plural is regular unless given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `did you mean 'NAME'? ` with the known word nearest to `word`, or "" if none is near."""
     import difflib  # imported only once something went wrong

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.errors import InputError, MismatchError, MissingFileError
+from ovstrans.errors import InputError, MismatchError, MissingFileError, counted
 from ovstrans.masks.file import DAMAGED, pack, parse_object, parse_shapes, require_entries, unpack
 from ovstrans.masks.mask import CREATED_BY, Mask
 from ovstrans.vocabulary.vocabulary import Vocabulary
@@ -122,7 +122,7 @@ class Checkpoint:
         facts = {
             "clip": " ".join(filter(None, (self.clip["model"], self.clip["pretrained"]))),
             "mask": mask or "none",
-            "vocabulary": f"{self.vocabulary.name} ({len(self.vocabulary)} classes)",
+            "vocabulary": f"{self.vocabulary.name} ({counted(len(self.vocabulary), 'class', 'classes')})",
             "text": "no text encoder" if self.text_encoder is None else "with its text encoder",
         }
         lines = [f"Checkpoint of {self.framework}: {len(self.state)} tensors, {values:,} values"]

@@ -402,15 +402,16 @@ def _run_lock(
     if json != BARE:
         _show_changes(result)
     common.emit_json(json, result.to_json(), force=True)
+    checked, changed = common.counted(len(result.targets), "target"), common.counted(len(result.changes), "count")
     if update is not None:
-        console.say(f"wrote {path}: {result.total} targets, {len(result.changes)} counts changed")
+        console.say(f"wrote {path}: {common.counted(result.total, 'target')}, {changed} changed")
     elif result.changes:
         raise CheckFailed(
-            f"{path}: {common.counted(len(result.changes), 'count')} of {len(result.changed_targets)} of "
-            f"{len(result.targets)} targets changed; if that is meant: ovstrans bench --check {path} --update"
+            f"{path}: {changed} of {len(result.changed_targets)} of {checked} changed; if that is meant: "
+            f"ovstrans bench --check {path} --update"
         )
     else:
-        console.say(f"{path}: {len(result.targets)} targets, no count changed")
+        console.say(f"{path}: {checked}, no count changed")
 
 
 def _show_changes(result: LockResult) -> None:

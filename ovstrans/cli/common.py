@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ovstrans.cli import completion
+from ovstrans.errors import counted as counted
 
 if TYPE_CHECKING:
     import torch
@@ -208,11 +209,6 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
         console.show(files.json_text(value))
     else:
         files.write_json(files.check_output(Path(destination), force=force, option="json"), value)
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number and its noun: `1 image`, `2 images`, `1,000 classes`; the plural is regular unless given."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def show_dry_run(run: costs.DryRun, json: str | None = None, *, force: bool = False) -> None:

@@ -170,7 +170,7 @@ def _split_rows(dataset: DatasetStatus) -> list[list[str]]:
             rows.append([status.split, "-", "broken", status.error])
         elif status.location is not None:
             location = status.location
-            missing = f" ({len(location.missing)} files missing)" if location.missing else ""
+            missing = f" ({common.counted(len(location.missing), 'file')} missing)" if location.missing else ""
             rows.append([status.split, f"{len(location.pairs)}{missing}", location.layout.name, str(location.folder)])
     first_columns = [dataset.info.name, str(dataset.info.classes)]
     return [first_columns + row for row in rows or [["-", "-", "missing", "-"]]]

@@ -27,7 +27,7 @@ from ovstrans.datasets.published.registry import (
     resolve_roots,
 )
 from ovstrans.datasets.sample import Dataset
-from ovstrans.errors import InputError, did_you_mean
+from ovstrans.errors import InputError, counted, did_you_mean
 from ovstrans.vocabulary.catalog import list_published_vocabularies, load_published_vocabulary, load_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -159,7 +159,7 @@ class DatasetStatus:
     def __repr__(self) -> str:
         """Return the dataset with the splits that were found."""
         found = ", ".join(
-            f"{each.split}: {'broken' if each.location is None else f'{len(each.location.pairs)} images'}"
+            f"{each.split}: {'broken' if each.location is None else counted(len(each.location.pairs), 'image')}"
             for each in self.splits
             if each.location is not None or each.error
         )

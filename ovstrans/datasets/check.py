@@ -13,7 +13,7 @@ from ovstrans.datasets.label_counts import LabelCounts, count_values, describe_l
 from ovstrans.datasets.parallel import map_in_threads
 from ovstrans.datasets.published.dataset import PublishedDataset
 from ovstrans.datasets.sample import Dataset
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, counted
 from ovstrans.files import existing_file
 from ovstrans.progress import ProgressCallback, ProgressReporter
 
@@ -38,9 +38,9 @@ class CheckResult:
 
     def __repr__(self) -> str:
         """Return the splits and the first few faults."""
-        splits = ", ".join(f"{split}: {number} images" for split, number in self.images.items())
+        splits = ", ".join(f"{split}: {counted(number, 'image')}" for split, number in self.images.items())
         more = len(self.faults) - _FAULTS_SHOWN
-        lines = [f"{splits}; {len(self.faults)} faults", *self.faults[:_FAULTS_SHOWN]]
+        lines = [f"{splits}; {counted(len(self.faults), 'fault')}", *self.faults[:_FAULTS_SHOWN]]
         return "\n  ".join([*lines, f"and {more} more"] if more > 0 else lines)
 
 
@@ -78,7 +78,7 @@ def check_dataset(
         images[title] = len(dataset)
         faults += split_faults
         if not split_faults:
-            logger.info("%s: %d images, no fault", title, len(dataset))
+            logger.info("%s: %s, no fault", title, counted(len(dataset), "image"))
     if not images:
         raise InputError("; ".join(faults))
     messages = tuple(f"{dataset.name}: {message}" for message in describe_labels(dataset, counts))

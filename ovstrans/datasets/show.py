@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.drawing import choose_evenly, save_contact_sheet
+from ovstrans.errors import counted
 from ovstrans.files import OUTPUT_DIR, check_output
 
 
@@ -40,5 +41,6 @@ def show_dataset(
     total = len(dataset)
     shown = sorted(choose_evenly(total, images))
     path = Path(out) if out is not None else OUTPUT_DIR / "data" / f"{dataset.name}-{dataset.split}.png"
-    title = f"{dataset.name}:{dataset.split}, {len(shown)} of {total} images, {len(dataset.vocabulary)} classes"
+    classes = counted(len(dataset.vocabulary), "class", "classes")
+    title = f"{dataset.name}:{dataset.split}, {len(shown)} of {counted(total, 'image')}, {classes}"
     return save_contact_sheet(path, (dataset[index] for index in shown), dataset, title=title)

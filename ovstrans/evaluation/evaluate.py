@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ovstrans.datasets.augment import resize_image
 from ovstrans.datasets.sample import Dataset, Sample
-from ovstrans.errors import InputError, MismatchError, OvstransError
+from ovstrans.errors import InputError, MismatchError, OvstransError, counted
 from ovstrans.evaluation.inference import (
     Inference,
     classify_pixels,
@@ -104,8 +104,9 @@ class DatasetResult(Metrics):
         if self.panoptic is not None:
             shown["PQ"] = self.panoptic.all.pq
         figures = ", ".join(f"{name} {value:.2f} %" for name, value in shown.items() if value is not None)
+        classes = counted(self.num_classes, "class", "classes")
         return (
-            f"DatasetResult({self.dataset}:{self.split}, {self.images} images, {self.num_classes} classes "
+            f"DatasetResult({self.dataset}:{self.split}, {counted(self.images, 'image')}, {classes} "
             f"({self.denominator}): {figures or 'nothing to measure'})"
         )
 

@@ -20,7 +20,7 @@ from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
 from ovstrans.checkpoints.file import BACKBONE
 from ovstrans.clip.weights import VISUAL, read_weight_file, require_finite, weights_sha256
-from ovstrans.errors import CheckFailed, InputError
+from ovstrans.errors import CheckFailed, InputError, counted
 from ovstrans.interop.verify import check_content, check_frozen, local_clip
 from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
@@ -58,7 +58,7 @@ class FileDescription:
     def __repr__(self) -> str:
         lines = [line if len(line) <= _REPR_WIDTH else line[: _REPR_WIDTH - 4] + " ..." for line in self._lines()]
         if self.rows:
-            lines.append(f"  and a table of {len(self.rows)} rows: {', '.join(self.columns)}")
+            lines.append(f"  and a table of {counted(len(self.rows), 'row')}: {', '.join(self.columns)}")
         return "\n".join([*lines, *map(repr, self.parts)])
 
     def __str__(self) -> str:
@@ -144,7 +144,7 @@ def _describe_checkpoint(path: Path, verify: bool) -> FileDescription:
     facts: dict[str, Any] = {
         "framework": checkpoint.framework,
         "options": checkpoint.options,
-        "vocabulary": f"{checkpoint.vocabulary.name} ({len(checkpoint.vocabulary)} classes)",
+        "vocabulary": f"{checkpoint.vocabulary.name} ({counted(len(checkpoint.vocabulary), 'class', 'classes')})",
         "clip": {key: clip[key] for key in ("model", "pretrained", "weights_sha256")},
         "tensors": len(state),
         "values": sum(value.numel() for value in state.values()),

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ovstrans import files
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, counted
 from ovstrans.masks.file import load_mask, load_weights, pruned_weights_path, save_mask, save_weights
 from ovstrans.masks.mask import Mask, density_rows
 from ovstrans.pruning.rounds import Round
@@ -44,7 +44,7 @@ class PruneResult:
         mask = self.mask
         lines = [
             f"PruneResult of {mask.model or 'an image encoder'} by {mask.method}: {mask.sparsity:.2%} zeros, "
-            f"{mask.kept:,} of {mask.total:,} weights kept in {len(mask.tensors)} layers",
+            f"{mask.kept:,} of {mask.total:,} weights kept in {counted(len(mask.tensors), 'layer')}",
             f"  {self.describe_rounds()}{self.describe_losses()}",
         ]
         if self.files:

@@ -22,7 +22,7 @@ from ovstrans.datasets.folder import FolderDataset
 from ovstrans.datasets.label_counts import warn_of_labels
 from ovstrans.datasets.sample import Dataset
 from ovstrans.environment import environment, pick_device
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError, MismatchError, counted
 from ovstrans.evaluation.inference import Inference
 from ovstrans.files import OUTPUT_DIR, check_output
 from ovstrans.progress import ProgressCallback
@@ -342,7 +342,7 @@ def _measure(
         report.latency = unfinished.load_latency(key)
         if report.latency is not None:
             return
-    logger.info("measure %s: %d rounds", target.name, rounds)
+    logger.info("measure %s: %s", target.name, counted(rounds, "round"))
     report.latency = measure_latency(
         target.module,
         image_size,

@@ -25,7 +25,7 @@ from ovstrans.clip.weights import weights_sha256
 from ovstrans.costs.latency import Latency
 from ovstrans.costs.target import Target
 from ovstrans.datasets.sample import Dataset, Sample
-from ovstrans.errors import InputError, MismatchError
+from ovstrans.errors import InputError, MismatchError, counted
 from ovstrans.evaluation.evaluate import DatasetResult, evaluate, original_message, published_inference, rank_and_world
 from ovstrans.evaluation.inference import Inference
 from ovstrans.evaluation.metrics import DENOMINATORS, ConfusionMatrix
@@ -35,7 +35,7 @@ from ovstrans.progress import ProgressCallback
 from ovstrans.reports.report import Report, shorten_names
 from ovstrans.training.distributed import World
 from ovstrans.version import __version__
-from ovstrans.vocabulary.prompts import AUTO, check_names
+from ovstrans.vocabulary.prompts import check_names
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SCHEMA = "ovstrans.evaluation/1"
@@ -64,8 +64,7 @@ class Scoring:
     tolerant: bool
 
     def __post_init__(self) -> None:
-        if self.names != AUTO:
-            check_names(self.names)
+        check_names(self.names)
         if self.denominator not in DENOMINATORS:
             raise InputError(f"`denominator={self.denominator}`: unknown; use {' or '.join(DENOMINATORS)}")
         if self.panoptic and (self.inference.window or self.inference.flip):
@@ -102,8 +101,9 @@ class Scoring:
         if self.vocabulary is None:
             return dataset.vocabulary
         if len(self.vocabulary) != len(dataset.vocabulary):
+            own = counted(len(self.vocabulary), "class", "classes")
             raise MismatchError(
-                f"`vocabulary={self.vocabulary.name}`: has {len(self.vocabulary)} classes, {dataset.name} has "
+                f"`vocabulary={self.vocabulary.name}`: has {own}, {dataset.name} has "
                 f"{len(dataset.vocabulary)}; name them all, in the order of the data"
             )
         return self.vocabulary

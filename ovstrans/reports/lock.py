@@ -27,7 +27,7 @@ from typing import Any
 from ovstrans.costs.flops import count_flops, count_text_encoder
 from ovstrans.costs.params import count_params
 from ovstrans.costs.target import PAPER_SIZE, Target, load_target, parse_size
-from ovstrans.errors import InputError, MissingFileError
+from ovstrans.errors import InputError, MissingFileError, counted
 from ovstrans.files import check_output, read_json, write_json
 from ovstrans.frameworks.base import Framework
 from ovstrans.progress import ProgressCallback, ProgressReporter
@@ -155,7 +155,9 @@ class LockResult:
         }
 
     def __repr__(self) -> str:
-        lines = [f"LockResult({self.lock}: {len(self.changes)} changes in {len(self.targets)} targets)"]
+        lines = [
+            f"LockResult({self.lock}: {counted(len(self.changes), 'change')} in {counted(len(self.targets), 'target')})"
+        ]
         lines += [f"  {change.target}: {change}" for change in self.changes[:8]]
         return "\n".join([*lines, *(["  ..."] if len(self.changes) > 8 else [])])
 

@@ -121,7 +121,7 @@ def make_table(
     """
     rows = [row for row in compare_reports(reports) if details or row.main]
     lines = [[f"  {row.part}" if row.part else row.quantity, *_cells(row, changes)] for row in rows]
-    differing = [line for line in _settings(reports) if len(set(line[1:])) > 1]
+    differing = [line for line in _settings(reports) if len(set(line[1:]) - {"-"}) > 1]
     return ["", *(report.name for report in reports)], [*differing, *lines]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ovstrans.checkpoints.file import find_checkpoint
 from ovstrans.datasets.images import read_image
 from ovstrans.environment import pick_device
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, counted
 from ovstrans.evaluation.inference import Inference
 from ovstrans.files import OUTPUT_DIR
 from ovstrans.progress import ProgressCallback, ProgressReporter
@@ -135,7 +135,8 @@ class Predictions:
 
     def __repr__(self) -> str:
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"Predictions({len(self.images)} images, {len(self.vocabulary)} classes{failed}, written to {self.out})"
+        classes = counted(len(self.vocabulary), "class", "classes")
+        return f"Predictions({counted(len(self.images), 'image')}, {classes}{failed}, written to {self.out})"
 
 
 def predict(

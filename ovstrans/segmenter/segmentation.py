@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ovstrans.datasets.sample import Segment
-from ovstrans.errors import InputError, did_you_mean
+from ovstrans.errors import InputError, counted, did_you_mean
 from ovstrans.evaluation.inference import Prediction
 from ovstrans.segmenter.coco import bounding_box, select_distinct
 from ovstrans.segmenter.label_maps import class_shares, write_label_map
@@ -194,8 +194,8 @@ class Segmentation:
         areas = list(self.areas().items())
         shown = [f"{name} {format_share(share)}" for name, share in areas[:_LISTED]]
         shown += [f"{len(areas) - _LISTED} more"] if len(areas) > _LISTED else []
-        found = [f"{len(self.segments)} segments"] if self.segments is not None else []
-        found += [f"{len(self.distinct_instances)} instances"] if self.distinct_instances is not None else []
+        found = [counted(len(self.segments), "segment")] if self.segments is not None else []
+        found += [counted(len(self.distinct_instances), "instance")] if self.distinct_instances is not None else []
         return f"Segmentation({width}x{height}: {'; '.join([', '.join(shown), *found])})"
 
     def _describe_segment(self, segment: Segment) -> PanopticSegment:

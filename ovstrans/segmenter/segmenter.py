@@ -26,7 +26,7 @@ from ovstrans.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoi
 from ovstrans.clip.text import TextClassifier
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.environment import pick_device
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, counted
 from ovstrans.evaluation.inference import Inference, Prediction, given_masks, predict_image
 from ovstrans.frameworks import registry
 from ovstrans.interop.describe import describe_tensors
@@ -247,7 +247,7 @@ class Segmenter:
     def __repr__(self) -> str:
         model = f"{self._checkpoint.framework} on {self._checkpoint.clip['model']}"
         source = f", {self.path}" if self.path else ""
-        return f"Segmenter({model}, trained on {len(self.classes)} classes{source}, {self.device})"
+        return f"Segmenter({model}, trained on {counted(len(self.classes), 'class', 'classes')}{source}, {self.device})"
 
 
 class SegmentationTask:

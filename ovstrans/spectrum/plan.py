@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, counted
 
 RULES = "median, quantile:Q, count:K, threshold:A, random:K or largest"
 """The freeze rules, as a user writes them."""
@@ -35,7 +35,7 @@ class FreezePlan:
 
     def __repr__(self) -> str:
         threshold = "" if self.threshold is None else f", alpha {self.threshold:.4g}"
-        return f"FreezePlan({self.rule}{threshold}: {len(self.frozen)} layers frozen)"
+        return f"FreezePlan({self.rule}{threshold}: {counted(len(self.frozen), 'layer')} frozen)"
 
 
 def check_rule(rule: str) -> None:

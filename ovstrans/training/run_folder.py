@@ -22,7 +22,7 @@ from typing import Any
 
 from ovstrans import files
 from ovstrans.checkpoints.file import NAME, Checkpoint, find_checkpoint, load_checkpoint
-from ovstrans.errors import InputError
+from ovstrans.errors import InputError, counted
 from ovstrans.recipes.load import load_recipe
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.recipes.write import toml_text
@@ -77,7 +77,7 @@ class Run:
         recipe = self.recipe
         loss = f", loss {self.log[0]['loss']:.4g} to {self.log[-1]['loss']:.4g}" if self.log else ""
         mask = f"mask {recipe.run.mask}" if recipe.run.mask else "no mask"
-        frozen = f"{len(self.plan.frozen)} layers frozen" if self.plan else "no layers frozen"
+        frozen = f"{counted(len(self.plan.frozen), 'layer')} frozen" if self.plan else "no layers frozen"
         return (
             f"Run {self.path}: {recipe.model.framework} on {recipe.model.clip}, {recipe.data.dataset}, "
             f"{recipe.training.steps} steps{loss}\n"

@@ -85,8 +85,8 @@ def test_check_looks_at_every_split_of_a_folder(capsys: pytest.CaptureFixture[st
         put_gray(Path(f"mine/{split}annot/1.png"), [[value]])
     assert main.run(["data", "check", "folder:mine"]) == 2
     out, err = capsys.readouterr()
-    assert "mine/valannot/1.png: label value 9" in out and "mine:train: 1 images, no fault" in err
-    assert "mine:later: 1 images" in err and err.splitlines()[-1].endswith("1 fault in 3 images")
+    assert "mine/valannot/1.png: label value 9" in out and "mine:train: 1 image, no fault" in err
+    assert "mine:later: 1 image" in err and err.splitlines()[-1].endswith("1 fault in 3 images")
     assert main.run(["data", "check", "folder:mine:train", "--quiet"]) == 0
 
 

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from ovstrans import console
 from ovstrans.cli import main
-from ovstrans.errors import CheckFailed, InputError
+from ovstrans.errors import CheckFailed, InputError, counted
+from ovstrans.reports.lock import CostChange, LockResult
+from ovstrans.spectrum.plan import FreezePlan
 
 COMMANDS = ("prune", "analyze", "finetune", "bench", "inspect", "demo", "models", "recipes")
 
@@ -150,3 +153,23 @@ def test_paragraphs_of_the_help_wrap_at_the_terminals_width_alone(
     for line, following in pairwise(prose):
         if line.strip() and following.strip() and not following.startswith("  "):
             assert len(line.rstrip()) + 1 + len(following.split()[0]) > 79, line
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "shown"),
+    [
+        (1, ("target",), "1 target"),
+        (0, ("target",), "0 targets"),
+        (1, ("class", "classes"), "1 class"),
+        (1234, ("class", "classes"), "1,234 classes"),
+    ],
+)
+def test_counted_nouns(number: int, words: tuple[str, ...], shown: str) -> None:
+    assert counted(number, *words) == shown
+
+
+def test_no_text_counts_a_single_thing_in_the_plural() -> None:
+    """The nouns that commands count: of targets, counts, images, classes, layers, segments."""
+    plan = FreezePlan(rule="count:1", threshold=None, frozen=("layer1.0.conv1",))
+    assert "1 layer frozen" in repr(plan)
+    assert "1 change in 1 target)" in repr(LockResult(Path("a.json"), ("x",), (CostChange("x", "t", "k", 1, 2),), 1))

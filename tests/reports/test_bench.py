@@ -75,7 +75,7 @@ def test_parameters_are_named_in_errors() -> None:
         ({"denominator": "some"}, "`denominator=some`: unknown"),
         ({"panoptic": True, "flip": True}, "leave out `window` and `flip`"),
         ({"data": ["all", "scenes"]}, "`data=all`: stands for itself"),
-        ({"vocabulary": Vocabulary.from_names("v", ["a"])}, "`vocabulary=v`: has 1 classes, scenes has 28"),
+        ({"vocabulary": Vocabulary.from_names("v", ["a"])}, "`vocabulary=v`: has 1 class, scenes has 28"),
         ({"counter": "none", "limit": 1}, "`counter=none`: unknown"),
         ({"pictures": "a"}, "give another `pictures`"),
     ):

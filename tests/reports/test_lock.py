@@ -221,7 +221,7 @@ def test_the_library_updates_and_checks_a_lock() -> None:
     moved = check_lock("costs.lock.json", ["RN-mini"], image_size=(64, 64))
     assert moved.targets == moved.changed_targets == ("RN-mini --image-size 64x96",) and moved.total == 2
     assert {change.kind for change in moved.changes} == {"width", "dense MACs", "effective MACs"}
-    assert "3 changes in 1 targets" in repr(moved)
+    assert "3 changes in 1 target)" in repr(moved)
     assert check_lock("costs.lock.json", ["RN-mini"], image_size=(64, 64), tolerance="50%").changed_targets
     again = update_lock("costs.lock.json", ["RN-mini"], image_size=(64, 96))
     assert again.changes == () and again.total == 2
