@@ -101,7 +101,7 @@ def test_paths_are_seen_from_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("--check", "gone.lock.json"), "gone.lock.json: no such lock; make one with"),
         (("--update", "gone.lock.json"), "gone.lock.json: no such lock; make one with"),
-        (("--check", "mine.toml"), "not valid JSON"),
+        (("--check", "mine.toml"), "a recipe, not JSON"),
         (("--check", "mine.toml"), "make another: ovstrans bench TARGET ... --update mine.toml"),
         (("RN101", "--check", "costs.lock.json"), "RN101: is not in costs.lock.json; add it"),
         (("--check", "costs.lock.json", "--tolerance", "much"), "--tolerance much"),

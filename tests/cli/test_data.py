@@ -46,7 +46,7 @@ def test_list_says_what_is_there_and_where_it_looked(
         "images": 2,
         "missing": 1,
     }
-    assert sets["ade20k-847"]["splits"] == {"train": None, "val": None} and len(sets) == 13
+    assert sets["ade20k-847"]["splits"] == {"train": None, "val": None} and len(sets) == 14
     assert main.run(["data", "list", "--data-root", "nowhere", "--json", "-"]) == 0
     assert not any(any(entry["splits"].values()) for entry in json.loads(capsys.readouterr().out)["datasets"].values())
 
