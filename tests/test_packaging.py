@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 import ovstrans
+from ovstrans.clip.models import BUNDLED_MODELS, bundled_models
 from ovstrans.files import read_toml
 from ovstrans.version import __version__
 
 ROOT = Path(ovstrans.__file__).parents[1]
-BUNDLED = "ovstrans/bundled/rn-mini/"
+BUNDLED = "ovstrans/bundled/"
 
 
 def listed(folder: Path) -> set[str]:
@@ -46,17 +47,19 @@ def test_the_wheel_holds_the_package_and_the_bundled_clip(wheel: zipfile.ZipFile
     kernels = {name for name in found if name.endswith(".so")}
     assert all(name.startswith("ovstrans/runtime/kernels") for name in kernels)
     assert found - bundled - kernels == listed(ROOT / "ovstrans")
-    assert {name.removeprefix(BUNDLED) for name in bundled} == {
-        "README.md",
-        "card.json",
-        "open_clip_config.json",
-        "open_clip_model.safetensors",
-    }
+    files = {name for name in listed(ROOT / "checkpoints") if name.count("/") == 2 and not name.endswith(".py")}
+    assert {name.removeprefix(BUNDLED) for name in bundled} == {name.removeprefix("checkpoints/") for name in files}
+    whole = {"README.md", "card.json", "open_clip_config.json", "open_clip_model.safetensors"}
+    for model in bundled_models():
+        folder = BUNDLED_MODELS[model]
+        assert {f"{BUNDLED}{folder}/{name}" for name in whole} <= bundled
 
 
 def test_what_makes_shipped_data_stays_out(wheel: zipfile.ZipFile) -> None:
     for name in wheel.namelist():
-        assert not any(word in name for word in ("tests/", "makers", "train.py", "contrastive", "__pycache__")), name
+        assert not any(
+            word in name for word in ("tests/", "makers", "train.py", "trainer", "contrastive", "__pycache__")
+        ), name
 
 
 def test_versions_agree(wheel: zipfile.ZipFile) -> None:

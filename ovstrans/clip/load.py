@@ -25,6 +25,7 @@ from ovstrans.clip.models import (
     BUNDLED,
     BUNDLED_MODELS,
     DEFAULT_MODEL,
+    WEIGHTS_FILE,
     bundled_config,
     bundled_folder,
     config_kind,
@@ -139,9 +140,12 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str | None = None, *, devi
     elif model in BUNDLED_MODELS:
         if source != BUNDLED:
             raise InputError(f"`pretrained={source}`: no such file, and {model} has no tags but {BUNDLED!r}")
-        path = bundled_folder(model) / "open_clip_model.safetensors"
+        path = bundled_folder(model) / WEIGHTS_FILE
         if not path.exists():
-            raise InputError(f"{path}: the bundled weights are missing; install ovstrans again")
+            raise InputError(
+                f"`model={model}`: its weights are not part of this installation ({path}); "
+                "install ovstrans again, or give a file as `pretrained`"
+            )
     else:
         path, tag = _fetch(model, source, tags)
         config["quick_gelu"] = _quick_gelu(config, tag)

@@ -20,6 +20,9 @@ DEFAULT_MODEL = "RN-mini"
 BUNDLED_MODELS = {DEFAULT_MODEL: "rn-mini", "ViT-mini": "vit-mini"}
 """Models whose weights ship with the package, with their folders. They know generated scenes, not photographs."""
 
+WEIGHTS_FILE = "open_clip_model.safetensors"
+"""Name of the weights in the folder of a bundled model."""
+
 BUNDLED = "bundled"
 """Name of the weights that ship with the package."""
 
@@ -97,7 +100,7 @@ def model_config(model: str) -> dict[str, Any]:
 def model_names() -> list[str]:
     """Return the models that can be loaded, the bundled one first."""
     found = _open_clip_configs()
-    return [*BUNDLED_MODELS, *(name for name, config in found.items() if not unsupported_reason(config))]
+    return [*bundled_models(), *(name for name, config in found.items() if not unsupported_reason(config))]
 
 
 def read_model_names() -> list[str]:
@@ -112,12 +115,17 @@ def read_model_names() -> list[str]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if "vision_cfg" in config and not unsupported_reason(config):
             names.append(path.stem)
-    return [*BUNDLED_MODELS, *names]
+    return [*bundled_models(), *names]
 
 
 def all_model_names() -> list[str]:
     """Return the bundled models and every model that open_clip knows, also those that cannot be loaded here."""
-    return [*BUNDLED_MODELS, *_open_clip_configs()]
+    return [*bundled_models(), *_open_clip_configs()]
+
+
+def bundled_models() -> list[str]:
+    """Return the bundled models whose weights are there; a checkout may have the configuration of one alone."""
+    return [name for name in BUNDLED_MODELS if (bundled_folder(name) / WEIGHTS_FILE).exists()]
 
 
 def bundled_folder(model: str = DEFAULT_MODEL) -> Path:
