@@ -240,7 +240,7 @@ def test_force_replaces(prune: Callable[..., int], folder: Path) -> None:
     [
         (["--pretrained", "gone.safetensors"], "gone.safetensors"),
         (["--pretrained", "cut.safetensors"], "cut.safetensors"),
-        (["--pretrained", "script.pt"], "TorchScript"),
+        (["--pretrained", "script.pt"], "no image encoder of a CLIP"),
         (["--pretrained", "nan.safetensors"], "layer2.0.conv1.weight"),
         (["--method", "best"], "imp, magnitude, random"),
         (["--sparsity", "90"], "--sparsity 90.0: must be at least 0 and below 1"),
@@ -309,7 +309,7 @@ def _make_bad_files(folder: Path, weights: Path, named: str) -> None:
     (folder / "broken" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     save_mask(folder / "other.safetensors", Mask({"layer1.0.conv1.weight": torch.ones(3, 3, dtype=torch.bool)}, "x"))
     (folder / "cut.safetensors").write_bytes(weights.read_bytes()[:5000])
-    if named == "TorchScript":
+    if named == "no image encoder of a CLIP":
         torch.jit.script(nn.Linear(2, 2)).save(str(folder / "script.pt"))
     if named == "layer2.0.conv1.weight":
         state = load_file(weights)
