@@ -74,6 +74,7 @@ class Scoring:
         """Return what the evaluation of a target on a dataset depends on, as plain values."""
         return {
             "target": hash_weights(target),
+            "options": dict(getattr(target.module, "options", {})),  # `settings` may have changed some
             "data": name,
             "folder": _find_folder(dataset),
             "images": len(dataset),
@@ -149,7 +150,7 @@ class UnfinishedWork:
             return
         tensors = {str(index): prediction.to(torch.int32) for index, prediction in predictions.items()}
         tensors["confusion"] = result.confusion.counts
-        metadata = {"format": SCHEMA, "key": json.dumps(key), "result": json.dumps(result.to_json())}
+        metadata = {"format": SCHEMA, "key": json.dumps(key, default=str), "result": json.dumps(result.to_json())}
         with self._writing(key, ".safetensors") as path:
             write_tensors(path, tensors, metadata)
 
@@ -197,7 +198,7 @@ class UnfinishedWork:
 
     def _path(self, key: Mapping[str, Any], suffix: str) -> Path:
         assert self.folder is not None
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         return self.folder / f"{digest[:24]}{suffix}"
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from ovstrans.cli import main
+from ovstrans.costs.target import load_target
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.evaluation.inference import Inference
 from ovstrans.reports import evaluations
@@ -455,3 +457,14 @@ def test_old_pictures_of_other_targets_go_and_files_of_others_stay() -> None:
     assert {path.name for path in folder.iterdir()} == {"mine.png", *plots, *pages}
     assert run("a", "--data", "scenes:test", "--limit", "1", "--show", "1")[0] == 0
     assert {path.name for path in folder.iterdir()} == {"mine.png", "scenes-test.png", "scenes-test-confusion.png"}
+
+
+def test_options_of_inference_are_part_of_what_a_result_depends_on() -> None:
+    """`--set` changes some of a trained model: its old results are of another model then."""
+    target, world = load_target("a"), SimpleNamespace(device=torch.device("cpu"))
+    scoring = evaluations.Scoring(None, "auto", Inference(), True, "present", False, None, 0, False)
+    data = open_dataset("scenes", split="val")
+    before = scoring.key("scenes:val", data, target, world)  # type: ignore[arg-type]
+    assert before == scoring.key("scenes:val", data, target, world)  # type: ignore[arg-type]
+    target.module.options = {**dict(target.module.options), "width": 9}  # type: ignore[assignment, arg-type]
+    assert before != scoring.key("scenes:val", data, target, world)  # type: ignore[arg-type]
