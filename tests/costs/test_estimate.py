@@ -96,7 +96,7 @@ base = used_memory()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps([run.memory - base, peak - base, run.macs]))
 """
-PRUNE = {"steps": 1, "rate": 0.8, "method": "magnitude", "precision": "fp32", "device": "cpu", "recipe": "prune-mini"}
+PRUNE = {"steps": 1, "rate": 0.8, "settings": ["prune.final_steps=0"], "precision": "fp32", "device": "cpu"}
 FINETUNE = {"steps": 2, "precision": "fp32", "device": "cpu", "mask": False, "plan": False}
 
 
@@ -108,7 +108,7 @@ FINETUNE = {"steps": 2, "precision": "fp32", "device": "cpu", "mask": False, "pl
         ("prune", {**PRUNE, "batch": 16, "image_size": 192}),
         ("prune", {**PRUNE, "batch": 2, "image_size": 640}),
         ("finetune", {**FINETUNE, "batch": 8, "image_size": 224}),
-        ("finetune", {**FINETUNE, "framework": "fcclip", "batch": 4, "image_size": 160}),
+        ("finetune", {**FINETUNE, "framework": "fcclip", "batch": 8, "image_size": 256}),
     ],
 )
 def test_the_memory_of_a_run_is_estimated_within_a_factor(tmp_path: Path, function: str, given: dict) -> None:
