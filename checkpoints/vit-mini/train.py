@@ -97,10 +97,10 @@ def main() -> None:
     """Train, save and evaluate."""
     defaults = {
         "images": 24_000,
-        "steps": 4_500,
-        "easy": 3_000,
+        "steps": 3_200,
+        "easy": 2_400,
         "batch": 64,
-        "lr": 1.5e-3,
+        "lr": 5e-4,
         "warm_up": 50,
         "keep": 0.995,
         "every": 250,
