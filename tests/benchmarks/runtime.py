@@ -1,7 +1,7 @@
 """How fast is the sparse runtime? The backbone of a pruned CLIP ResNet against dense engines, in one interleaved run.
 
     python -m tests.benchmarks.runtime [--sizes 224 512 800x1216] [--masks uniform90 uniform80 blocks90 global90]
-        [--model RN50] [--rounds 15] [--threads 1] [--engines ...] [--per-layer] [--json FILE]
+        [--model RN50] [--rounds 15] [--threads 1] [--engines ...] [--whole deeplabv3 gkc] [--per-layer] [--json FILE]
 
 The backbone, stem included, has random weights and returns res5, batch 1. Masks cover all convolutions but the first:
 `uniformN` has N % zeros in every layer, `blocksN` the same in blocks of 4x1, `globalN` the N % of smallest magnitude
@@ -37,6 +37,9 @@ from ovstrans.clip.layers import backbone_layers, norm_name
 from ovstrans.clip.models import model_config
 from ovstrans.console import table
 from ovstrans.environment import environment
+from ovstrans.masks.file import save_mask
+from ovstrans.masks.mask import Mask
+from ovstrans.reports.bench import bench
 from ovstrans.runtime.executor import SparseBackbone
 from ovstrans.runtime.library import find_kernels
 from ovstrans.runtime.network import pack_network
@@ -281,6 +284,43 @@ def measure_size(
     return results
 
 
+def measure_whole(framework: str, encoder: nn.Module, size: tuple[int, int], options: argparse.Namespace) -> Any:
+    """Return the latency of a whole segmenter of a framework, dense and sparse, under the zeros of an encoder."""
+    kept = {f"{name}.weight": conv.weight != 0 for name, conv in list(backbone_convs(encoder).items())[1:]}
+    mask = Mask({name: value.detach() for name, value in kept.items()}, model=options.model, method="random")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mask.safetensors")
+        save_mask(path, mask)
+        report = bench(
+            framework,
+            model=options.model,
+            mask=path,
+            data="none",
+            image_size=size,
+            latency=True,
+            rounds=options.rounds,
+            device="cpu",
+        )
+    return report.latency
+
+
+def show_whole(options: argparse.Namespace, encoders: Mapping[str, nn.Module], size: tuple[int, int]) -> dict[str, Any]:
+    """Measure and show whole segmenters at one size, by framework and mask."""
+    found: dict[str, Any] = {}
+    rows = []
+    for framework in options.whole:
+        for mask, encoder in encoders.items():
+            latency = measure_whole(framework, encoder, size, options)
+            found.setdefault(framework, {})[mask] = latency.to_json()
+            dense, sparse = latency.arms["dense"], latency.arms["sparse"]
+            times = [f"{1e3 * arm.min_s:.1f}" for arm in (dense, sparse)]
+            shares = [f"{arm.backbone_share:.0%}" for arm in (dense, sparse)]
+            rows.append([framework, mask, *times, f"{dense.min_s / sparse.min_s:.2f} x", *shares])
+    columns = ["framework", "mask", "dense ms", "sparse ms", "faster", "backbone, dense", "backbone, sparse"]
+    table(f"whole segmenters at {size[0]}x{size[1]}, on the clock", columns, rows)
+    return found
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Read `512` or `800x1216`."""
     sides = [int(side) for side in text.lower().split("x")]
@@ -296,6 +336,9 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES, metavar="ENGINE")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--whole", nargs="+", default=[], help="also whole segmenters: frameworks such as deeplabv3, gkc"
+    )
     parser.add_argument("--per-layer", action="store_true", help="also show the time of every call of the kernels")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
@@ -327,6 +370,8 @@ def main() -> None:
         rows.append(["MACs left", "", *(f"{result['macs_left']:.3f}" for result in results.values())])
         rows.append(["relative error", "", *(f"{result['relative_error']:.1e}" for result in results.values())])
         table(f"{options.model} backbone at {name}", ["engine", "ms", *results], rows)
+        if options.whole:
+            report.setdefault("whole", {})[name] = show_whole(options, encoders, size)
         if options.json is not None:
             options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
