@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ovstrans.errors import InputError
 from ovstrans.runtime.executor import SparseBackbone
 from ovstrans.runtime.library import find_kernels
-from ovstrans.runtime.network import UnsupportedError, pack_network
+from ovstrans.runtime.network import NO_RESNET, UnsupportedError, is_resnet, pack_network
 
 RUNTIMES = ("auto", "sparse", "dense")
 
@@ -70,6 +70,8 @@ def choose_runtime(
         return RuntimeChoice("dense", "asked for")
     density = backbone_density(encoder) if density is None else density
     wanted = runtime == "sparse"
+    if not is_resnet(encoder):
+        return RuntimeChoice("dense", NO_RESNET, notable=wanted)
     if not wanted and density > MOST_DENSE:
         return RuntimeChoice("dense", f"{density:.0%} of the backbone's weights are not zero")
     if torch.device(device).type != "cpu":
@@ -113,9 +115,9 @@ def describe_runtime(encoder: Mapping[str, Tensor]) -> str:
     density = sum(int(torch.count_nonzero(value)) for value in weights) / max(
         sum(value.numel() for value in weights), 1
     )
+    if "layer1.0.conv1.weight" not in encoder:
+        return f"dense: {NO_RESNET}"
     if density > MOST_DENSE:
         return f"dense: {density:.0%} of the convolutions' weights are not zero"
-    if "layer1.0.conv1.weight" not in encoder:
-        return "dense: the sparse runtime runs CLIP ResNets"
     kernels = find_kernels()
     return f"dense: {NO_KERNELS}" if kernels is None else f"sparse, {kernels.instructions}"

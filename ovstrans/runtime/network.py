@@ -19,6 +19,9 @@ from ovstrans.runtime.layout import Change
 from ovstrans.runtime.packing import Floats, PackedConv, pack_conv
 
 
+NO_RESNET = "the sparse runtime runs CLIP ResNets, this image encoder is of another kind"
+
+
 class UnsupportedError(Exception):
     """Reason why an image encoder cannot run by the kernels, in words that complete "runs dense: ..."."""
 
@@ -91,6 +94,11 @@ class Network:
         return (Change(), *(change for blocks in self.stages if (change := blocks[0].change) is not None))
 
 
+def is_resnet(encoder: nn.Module) -> bool:
+    """Return True if an image encoder is a CLIP ResNet."""
+    return encoder_kind(encoder) == "resnet" and hasattr(encoder, "layer1")
+
+
 def pack_network(encoder: nn.Module) -> Network:
     """Pack the backbone of a CLIP ResNet.
 
@@ -100,8 +108,8 @@ def pack_network(encoder: nn.Module) -> Network:
     Raises:
         UnsupportedError: If a part of it is not what the kernels compute.
     """
-    if encoder_kind(encoder) != "resnet" or not hasattr(encoder, "layer1"):
-        raise UnsupportedError("the sparse runtime runs CLIP ResNets; this image encoder is of another kind")
+    if not is_resnet(encoder):
+        raise UnsupportedError(NO_RESNET)
     modules = dict(encoder.named_modules())
     stem = [_pack(modules, f"conv{number}", stride=2 if number == 1 else 1) for number in (1, 2, 3)]
     pool = modules.get("avgpool")

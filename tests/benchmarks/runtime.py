@@ -286,8 +286,8 @@ def measure_size(
 
 def measure_whole(framework: str, encoder: nn.Module, size: tuple[int, int], options: argparse.Namespace) -> Any:
     """Return the latency of a whole segmenter of a framework, dense and sparse, under the zeros of an encoder."""
-    kept = {f"{name}.weight": conv.weight != 0 for name, conv in list(backbone_convs(encoder).items())[1:]}
-    mask = Mask({name: value.detach() for name, value in kept.items()}, model=options.model, method="random")
+    kept = {f"{name}.weight": weight.detach() != 0 for name, weight in list(backbone_layers(encoder).items())[1:]}
+    mask = Mask(kept, model=options.model, method="random")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mask.safetensors")
         save_mask(path, mask)
