@@ -18,7 +18,6 @@ from ovstrans.clip.layers import norm_name
 from ovstrans.runtime.layout import Change
 from ovstrans.runtime.packing import Floats, PackedConv, pack_conv
 
-
 NO_RESNET = "the sparse runtime runs CLIP ResNets, this image encoder is of another kind"
 
 
