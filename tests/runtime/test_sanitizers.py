@@ -1,4 +1,4 @@
-"""The kernels under the address and undefined-behaviour sanitizers; `make sanitize` runs them under valgrind too."""
+"""The kernels under the address and undefined-behaviour sanitizers."""
 
 from __future__ import annotations
 
