@@ -19,6 +19,7 @@ DATASETS = (
     "cityscapes",
     "camvid",
     "pas-20",
+    "pas-20-15-5",
     "pas-21",
     "context-59",
     "context-459",

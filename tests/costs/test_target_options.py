@@ -44,7 +44,10 @@ def test_a_vocabulary_is_a_datasets_or_a_files(tmp_path: Path) -> None:
     [
         ("coco-panoptik", "'coco-panoptik': no such dataset or vocabulary; did you mean 'coco-panoptic'[?] known are "),
         ("lvis-1230", "did you mean 'lvis-1203'[?]"),  # a vocabulary without a dataset
-        ("nosuch", "no such dataset or vocabulary; known are scenes, .*ade20k-847, .*lvis-1203, .*in .txt and .toml$"),
+        (
+            "nosuch",
+            "no such dataset or vocabulary; known are scenes, .*ade20k-847, .*lvis-1203, .*in .txt, .toml, .json, .*tsv$",
+        ),
         (".", "did you mean 'folder:.'[?]"),
         ("nosuch.txt", "nosuch.txt: no such file"),
         ("folder:nosuch", "nosuch: no such file or folder"),

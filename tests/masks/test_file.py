@@ -79,7 +79,7 @@ def test_contract_of_the_file(saved: Path) -> None:
         metadata = file.metadata()
         bits = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     assert metadata["format"] == FORMAT == "ovstrans.mask/1"
-    assert set(metadata) == {"format", "created_by", "shapes", "sparsity", *FIELDS}
+    assert set(metadata) == {"format", "created_by", "shapes", "sparsity", "content_sha256", *FIELDS}
     assert json.loads(metadata["shapes"])[MASKED[0]] == [6, 4, 3, 3]
     assert json.loads(metadata["recipe"]) == FIELDS["recipe"]
     ones = sum(np.unpackbits(value).sum() for value in bits.values())

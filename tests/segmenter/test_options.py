@@ -52,7 +52,7 @@ def test_frameworks_that_find_no_segments() -> None:
     wants = SegmentationOptions(instances=True)
     wants.check_framework(fcclip_checkpoint().framework, "run")
     SegmentationOptions().check_framework("deeplabv3", "run")
-    message = "run: deeplabv3 classifies pixels and finds no segments; `instances` needs a run of fcclip or gkc"
+    message = "run: deeplabv3 classifies pixels and finds no segments; `instances` needs a run of deop or fcclip or gkc"
     with pytest.raises(InputError, match=message):
         wants.check_framework("deeplabv3", "run")
 

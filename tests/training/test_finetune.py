@@ -270,8 +270,11 @@ def test_what_does_not_fit_ends_before_anything_is_written(
     out = tmp_path / "run"
     assert "layer3.5.conv1" in refused(tiny(mask=str(tmp_path / "other.safetensors")), out)
     assert "layer3.5.conv1" in refused(tiny(plan=str(plan)), out)
-    assert "cut.safetensors" in refused(tiny(mask=str(tmp_path / "cut.safetensors")), out)
-    assert "none.safetensors: no such file" in refused(tiny(mask=str(tmp_path / "none.safetensors")), out)
+    with pytest.raises(InputError, match=r"cut\.safetensors: not an intact"):
+        train(tiny(mask=str(tmp_path / "cut.safetensors")), out)
+    with pytest.raises(InputError, match=r"none\.safetensors: no such file"):
+        train(tiny(mask=str(tmp_path / "none.safetensors")), out)
+    assert not out.exists()
     assert "no such dataset" in refused(tiny(data="coco"), out)
     assert "no option" in refused(_with_option(tiny(), "depth", 3), out)
     assert "needs two at least" in refused(tiny("training.batch=1"), out)

@@ -93,6 +93,7 @@ MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "cityscapes": ("cityscapes", put_cityscapes),
     "camvid": ("CamVid", put_camvid),
     "pas-20": ("VOCdevkit/VOC2012", put_voc),
+    "pas-20-15-5": ("VOCdevkit/VOC2012", put_voc),
     "pas-21": ("VOCdevkit/VOC2012", put_voc),
     "context-59": ("VOCdevkit/VOC2010", put_context),
     "context-459": ("VOCdevkit/VOC2010", put_context),
