@@ -19,7 +19,7 @@ def test_all_and_a_pattern_give_reasons(capsys: pytest.CaptureFixture[str]) -> N
     for arguments in (["--all"], ["coca_*"]):
         assert run(["models", "list", *arguments]) == 0
         out = capsys.readouterr().out
-        assert "coca_ViT-B-32" in out and "CoCa," in out and "more" not in out
+        assert "coca_ViT-B-32" in out and "CoCa," in out and "--all lists them" not in out
 
 
 def test_json_has_exact_numbers(capsys: pytest.CaptureFixture[str]) -> None:

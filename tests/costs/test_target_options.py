@@ -46,7 +46,7 @@ def test_a_vocabulary_is_a_datasets_or_a_files(tmp_path: Path) -> None:
         ("lvis-1230", "did you mean 'lvis-1203'[?]"),  # a vocabulary without a dataset
         (
             "nosuch",
-            "no such dataset or vocabulary; known are scenes, .*ade20k-847, .*lvis-1203, .*in .txt, .toml, .json, .*tsv$",
+            "no such dataset or vocabulary; known are scenes, .*ade20k-847, .*lvis-1203, .*in .txt, .toml, .*tsv$",
         ),
         (".", "did you mean 'folder:.'[?]"),
         ("nosuch.txt", "nosuch.txt: no such file"),
