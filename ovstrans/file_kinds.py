@@ -55,7 +55,7 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file is.
+    """The kind of a file and the option that takes it.
 
     Attributes:
         name: With its article: "a mask of ovstrans", "an HTML page".

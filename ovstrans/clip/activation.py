@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FileActivation:
-    """What a file of weights tells of the activation.
+    """The activation that a file of weights was trained with, as far as the file tells.
 
     Attributes:
         quick_gelu: True for QuickGELU, False for GELU, None if nothing tells.

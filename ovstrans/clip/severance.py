@@ -26,6 +26,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovstrans.clip import vit
 from ovstrans.errors import InputError
 
 MODES = ("plain", "mask-guided", "with-mask")
@@ -111,12 +112,7 @@ class SeverableTransformer(VisionTransformer):  # type: ignore[misc]  # open_cli
 
     def _embed_patches(self, images: Tensor, learned: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """Embed patches with their positions: tokens [B, L, D] and the grid (h, w)."""
-        patches = self.conv1(images)
-        grid = (int(patches.shape[-2]), int(patches.shape[-1]))
-        patches = patches.flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        tokens = torch.cat([first, patches], dim=1)
-        tokens = tokens + resize_positions(self.positional_embedding, grid).to(tokens.dtype)
+        tokens, grid = vit.place_patches(self, images), vit.patch_grid(self, images)
         if learned is not None:
             tokens = tokens + resize_positions(learned, grid).to(tokens.dtype)
         return self.ln_pre(tokens), grid
@@ -254,7 +250,7 @@ def encode_patches(
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize position embeddings to another grid of patches, bicubic; those of the class token stay.
+    """Resize position embeddings of a square grid of patches to another grid, see `vit.resize_positions`.
 
     Args:
         positions: [1 + G * G, D].
@@ -264,11 +260,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
         [1 + h * w, D]; the same tensor if that is its grid.
     """
     side = math.isqrt(positions.shape[0] - 1)
-    if (side, side) == grid:
-        return positions
-    squares = positions[1:].t().reshape(1, -1, side, side)
-    resized = F.interpolate(squares.float(), size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([positions[:1], resized[0].flatten(1).t().to(positions.dtype)])
+    return vit.resize_positions(positions, (side, side), grid)
 
 
 def token_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -77,8 +77,8 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
     return torch.cat([before, grid.flatten(2)[0].T])
 
 
-def embed_patches(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Turn images into the tokens that enter the first block: patch embedding, class token, positions, first norm.
+def place_patches(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Turn images into tokens before the first norm: patch embedding, class token, positions.
 
     Args:
         encoder: open_clip's VisionTransformer.
@@ -93,8 +93,13 @@ def embed_patches(encoder: nn.Module, images: Tensor) -> Tensor:
     patches = patches.flatten(2).transpose(1, 2)
     first = inner.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
     positions = resize_positions(inner.positional_embedding, tuple(inner.grid_size), size)
-    tokens = torch.cat([first, patches], dim=1) + positions.to(patches.dtype)
-    return cast(Tensor, inner.ln_pre(inner.patch_dropout(tokens)))
+    return torch.cat([first, patches], dim=1) + positions.to(patches.dtype)
+
+
+def embed_patches(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Turn images into the tokens that enter the first block: those of `place_patches` after the first norm."""
+    inner = cast(Any, encoder)
+    return cast(Tensor, inner.ln_pre(inner.patch_dropout(place_patches(encoder, images))))
 
 
 def encode_tokens(encoder: nn.Module, images: Tensor) -> list[Tensor]:

@@ -49,7 +49,7 @@ HALF = 0.6
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """What a training step takes.
+    """Multiply-accumulates and memory of a training step.
 
     Attributes:
         macs: Multiply-accumulates of forward and backward pass, for the whole batch; masked weights run dense.
@@ -64,7 +64,7 @@ class StepEstimate:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do and take; the result of `prune` and `finetune` with `dry_run=True`.
+    """Settings and estimated costs of a run; the result of `prune` and `finetune` with `dry_run=True`.
 
     Attributes:
         command: "prune" or "finetune".
@@ -150,6 +150,32 @@ def check_drawing(data: Data) -> int:
     what = f"`image_size={data.size}`: drawing an image takes"
     require_memory(needed, "cpu", what=what, remedy="lower `image_size`, or `data.size` of the recipe")
     return needed * max(1, data.workers)
+
+
+def require_step_memory(memory: int, data: Data, device: torch.device, *, batch: int, size: int) -> int:
+    """Refuse a step that needs more memory than is free.
+
+    Args:
+        memory: Bytes that the step needs.
+        data: Dataset of the run; drawing generated images takes memory too.
+        device: Device of the step.
+        batch: Images of the step, for the message.
+        size: Side of the images, for the message.
+
+    Returns:
+        Bytes that drawing images takes.
+
+    Raises:
+        InputError: The memory does not suffice.
+    """
+    drawing = check_drawing(data)
+    require_memory(
+        memory + (drawing if device.type == "cpu" else 0),
+        device,
+        what=f"a step of `batch={batch}` images with `image_size={size}` takes",
+        remedy="lower `image_size` or `batch`",
+    )
+    return drawing
 
 
 def estimate_step(

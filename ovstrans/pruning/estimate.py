@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ovstrans.clip.load import Clip
-from ovstrans.costs.estimate import DryRun, StepEstimate, check_drawing, copy_to_meta, estimate_step, time_step
-from ovstrans.environment import pick_precision, require_memory, to_device, used_memory
+from ovstrans.costs.estimate import DryRun, StepEstimate, copy_to_meta, estimate_step, require_step_memory, time_step
+from ovstrans.environment import pick_precision, to_device, used_memory
 from ovstrans.pruning.losses import Distillation
 from ovstrans.pruning.methods import Plan
 from ovstrans.pruning.rounds import BatchStream, DistillationModel
@@ -53,13 +53,7 @@ def estimate_prune(
         model.prepare(recipe.training.norms)
         shape, half = (batch, 3, size, size), precision.dtype is not None
         step = estimate_step(model, shape, _outputs, half=half, input_copies=VIEW_COPIES)
-        drawing = check_drawing(recipe.data)
-        require_memory(
-            step.memory + step.weights + (drawing if device.type == "cpu" else 0),
-            device,
-            what=f"a step of `batch={batch}` images with `image_size={size}` takes",
-            remedy="lower `image_size` or `batch`",
-        )
+        drawing = require_step_memory(step.memory + step.weights, recipe.data, device, batch=batch, size=size)
         step = StepEstimate(step.macs, step.memory + drawing, step.weights)
         if timed:
             real = DistillationModel(copy.deepcopy(clip.visual), copy.deepcopy(clip.visual), copy.deepcopy(loss), clip)

@@ -290,7 +290,7 @@ def _open_data(recipe: PruneRecipe, data: str | Dataset | None, data_root: Path 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a run consists of: its recipe, the rounds, the loss, and the images that it sees, if any."""
+    """The parts of a run: its recipe, the rounds, the loss, and the images that it sees, if any."""
 
     recipe: PruneRecipe
     plan: Plan

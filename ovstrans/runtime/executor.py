@@ -59,7 +59,7 @@ class Buffer:
 
 @dataclass
 class Plan:
-    """What is run for images of one size.
+    """The steps and buffers that run images of one size.
 
     Attributes:
         layouts: Layouts of the stem's maps and of layer1 to layer4.

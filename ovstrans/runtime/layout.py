@@ -126,7 +126,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Change:
-    """What lies between two layouts: pools of 2x2 with stride 2, or with stride 1 as in `DilatedAvgPool2d`.
+    """The pools between two layouts: of 2x2 with stride 2, or with stride 1 as in `DilatedAvgPool2d`.
 
     Attributes:
         step: Distance of the averaged positions of a pool with stride 1; 0 for stride 2.
@@ -158,7 +158,7 @@ class Change:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage costs, to choose its grid by.
+    """The cost of a stage, by which its grid is chosen.
 
     Attributes:
         cycles: Cycles of a position of its layout.

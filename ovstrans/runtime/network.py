@@ -89,7 +89,7 @@ class Network:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """What lies between the maps: the stem's pool, and those of stages that pool."""
+        """The pools between the maps: the stem's, and those of stages that pool."""
         return (Change(), *(change for blocks in self.stages if (change := blocks[0].change) is not None))
 
 

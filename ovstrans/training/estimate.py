@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ovstrans.clip.load import Clip
-from ovstrans.costs.estimate import DryRun, check_drawing, estimate_step, time_step
-from ovstrans.environment import pick_precision, require_memory, used_memory
+from ovstrans.costs.estimate import DryRun, estimate_step, require_step_memory, time_step
+from ovstrans.environment import pick_precision, used_memory
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
@@ -57,13 +57,7 @@ def estimate_finetune(
             seconds += each * part.steps
     framework.stage = stage
     set_mode()
-    drawing = check_drawing(recipe.data)
-    require_memory(
-        memory + (drawing if device.type == "cpu" else 0),
-        device,
-        what=f"a step of `batch={batch}` images with `image_size={size}` takes",
-        remedy="lower `image_size` or `batch`",
-    )
+    drawing = require_step_memory(memory, recipe.data, device, batch=batch, size=size)
     weights = sum(each.numel() * each.element_size() for each in framework.parameters())
     return DryRun(
         command="finetune",
