@@ -108,7 +108,9 @@ def _show(result: PruneResult) -> None:
     rows.append(
         ("all", "", f"{summary['total']:,}", f"{summary['kept']:,}", f"{100 - 100 * summary['sparsity']:.2f} %")
     )
-    caption = f"{summary['sparsity']:.2%} zeros {result.describe_rounds()}{result.describe_losses()}"
+    caption = (
+        f"{summary['sparsity']:.2%} zeros {result.describe_rounds()}{result.describe_macs()}{result.describe_losses()}"
+    )
     console.table(
         f"{summary['model']} pruned by {summary['method']}",
         ("layer", "shape", "weights", "kept", "density"),

@@ -24,7 +24,9 @@ from ovstrans.errors import CheckFailed, InputError, counted
 from ovstrans.interop.verify import check_content, check_frozen, local_clip
 from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
+from ovstrans.masks.granularity import make_groups
 from ovstrans.masks.mask import Mask, density_rows, require_shapes
+from ovstrans.recipes.schema import GRANULARITIES
 from ovstrans.runtime.choose import describe_runtime
 
 _UNIT_TOLERANCE = 1e-2
@@ -134,6 +136,7 @@ def _describe_mask(path: Path, verify: bool) -> FileDescription:
         known = require_shapes(mask.shapes, model=mask.model, where=str(path))
         checks.append(f"shapes are those of {mask.model}" if known else "model not known here: shapes not checked")
         checks.append(_check_origin(path, mask.model, mask.pretrained, mask.weights_sha256))
+        checks += _check_granularity(path, mask)
     return FileDescription(str(path), "mask", facts, *_density_table(mask), checks)
 
 
@@ -236,10 +239,29 @@ def _check_origin(path: Path, model: str, pretrained: str, sha256: str) -> str:
     return f"hash is that of {model} {pretrained} here"
 
 
+def _check_granularity(path: Path, mask: Mask) -> list[str]:
+    """Compare a mask with the granularity that it records, and return the outcome in words."""
+    if mask.granularity in ("", "element"):
+        return []
+    if mask.granularity not in GRANULARITIES:
+        return [f"granularity {mask.granularity} not known here: not checked"]
+    for name, groups in make_groups(mask.tensors, mask.granularity).items():
+        if not groups.fits(mask.tensors[name]):
+            raise CheckFailed(f"{path}: {name} is not pruned in {mask.granularity}, which the mask records")
+    return [f"every layer is pruned in {mask.granularity}"]
+
+
 def _origin_facts(mask: Mask) -> dict[str, Any]:
-    keys = ("model", "pretrained", "weights_sha256", "method", "created_by")
-    serves = {"serves": f"deop with severed blocks {mask.severed} only"} if mask.severed else {}
-    return {key: getattr(mask, key) for key in keys} | serves
+    facts = {key: getattr(mask, key) for key in ("model", "pretrained", "weights_sha256", "method")}
+    if mask.granularity:
+        facts |= {"granularity": mask.granularity, "allocation": mask.allocation}
+    macs = mask.recipe.get("macs")
+    if isinstance(macs, dict):
+        facts["macs"] = macs
+    facts["created_by"] = mask.created_by
+    if mask.severed:
+        facts["serves"] = f"deop with severed blocks {mask.severed} only"
+    return facts
 
 
 def _counts(mask: Mask) -> dict[str, Any]:

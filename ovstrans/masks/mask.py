@@ -108,9 +108,20 @@ class Mask:
     @property
     def severed(self) -> str:
         """Blocks whose queries and keys are pruned whole, so that the mask serves DeOP alone; "" for any framework."""
-        return (
-            str(self.recipe.get("prune", {}).get("severed", "")) if isinstance(self.recipe.get("prune"), dict) else ""
-        )
+        return str(self._setting("severed", ""))
+
+    @property
+    def granularity(self) -> str:
+        """What was pruned together, one of `recipes.schema.GRANULARITIES`; "" if the mask does not record it."""
+        return str(self._setting("granularity", "element"))
+
+    @property
+    def allocation(self) -> str:
+        """How many weights each layer kept, one of `recipes.schema.ALLOCATIONS`; "" if the mask does not record it.
+
+        A mask in the densities of another has "like".
+        """
+        return "like" if "like" in self.recipe else str(self._setting("allocation", "global"))
 
     @property
     def title(self) -> str:
@@ -239,6 +250,11 @@ class Mask:
             for hook in hooks:
                 hook.remove()
             after()
+
+    def _setting(self, name: str, default: str) -> Any:
+        """Return a setting of [prune] in the recipe, `default` where it is left out, "" without a recipe."""
+        prune = self.recipe.get("prune")
+        return prune.get(name, default) if isinstance(prune, dict) else ""
 
     def _origin(self) -> tuple[Any, ...]:
         return (self.model, self.pretrained, self.weights_sha256, self.method, self.recipe, self.created_by)

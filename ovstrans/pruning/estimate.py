@@ -82,4 +82,10 @@ def _outputs(model: DistillationModel, images: Tensor) -> Sequence[Tensor]:
 
 
 def _title(clip: Clip, recipe: PruneRecipe) -> str:
-    return f"prune {clip.name or 'a CLIP'} by {recipe.prune.method} to {100 * recipe.prune.sparsity:g} % zeros"
+    prune = recipe.prune
+    amount = f"{100 * (0.5 if prune.granularity == '2:4' else prune.sparsity):g} % zeros"
+    if prune.macs:
+        amount = f"{100 * prune.macs:g} % of the MACs"
+    how = "" if prune.granularity == "element" else f" in {prune.granularity}"
+    how += "" if prune.allocation == "global" or prune.macs else f", allocation {prune.allocation}"
+    return f"prune {clip.name or 'a CLIP'} by {prune.method} to {amount}{how}"

@@ -107,9 +107,9 @@ def prune(
         dry_run: Prune nothing and write nothing; return what the run would do and take.
         device: auto, cpu, cuda or cuda:N.
         progress: Receives the progress of the distillation steps.
-        **options: Values of the recipe by the names of the options: method, sparsity, rate, scope, steps, distill, lr,
-            batch, image_size, precision, seed. The one-shot methods `magnitude` and `random` take no steps unless
-            `steps` asks for them or the model is a bundled one.
+        **options: Values of the recipe by the names of the options: method, sparsity, rate, scope, granularity,
+            allocation, macs, severed, steps, distill, lr, batch, image_size, precision, seed. The one-shot methods
+            `magnitude` and `random` take no steps unless `steps` asks for them or the model is a bundled one.
 
     Returns:
         The mask and the pruned weights; of a dry run its settings, MACs, memory and time.
@@ -189,6 +189,7 @@ def choose_recipe(
     else:
         table, name = _load_table(model, recipe, settings, options.get("distill"))
     given = {key for key, value in options.items() if value is not None} | set(read_settings(settings))
+    options = _check_amount(options, read_settings(settings))
     chosen = resolve(PruneRecipe, table, name, settings=settings, options=options)
     chosen = _leave_out_steps(chosen, model, table, given)
     if chosen.distill.loss == FEATURES:  # its options are the weights of its terms
@@ -196,6 +197,27 @@ def choose_recipe(
             if type(value) not in (int, float) or value < 0:
                 raise InputError(f"recipe {name}: distill.{key} = {value!r}: a number of at least 0 is needed")
     return chosen
+
+
+def _check_amount(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options, with the allocation that a budget of MACs implies.
+
+    Raises:
+        InputError: Two of them say how much is pruned.
+    """
+    given = {
+        name: settings[f"prune.{name}"] for name in ("macs", "sparsity", "granularity") if f"prune.{name}" in settings
+    }
+    given |= {name: value for name, value in options.items() if value is not None}
+    macs, sparsity = given.get("macs"), given.get("sparsity")
+    if options.get("macs") == 0:
+        raise InputError("`macs=0`: must be above 0 and at most 1 (0.1 keeps 10 % of the MACs)")
+    if macs and sparsity is not None:
+        raise InputError(f"`macs={macs}`: says how much is pruned, and so does `sparsity={sparsity}`; leave one out")
+    if given.get("granularity") == "2:4" and sparsity not in (None, 0.5):
+        raise InputError(f"`sparsity={sparsity}`: `granularity=2:4` prunes half of the weights; leave one out")
+    implied = macs and options.get("allocation") is None and "prune.allocation" not in settings
+    return {**options, "allocation": "macs"} if implied else dict(options)
 
 
 def _load_table(
@@ -302,7 +324,7 @@ def _prepare(clip: Clip, recipe: PruneRecipe, dataset: Dataset | None, like: Mas
     _require_finite(clip)
     if dataset is not None:
         check_drawing(recipe.data)
-    plan = make_plan(clip.visual, recipe.prune, recipe.run.seed, like)
+    plan = make_plan(clip.visual, recipe.prune, recipe.run.seed, like, image_size=recipe.augment.crop)
     seed_step(recipe.run.seed, -1)  # a loss may have a head, which starts at random
     return _Job(recipe, plan, *_make_loss(clip, recipe, dataset, device))
 
@@ -345,6 +367,13 @@ def _prune(
     if like is not None:
         recorded["prune"].update(sparsity=like.sparsity, scope="like")
         recorded["like"] = {"path": like.path, "method": like.method, "kept": like.kept, "total": like.total}
+    if recipe.prune.macs or recipe.prune.granularity == "2:4":  # the sparsity follows from them
+        kept, total = sum(int(each.sum()) for each in masks.values()), sum(each.numel() for each in masks.values())
+        recorded["prune"]["sparsity"] = (total - kept) / total
+    if job.plan.dense_macs:
+        left = sum(positions * int(masks[name].sum()) for name, positions in job.plan.positions.items())
+        size = [recipe.augment.crop] * 2
+        recorded["macs"] = {"image_size": size, "dense": job.plan.dense_macs, "kept": left}
     mask = Mask(
         masks,
         model=clip.name,

@@ -58,6 +58,11 @@ class PruneResult:
         rounds = len(self.rounds) or int(self.mask.recipe.get("rounds", 0))
         return f"in {rounds} round{'' if rounds == 1 else 's'}"
 
+    def describe_macs(self) -> str:
+        """Return which share of the MACs is left, "" where they were not counted."""
+        macs = self.mask.recipe.get("macs")
+        return f", {macs['kept'] / macs['dense']:.2%} of the MACs left" if macs else ""
+
     def describe_losses(self) -> str:
         """Return the first and the last loss of the distillation, "" without distillation."""
         losses = [each.loss for each in self.rounds if each.losses]

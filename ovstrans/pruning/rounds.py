@@ -176,7 +176,7 @@ def run_rounds(
                         }
                         reporter.advance(loss=step.loss)
                         forecast.note()
-            finished.append(Round(number + 1, plan.counts[number], losses, time.perf_counter() - start))
+            finished.append(Round(number + 1, mask.kept, losses, time.perf_counter() - start))
             if total and state is not None:
                 _save(state, signature, distillation, optimizer, masks, finished)
     assert masks is not None  # a plan has at least one round

@@ -37,6 +37,10 @@ SMALLEST_SIDE = 32
 METHODS = ("imp", "magnitude", "random")
 ONE_SHOT_METHODS = ("magnitude", "random")
 """The methods that prune once; `imp` prunes a part in every round."""
+GRANULARITIES = ("element", "4x1", "2:4", "filter")
+ALLOCATIONS = ("global", "uniform", "erk", "macs", "alpha")
+TAU = 0.2
+"""Default of AlphaPruning's released code for image models."""
 FEATURES = "features"
 """The distillation loss that needs images only."""
 SEGMENT_LOSSES = ("text-guided", "vision-guided", "semantic")
@@ -90,7 +94,33 @@ class Prune:
     )
     final_steps: int = setting("Distillation steps after the last round.", at_least=0)
     scope: str = setting("body (stages, blocks), backbone (all but the first layer), or name patterns.", option="scope")
-
+    granularity: str = setting(
+        "What is pruned together: element (single weights), 4x1 (blocks of 4 output channels, faster on CPUs), 2:4 "
+        "(2 of 4 inputs, for NVIDIA GPUs; half of all weights), filter (output channels).",
+        choices=GRANULARITIES,
+        option="granularity",
+        default="element",
+        recorded=False,
+    )
+    allocation: str = setting(
+        "How many weights each layer keeps: global (one ranking), uniform, erk, macs (one ranking, costly weights go "
+        "first) or alpha (by spectra).",
+        choices=ALLOCATIONS,
+        option="allocation",
+        default="global",
+        recorded=False,
+    )
+    macs: float = setting(
+        "Budget instead of a sparsity: the fraction of the MACs of the layers in scope to keep, as in 0.1; 0 for none.",
+        at_least=0,
+        at_most=1,
+        option="macs",
+        default=0.0,
+        recorded=False,
+    )
+    tau: float = setting(
+        "alpha: half the range of the factor on a layer's sparsity.", above=0, below=1, default=TAU, recorded=False
+    )
     severed: str = setting(
         "Last blocks of a ViT whose queries and keys are pruned whole, beside the sparsity of the rest: 11, or 10,11. "
         "The mask then serves deop alone, which severs these blocks.",
@@ -99,6 +129,22 @@ class Prune:
         default="",
         recorded=False,
     )
+
+    def check(self, where: str) -> None:
+        """Refuse settings that exclude each other; messages start with `where`."""
+        if self.macs and self.allocation != "macs":
+            raise InputError(
+                f"{where}: `macs={self.macs}` is for `allocation=macs`, not {self.allocation}; leave one out"
+            )
+        if self.granularity == "2:4" and self.macs:
+            raise InputError(f"{where}: `granularity=2:4` keeps half of every layer; leave out `macs={self.macs}`")
+        if self.granularity == "2:4" and self.allocation != "global":
+            raise InputError(
+                f"{where}: `granularity=2:4` keeps half of every layer, so there is nothing to allocate; leave out "
+                f"`allocation={self.allocation}`"
+            )
+        if self.tau != TAU and self.allocation != "alpha":
+            raise InputError(f"{where}: `prune.tau={self.tau}` is for `allocation=alpha`, not {self.allocation}")
 
     def total_steps(self, rounds: int) -> int:
         """Return the number of distillation steps of all rounds, those after the last one included."""
@@ -332,7 +378,8 @@ class PruneRecipe(Recipe):
     run: Run = field(default_factory=Run)
 
     def check(self, where: str) -> None:
-        """Refuse a distillation that could learn nothing."""
+        """Refuse settings that exclude each other, and a distillation that could learn nothing."""
+        self.prune.check(where)
         if not self.prune.steps:
             return
         batch, crop = self.training.batch, self.augment.crop

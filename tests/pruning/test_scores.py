@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovstrans.errors import InputError, MismatchError
+from ovstrans.masks.granularity import make_groups
 from ovstrans.pruning import methods
 
 # Few distinct magnitudes, so that ties are the rule.
@@ -14,6 +15,16 @@ layers = st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=12), min_siz
 
 def weights_from(values: list[list[int]]) -> dict[str, torch.Tensor]:
     return {f"layer{number}.weight": torch.tensor(each, dtype=torch.float32) for number, each in enumerate(values)}
+
+
+def keep_largest(weights: dict[str, torch.Tensor], keep: int, current: methods.Masks | None = None) -> methods.Masks:
+    groups = make_groups(weights, "element")
+    return methods.keep_best(methods.group_scores(methods.magnitude_scores(weights), groups), groups, keep, current)
+
+
+def keep_random(weights: dict[str, torch.Tensor], keep: int, seed: int) -> methods.Masks:
+    groups = make_groups(weights, "element")
+    return methods.keep_best(methods.random_scores(groups, seed), groups, keep)
 
 
 def flat(masks: dict[str, torch.Tensor]) -> list[bool]:
@@ -26,7 +37,7 @@ def test_magnitude_is_a_stable_sort_over_all_layers(values: list[list[int]], dat
     keep = data.draw(st.integers(0, len(everything)))
     ranked = sorted(range(len(everything)), key=lambda place: (-abs(everything[place]), place))
     expected = [place in ranked[:keep] for place in range(len(everything))]
-    assert flat(methods.keep_largest(weights_from(values), keep)) == expected
+    assert flat(keep_largest(weights_from(values), keep)) == expected
 
 
 @given(layers, st.data())
@@ -35,16 +46,16 @@ def test_pruned_weights_stay_pruned_whatever_they_become(values: list[list[int]]
     total = sum(len(each) for each in values)
     first = data.draw(st.integers(0, total))
     second = data.draw(st.integers(0, first))
-    before = methods.keep_largest(weights, first)
+    before = keep_largest(weights, first)
     grown = {name: torch.where(before[name], weight, torch.tensor(100.0)) for name, weight in weights.items()}
-    after = flat(methods.keep_largest(grown, second, before))
+    after = flat(keep_largest(grown, second, before))
     assert sum(after) == second
     assert all(was for was, now in zip(flat(before), after, strict=True) if now)
 
 
 def test_magnitude_by_hand() -> None:
     weights = {"a": torch.tensor([[3.0, -1.0], [0.5, 2.0]]), "b": torch.tensor([-2.0, 4.0])}
-    masks = methods.keep_largest(weights, 3)
+    masks = keep_largest(weights, 3)
     # 4, 3, then the first of the two twos
     assert masks["a"].tolist() == [[True, False], [False, True]]
     assert masks["b"].tolist() == [False, True]
@@ -53,49 +64,49 @@ def test_magnitude_by_hand() -> None:
 def test_half_precision_ranks_like_its_values() -> None:
     weights = {"a": torch.randn(500, generator=torch.Generator().manual_seed(0)).bfloat16()}
     widened = {"a": weights["a"].float()}
-    assert torch.equal(methods.keep_largest(weights, 77)["a"], methods.keep_largest(widened, 77)["a"])
+    assert torch.equal(keep_largest(weights, 77)["a"], keep_largest(widened, 77)["a"])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_damaged_weights_are_named(bad: float) -> None:
     weights = {"layer1.0.conv1.weight": torch.ones(3), "layer2.0.conv2.weight": torch.tensor([1.0, bad])}
     with pytest.raises(InputError, match=r"layer2\.0\.conv2"):
-        methods.keep_largest(weights, 2)
+        keep_largest(weights, 2)
 
 
 def test_more_than_there_is() -> None:
     weights = {"a": torch.ones(4)}
     with pytest.raises(InputError, match="5"):
-        methods.keep_largest(weights, 5)
+        keep_largest(weights, 5)
     with pytest.raises(InputError, match="3"):
-        methods.keep_largest(weights, 3, {"a": torch.tensor([True, True, False, False])})
+        keep_largest(weights, 3, {"a": torch.tensor([True, True, False, False])})
     with pytest.raises(InputError):
-        methods.keep_random(weights, 5, seed=0)
+        keep_random(weights, 5, seed=0)
 
 
 @given(layers, st.data(), st.integers(0, 2**62))
 def test_uniform_keeps_the_exact_count(values: list[list[int]], data: st.DataObject, seed: int) -> None:
     weights = weights_from(values)
     keep = data.draw(st.integers(0, sum(len(each) for each in values)))
-    masks = methods.keep_random(weights, keep, seed)
+    masks = keep_random(weights, keep, seed)
     assert sum(flat(masks)) == keep
     assert {name: mask.shape for name, mask in masks.items()} == {name: each.shape for name, each in weights.items()}
-    again = methods.keep_random(weights, keep, seed)
+    again = keep_random(weights, keep, seed)
     assert flat(again) == flat(masks)
 
 
 def test_uniform_spreads_over_layers_and_follows_the_seed() -> None:
     weights = {"a": torch.zeros(10_000), "b": torch.zeros(10, 1_000)}
-    masks = methods.keep_random(weights, 4_000, seed=3)
+    masks = keep_random(weights, 4_000, seed=3)
     # Hypergeometric: mean 2,000, standard deviation 28
     assert abs(int(masks["a"].sum()) - 2_000) < 5 * 28
-    assert flat(masks) != flat(methods.keep_random(weights, 4_000, seed=4))
+    assert flat(masks) != flat(keep_random(weights, 4_000, seed=4))
 
 
 @given(layers, st.integers(0, 2**62), st.data())
 def test_like_has_the_same_count_in_every_layer(values: list[list[int]], seed: int, data: st.DataObject) -> None:
     weights = weights_from(values)
-    pattern = methods.keep_random(weights, data.draw(st.integers(0, sum(map(len, values)))), seed)
+    pattern = keep_random(weights, data.draw(st.integers(0, sum(map(len, values)))), seed)
     masks = methods.keep_random_like(weights, pattern, seed + 1)
     assert {name: int(mask.sum()) for name, mask in masks.items()} == {
         name: int(m.sum()) for name, m in pattern.items()

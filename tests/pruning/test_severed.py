@@ -14,12 +14,13 @@ from ovstrans.clip.severance import encode_patches, sever
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.frameworks.registry import check_severed
 from ovstrans.masks.mask import Mask
-from ovstrans.pruning.methods import Masks, Plan, keep_largest
+from ovstrans.pruning.methods import Masks, Plan
 from ovstrans.pruning.severed import describe_blocks, find_dead_rows, live_weights, prune_dead_rows, sever_encoders
 from ovstrans.recipes.load import load_recipe
 from ovstrans.recipes.schema import PruneRecipe
 from tests.frameworks import deop_case as case
 from tests.frameworks.test_deop import make
+from tests.pruning.test_scores import keep_largest
 
 LAST = f"transformer.resblocks.{case.LAST}.attn.in_proj_weight"
 BEFORE = f"transformer.resblocks.{case.LAST - 1}.attn.in_proj_weight"

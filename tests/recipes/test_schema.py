@@ -39,7 +39,9 @@ def test_every_missing_key_is_named(kind: type[Recipe]) -> None:
     needed = [key for key in keys_of(kind).values() if key.required]
     assert {key.name for key in keys_of(kind).values()} - {key.name for key in needed} == {
         "schedule.cooldown", "schedule.drops", "schedule.drop_factor", "schedule.power", "run.seed",
-        *(("run.init", "run.mask", "run.weights", "run.plan") if kind is FinetuneRecipe else ("prune.severed",)),
+        *(("run.init", "run.mask", "run.weights", "run.plan") if kind is FinetuneRecipe else (
+            "prune.granularity", "prune.allocation", "prune.macs", "prune.tau", "prune.severed",
+        )),
     }  # fmt: skip
     for key in needed:
         broken = copy.deepcopy(whole)
