@@ -79,7 +79,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
     yield f"`ovstrans {' '.join([name, *map(_usage, arguments), '[OPTIONS]'])}`"
     yield ""
     yield inspect.cleandoc(command.help or "").replace("\f", "")
-    from ovstrans.cli.examples import EXAMPLES
+    from ovstrans.cli.app import EXAMPLES
 
     yield from ("", "```sh", *EXAMPLES.get(name, ()), "```")
     if arguments:

@@ -83,7 +83,7 @@ def export(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Move weights: write a checkpoint, mask or pruned CLIP in another format, or import one of another program.
+    """Move weights: write a checkpoint, mask or pruned CLIP in another format, or import a foreign one.
 
     Masked weights are exactly zero in every format. A mask or pruned weights become a whole CLIP, which open_clip
     loads if the format is dense. Code in a file is never run.

@@ -1,6 +1,8 @@
-"""The `ovstrans` program: runs the subcommand, turns errors into one line and an exit status.
+"""The `ovstrans` program: runs one subcommand, turns errors into one line and an exit status.
 
-Nothing is imported at the top here that takes time: before `main` runs, an interrupt cannot be answered.
+Only the module of the subcommand is imported; `cli.app` is all of them together, for the help, --version and
+completion. Nothing is imported at the top here that takes time: before `main` runs, an interrupt cannot be answered.
+No module of a command imports torch, numpy or matplotlib at its top.
 """
 
 from __future__ import annotations
@@ -9,11 +11,32 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 from ovstrans.cli import INTERRUPTED, TERMINATED
+
+COMMANDS: Mapping[str, str] = {
+    "prune": "Prune a CLIP image encoder into a mask that serves every framework.",
+    "analyze": "Fit a power law to the spectrum of every layer and plan which layers to freeze.",
+    "finetune": "Fine-tune a segmenter on a CLIP, with a mask and a freeze plan in force.",
+    "bench": "Count parameters and multiply-accumulates, and measure mIoU, with one counter for all targets.",
+    "predict": "Segment images by any class names.",
+    "export": "Move weights: write a checkpoint, mask or pruned CLIP in another format, or import a foreign one.",
+    "inspect": "Say what files are, from what they were made, and whether they are intact.",
+    "demo": "Prune, analyze, fine-tune and bench the bundled model: dense, under a random mask and under an IMP mask.",
+    "data": "List, check, show and prepare datasets.",
+    "recipes": "List, show and copy recipes: TOML files with every hyper-parameter of a run.",
+    "models": "List the CLIPs that can be pruned.",
+}
+"""The subcommands in the order of the help, each with the first sentence of its own help.
+
+NAME is the module `cli.NAME` with a function NAME or a Typer `app`.
+"""
+
+HELP_FLAGS = ("-h", "--help")
 
 _AGAIN_SECONDS = 0.5
 
@@ -56,12 +79,11 @@ def _run(arguments: list[str]) -> int:
 
     from ovstrans import console
     from ovstrans.cli import common
-    from ovstrans.cli.app import app
     from ovstrans.errors import OvstransError
 
     try:
         _refuse_empty(arguments)
-        result = app(arguments, prog_name="ovstrans", standalone_mode=False)
+        result = _invoke(arguments)
     except OvstransError as error:
         if common.debugging():
             raise
@@ -91,6 +113,37 @@ def _run(arguments: list[str]) -> int:
     if result == INTERRUPTED:  # typer's own answer to an interrupt
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
+
+
+def _invoke(arguments: list[str]) -> Any:
+    """Run a subcommand alone; anything else on the command line is for the program as a whole."""
+    if arguments and arguments[0] in COMMANDS:
+        name, *rest = arguments
+        command = load_command(name)
+        if hasattr(command, "commands") or not {*rest}.isdisjoint(HELP_FLAGS):
+            from ovstrans.cli.app import complete_help
+
+            complete_help(command, name)
+        settings = {"help_option_names": [*HELP_FLAGS]}
+        return command.main(rest, prog_name=f"ovstrans {name}", standalone_mode=False, **settings)
+    from ovstrans.cli.app import app
+
+    return app(arguments, prog_name="ovstrans", standalone_mode=False)
+
+
+def load_command(name: str) -> Any:
+    """Import a subcommand; returns its click command."""
+    import typer
+    from typer.main import get_command
+
+    module: Any = import_module(f"ovstrans.cli.{name}")
+    program = getattr(module, "app", None)
+    if program is None:
+        program = typer.Typer(add_completion=False)
+        program.command(name, cls=getattr(module, "COMMAND_CLASS", None))(getattr(module, name))
+    command = get_command(program)
+    command.name = name
+    return command
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:

@@ -11,8 +11,7 @@ import time
 import pytest
 
 from ovstrans.cli import completion
-from ovstrans.cli.app import COMMANDS, app
-from ovstrans.cli.examples import EXAMPLES
+from ovstrans.cli.app import COMMANDS, EXAMPLES, app
 from ovstrans.clip.models import model_names
 from ovstrans.datasets.catalog import DATASETS
 from ovstrans.frameworks.registry import list_frameworks

@@ -30,6 +30,39 @@ def test_help_answers_without_torch(command):
     assert "Usage" in done.stdout
 
 
+def help_seconds(*command: str) -> float:
+    """Return the least seconds of processor time that `--help` takes in four attempts."""
+    seconds = []
+    for _ in range(4):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "ovstrans", *command, "--help"], capture_output=True, check=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(seconds)
+
+
+@pytest.mark.parametrize("command", [(), ("prune",), ("bench",), ("data", "list")])
+def test_help_is_fast(command: tuple[str, ...]) -> None:
+    """It takes 0.15 to 0.22 s; other work on the machine slows it down."""
+    assert help_seconds(*command) < 0.35
+
+
+def test_only_the_command_that_runs_is_imported() -> None:
+    """Nor what checks the values of options, pydantic in newer versions of typer, while help is shown."""
+    script = (
+        "import sys; from ovstrans.cli.main import run; run(sys.argv[1:]); "
+        "print([name for name in sys.modules if name in ('ovstrans.cli.prune', 'ovstrans.cli.bench', 'pydantic')])"
+    )
+    for arguments, expected in ((["--help"], []), (["prune", "-h"], ["ovstrans.cli.prune"])):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == str(expected), arguments
+
+
+@pytest.mark.parametrize("name", list(main.COMMANDS))
+def test_the_help_of_the_program_has_the_first_sentence_of_each_commands_own(name: str) -> None:
+    assert " ".join(main.load_command(name).help.split("\n\n")[0].split()) == main.COMMANDS[name]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -136,7 +169,7 @@ def test_notices_of_the_library_are_shown_during_a_command_only(capsys, monkeypa
         logging.getLogger("ovstrans.training").info("going on")
 
     monkeypatch.setattr("ovstrans.cli.app.app", work)
-    assert main.run(["prune"]) == 0
+    assert main.run([]) == 0
     logging.getLogger("ovstrans.training").warning("too late")
     assert capsys.readouterr().err == "going on\n"
 
