@@ -31,12 +31,16 @@ Reading it takes numpy, json and safetensors (bfloat16 values, which numpy lacks
             dense[bits == 1] = values
             state[key] = dense.reshape(shape)
         return state, metadata
+
+A file with tensors in int8 or compressed has the format "ovstrans.checkpoint/2" and a further entry `coding`, a JSON
+object. `packed` in it lists the compressed tensors, see `checkpoints.compress`; `int8` lists the weights of which
+each output channel is stored as int8 times a scale, `W.scales`, see `checkpoints.quantize`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,23 +49,27 @@ import torch
 from torch import Tensor
 
 from ovstrans import files
+from ovstrans.checkpoints.compress import BITMASK, CompressedTensors, compress_tensors
+from ovstrans.checkpoints.quantize import SCALES, Quantized, restore_int8, to_int8
+from ovstrans.checkpoints.sparse import BACKBONE as BACKBONE
+from ovstrans.checkpoints.sparse import to_dense, to_sparse
+from ovstrans.checkpoints.stored import StoredTensors
 from ovstrans.errors import InputError, MismatchError, MissingFileError, counted
-from ovstrans.masks.file import DAMAGED, pack, parse_object, parse_shapes, require_entries, unpack
+from ovstrans.masks.file import DAMAGED, parse_object, parse_shapes, require_entries
 from ovstrans.masks.mask import CREATED_BY, Mask
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 FORMAT = "ovstrans.checkpoint/1"
+CODED_FORMAT = "ovstrans.checkpoint/2"
+"""Format of files with tensors in int8, or compressed."""
+
+FORMATS = (FORMAT, CODED_FORMAT)
 NAME = "checkpoint.safetensors"
 """Name of the checkpoint in a run folder."""
-
-BACKBONE = "backbone."
-"""Prefix of the image encoder's keys."""
 
 TEXT_ENCODER = "text_tower."
 """Prefix of the text encoder's keys."""
 
-VALUES = ".values"
-BITMASK = ".bitmask"
 EMBEDDINGS = "text.embeddings"
 OWNER = "text.owner"
 METADATA = (
@@ -77,6 +85,9 @@ METADATA = (
     "mask",
 )
 """The entries that every checkpoint has."""
+
+CODING = "coding"
+"""The entry in addition of files of `CODED_FORMAT`."""
 
 _CLIP = ("model", "pretrained", "weights_sha256", "image_size", "mean", "std")
 _MASK = ("model", "pretrained", "weights_sha256", "method", "created_by")
@@ -98,6 +109,7 @@ class Checkpoint:
         recipe: Settings of the run.
         provenance: Files, hashes and versions that it came from.
         text_encoder: State dict of the CLIP's text encoder, or None.
+        quantized: Of the tensors of the state that are stored as int8: their scales, and the error.
         created_by: Program and version.
         path: File it was read from, for messages; "" if none.
     """
@@ -113,6 +125,7 @@ class Checkpoint:
     recipe: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     text_encoder: dict[str, Tensor] | None = None
+    quantized: dict[str, Quantized] = field(default_factory=dict)
     created_by: str = CREATED_BY
     path: str = field(default="", repr=False, compare=False)
 
@@ -129,20 +142,29 @@ class Checkpoint:
         return "\n".join([*lines, *(f"  {name:<10}  {value}" for name, value in facts.items())])
 
 
-def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path | str, checkpoint: Checkpoint, *, compress: bool = False) -> None:
     """Write a checkpoint atomically; equal checkpoints give equal bytes.
 
+    Args:
+        path: The file.
+        checkpoint: What to write.
+        compress: Compress its tensors, without loss.
+
     Raises:
-        MismatchError: If a masked weight is not zero, or the state lacks a masked tensor. Nothing has been written.
+        MismatchError: If a masked weight is not zero, the state lacks a masked tensor, or a quantized tensor has
+            changed. Nothing has been written.
         InputError: If nothing can be written at `path`.
     """
-    mask = checkpoint.mask
-    tensors = to_sparse(checkpoint.state, mask, where=str(path))
+    mask, quantized = checkpoint.mask, checkpoint.quantized
+    state = dict(checkpoint.state)
+    state.update((key, to_int8(state[key], one.scales, f"{path}: {key}")) for key, one in quantized.items())
+    tensors = to_sparse(state, mask, where=str(path))
     extra = {EMBEDDINGS: checkpoint.text_embeddings, OWNER: checkpoint.text_owner}
     extra.update((TEXT_ENCODER + key, value) for key, value in (checkpoint.text_encoder or {}).items())
+    extra.update((key + SCALES, one.scales) for key, one in quantized.items())
     for key in extra:
         if key in tensors:
-            raise MismatchError(f"{path}: the framework has a tensor called {key}, a name this format keeps for text")
+            raise MismatchError(f"{path}: the framework has a tensor called {key}, a name that this format needs")
     shapes = {} if mask is None else {BACKBONE + key: list(shape) for key, shape in mask.shapes.items()}
     about = {} if mask is None else {**{key: getattr(mask, key) for key in _MASK}, "recipe": mask.recipe}
     metadata = {
@@ -157,7 +179,16 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
         "shapes": _dump(shapes),
         "mask": _dump(about),
     }
-    files.write_tensors(path, {**tensors, **extra}, metadata)
+    tensors.update(extra)
+    coding: dict[str, Any] = {}
+    if quantized:
+        coding["int8"] = {key: {"largest": one.largest, "mean": one.mean} for key, one in quantized.items()}
+    if compress:
+        counts = {} if mask is None else {BACKBONE + key + BITMASK: kept.numel() for key, kept in mask.tensors.items()}
+        tensors, coding["packed"] = compress_tensors(tensors, counts)
+    if coding:
+        metadata |= {"format": CODED_FORMAT, CODING: _dump(coding)}
+    files.write_tensors(path, tensors, metadata)
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -192,10 +223,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = find_checkpoint(path)
     where, found = str(path), files.read_format(path)
-    if found != FORMAT:
+    if found not in FORMATS:
         raise InputError(_refusal(path, found))
-    tensors, metadata = files.read_tensors(path)
-    require_entries(metadata, METADATA, where)
+    with StoredTensors(path) as stored:
+        return _parse(stored, stored.metadata, found, where)
+
+
+def _parse(stored: MutableMapping[str, Tensor], metadata: Mapping[str, str], found: str, where: str) -> Checkpoint:
+    require_entries(metadata, METADATA if found == FORMAT else (*METADATA, CODING), where)
     objects = {
         key: parse_object(metadata[key], f"{where}: {key}")
         for key in ("options", "vocabulary", "clip", "recipe", "provenance", "mask")
@@ -207,14 +242,21 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         vocabulary = Vocabulary.from_json(objects["vocabulary"])
     except InputError as error:
         raise InputError(f"{where}: vocabulary: {error}") from error
+    coding = {} if found == FORMAT else parse_object(metadata[CODING], f"{where}: {CODING}")
+    for key, value in coding.items():
+        if key not in ("packed", "int8") or not isinstance(value, dict):
+            raise InputError(f"{where}: {CODING} has an entry {key!r} that is not known; update ovstrans")
+    tensors = CompressedTensors(stored, coding["packed"], where) if "packed" in coding else stored
     embeddings, owner = _take_text(tensors, len(vocabulary), where)
     mask = _take_mask(tensors, parse_shapes(metadata["shapes"], where), objects["mask"], where)
+    quantized = restore_int8(tensors, coding.get("int8", {}), where)
     text_encoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(TEXT_ENCODER)}
-    _refuse_nan(tensors, where)
+    state = dict(tensors)
+    _refuse_nan(state, where)
     return Checkpoint(
         framework=metadata["framework"],
         options=objects["options"],
-        state=tensors,
+        state=state,
         mask=mask,
         text_embeddings=embeddings,
         text_owner=owner,
@@ -223,6 +265,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         recipe=objects["recipe"],
         provenance=objects["provenance"],
         text_encoder={key.removeprefix(TEXT_ENCODER): value for key, value in text_encoder.items()} or None,
+        quantized=quantized,
         created_by=metadata["created_by"],
         path=where,
     )
@@ -241,7 +284,7 @@ def _refusal(path: Path, found: str) -> str:
 
 
 def _take_mask(
-    tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], about: Mapping[str, Any], where: str
+    tensors: MutableMapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], about: Mapping[str, Any], where: str
 ) -> Mask | None:
     """Make the masked tensors dense, in place, and return the mask with what the file says of it."""
     kept = to_dense(tensors, shapes, where=where)
@@ -252,7 +295,7 @@ def _take_mask(
     return Mask(kept, recipe=recipe if isinstance(recipe, dict) else {}, path=where, **fields)
 
 
-def _take_text(tensors: dict[str, Tensor], classes: int, where: str) -> tuple[Tensor, Tensor]:
+def _take_text(tensors: MutableMapping[str, Tensor], classes: int, where: str) -> tuple[Tensor, Tensor]:
     """Remove the text classifier's embeddings and owners from the tensors and return them."""
     for key in (EMBEDDINGS, OWNER):
         if key not in tensors:
@@ -278,69 +321,3 @@ def _refuse_nan(tensors: Mapping[str, Tensor], where: str) -> None:
 
 def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(value, allow_nan=False)
-
-
-def to_sparse(state: Mapping[str, Tensor], mask: Mask | None, *, where: str) -> dict[str, Tensor]:
-    """Return a framework's state with every masked tensor `W` as `W.values` and `W.bitmask`.
-
-    Raises:
-        MismatchError: If a masked tensor is missing, of another shape or not zero where it is masked, or if the
-            framework has a tensor whose name is reserved for the sparse format. The message begins with `where`.
-    """
-    tensors = dict(state)
-    for name, kept in {} if mask is None else mask.tensors.items():
-        key = BACKBONE + name
-        if key not in tensors:
-            raise MismatchError(f"{where}: the mask is about {name}, but the state has no {key}; not written")
-        weight = tensors.pop(key).detach().cpu()
-        if weight.shape != kept.shape:
-            raise MismatchError(
-                f"{where}: {key} has shape {list(weight.shape)}, its mask {list(kept.shape)}; not written"
-            )
-        nonzero = int((weight[~kept] != 0).sum())
-        if nonzero:
-            raise MismatchError(
-                f"{where}: {nonzero} masked weights of {key} are not zero, the mask was not in force; "
-                "not written (train inside 'with mask.held(optimizer)', or call mask.apply first)"
-            )
-        for part, value in ((VALUES, weight[kept]), (BITMASK, pack(kept))):
-            if key + part in tensors:
-                raise MismatchError(f"{where}: {key + part} is a name that the sparse form needs; not written")
-            tensors[key + part] = value
-    return tensors
-
-
-def to_dense(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: str) -> dict[str, Tensor]:
-    """Replace values and bits by dense tensors, in place.
-
-    Args:
-        tensors: The tensors of a checkpoint.
-        shapes: Shapes of the masked tensors, by key.
-        where: Beginning of messages.
-
-    Returns:
-        Boolean tensors of what is kept, by name in the image encoder.
-
-    Raises:
-        InputError: If parts are missing or do not agree.
-    """
-    kept: dict[str, Tensor] = {}
-    for key, shape in shapes.items():
-        for part in (VALUES, BITMASK):
-            if key + part not in tensors:
-                raise InputError(f"{where}: {key + part} is missing; {DAMAGED}")
-        if key in tensors or not key.startswith(BACKBONE):
-            raise InputError(f"{where}: {key} is listed as masked and cannot be; {DAMAGED}")
-        bits = unpack(tensors.pop(key + BITMASK), shape, f"{where}: {key + BITMASK}")
-        values = tensors.pop(key + VALUES)
-        count = int(bits.sum())
-        if values.dim() != 1 or len(values) != count:
-            raise InputError(f"{where}: {key + VALUES} is {list(values.shape)}, its bitmask keeps {count}; {DAMAGED}")
-        dense = torch.zeros(shape, dtype=values.dtype)
-        dense[bits] = values
-        tensors[key] = dense
-        kept[key.removeprefix(BACKBONE)] = bits
-    for key in tensors:
-        if key.endswith(BITMASK):
-            raise InputError(f"{where}: {key} has no entry in shapes; {DAMAGED}")
-    return kept

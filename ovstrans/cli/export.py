@@ -59,9 +59,12 @@ Partial = Annotated[
 Values = Annotated[
     str | None,
     typer.Option(
-        "--values", metavar="fp32|fp16|bf16", help="With sparse: the type that weights are stored in; default theirs."
+        "--values",
+        metavar="fp32|fp16|bf16|int8",
+        help="With sparse: the type that weights are stored in; default theirs.",
     ),
 ]
+Compress = Annotated[bool, typer.Option("--compress", help="With sparse: compress the tensors, without loss.")]
 
 
 def export(
@@ -77,6 +80,7 @@ def export(
     scope: Scope = "body",
     partial: Partial = False,
     values: Values = None,
+    compress: Compress = False,
     json: common.Json = None,
     seed: common.Seed = 0,
     force: common.Force = False,
@@ -106,6 +110,7 @@ def export(
         scope=scope,
         partial=partial,
         values=values,
+        compress=compress,
         seed=seed,
         force=force,
     )

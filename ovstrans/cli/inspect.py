@@ -75,4 +75,4 @@ def _cell(label: str, value: Any) -> str:
 
     if label == "shape":
         return "x".join(map(str, value))
-    return f"{value:.2%}" if label == "density" else format_value(value)
+    return f"{value:.2%}" if label == "density" or label.endswith(" error") else format_value(value)

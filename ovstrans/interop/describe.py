@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ovstrans import files
 from ovstrans.checkpoints import file as checkpoint_file
-from ovstrans.checkpoints.file import BACKBONE
+from ovstrans.checkpoints.file import BACKBONE, Checkpoint
+from ovstrans.checkpoints.quantize import Quantized
+from ovstrans.clip.layers import weight_name
 from ovstrans.clip.weights import VISUAL, read_weight_file, require_finite, weights_sha256
 from ovstrans.errors import CheckFailed, InputError, counted
 from ovstrans.interop.verify import check_content, check_frozen, local_clip
@@ -112,7 +114,10 @@ def describe_tensors(path: Path | str, *, verify: bool = False) -> FileDescripti
     """
     path = Path(path)
     found = files.read_format(path)
-    describe = {mask_file.FORMAT: _describe_mask, checkpoint_file.FORMAT: _describe_checkpoint}.get(found)
+    describe = {
+        mask_file.FORMAT: _describe_mask,
+        **dict.fromkeys(checkpoint_file.FORMATS, _describe_checkpoint),
+    }.get(found)
     if describe is None and found.startswith("ovstrans.") and found != WEIGHTS_FORMAT:
         raise InputError(f"{path}: its format {found!r} is not known to this version of ovstrans; update it")
     content = check_content(path, found) if verify else ""
@@ -160,6 +165,7 @@ def _describe_checkpoint(path: Path, verify: bool) -> FileDescription:
     if mask is not None:
         facts["mask"] = _origin_facts(mask)
         facts.update(_counts(mask))
+    facts["stored"] = _describe_storage(path, state, checkpoint.quantized)
     facts["cpu_runtime"] = describe_runtime(encoder)
     facts.update(recipe=checkpoint.recipe, provenance=checkpoint.provenance, created_by=checkpoint.created_by)
     checks = ["structure", "values agree with bitmasks", "no NaN or infinity"]
@@ -177,6 +183,8 @@ def _describe_checkpoint(path: Path, verify: bool) -> FileDescription:
         checks += check_frozen(path, checkpoint)
         facts["backbone_sha256"] = weights_sha256(encoder)
     columns, rows = _density_table(mask) if mask is not None else ([], [])
+    if checkpoint.quantized:
+        columns, rows = _quantized_table(checkpoint, columns, rows)
     return FileDescription(str(path), "sparse checkpoint", facts, columns, rows, checks)
 
 
@@ -271,6 +279,41 @@ def _counts(mask: Mask) -> dict[str, Any]:
 def _density_table(mask: Mask) -> tuple[list[str], list[list[Any]]]:
     rows = [[name, list(shape), *numbers] for name, shape, *numbers in density_rows(mask)]
     return ["layer", "shape", "kept", "weights", "density"], rows
+
+
+def _describe_storage(path: Path, state: Mapping[str, Tensor], quantized: Mapping[str, Quantized]) -> dict[str, Any]:
+    """Return the types that weights are stored in, the errors of int8, and how large the file is."""
+    types = Counter(
+        "int8" if key in quantized else str(value.dtype).removeprefix("torch.")
+        for key, value in state.items()
+        if value.dim() >= 2 and value.is_floating_point()
+    )
+    facts: dict[str, Any] = {"weights": ", ".join(sorted(types)), "bytes": path.stat().st_size}
+    coding = parse_object(files.read_metadata(path).get(checkpoint_file.CODING, "{}"), str(path))
+    facts["compressed"] = "packed" in coding
+    if quantized:
+        name, worst = max(quantized.items(), key=lambda item: item[1].largest)
+        mean = sum(one.mean * state[key].numel() for key, one in quantized.items())
+        facts["mean_error"] = mean / max(1, sum(state[key].numel() for key in quantized))
+        facts["largest_error"] = worst.largest
+        facts["in"] = name.removesuffix(".weight")
+    return facts
+
+
+def _quantized_table(
+    checkpoint: Checkpoint, columns: list[str], rows: list[list[Any]]
+) -> tuple[list[str], list[list[Any]]]:
+    """Add the errors of the layers stored as int8 to the table, and rows for those that are not masked."""
+    state, rest = checkpoint.state, dict(checkpoint.quantized)
+    found = []
+    for row in rows:
+        one = rest.pop(BACKBONE + row[0], rest.pop(BACKBONE + weight_name(row[0]), None))
+        found.append([*row, *((one.largest, one.mean) if one else (None, None))])
+    for key, one in rest.items():
+        shape, nonzero, total, density = _weight_row(state[key])
+        found.append([key.removesuffix(".weight"), shape, nonzero, total, density, one.largest, one.mean])
+    columns = columns or ["layer", "shape", "kept", "weights", "density"]
+    return [*columns, "largest error", "mean error"], found
 
 
 def _weight_row(value: Tensor) -> list[Any]:

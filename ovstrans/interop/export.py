@@ -80,6 +80,7 @@ class ExportResult:
         unexpected: What the source had and the model does not know.
         ignored: Entries of the source that are no weights.
         notes: What to know before the file is used.
+        rounding: Largest and mean error of each tensor that `values` changed, over the mean magnitude of its weights.
         state: The tensors, if nothing was written. They share no memory with the source.
     """
 
@@ -98,6 +99,7 @@ class ExportResult:
     unexpected: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rounding: dict[str, tuple[float, float]] = field(default_factory=dict)
     state: dict[str, Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -107,6 +109,7 @@ class ExportResult:
             "tensors": f"{self.tensors:,}",
             "nonzero": f"{self.nonzero:,} of {self.values:,}",
             "bytes": f"{self.bytes:,}",
+            "rounding": self._describe_rounding(),
             "missing": list_keys(self.missing) if self.missing else "",
             "unexpected": list_keys(self.unexpected) if self.unexpected else "",
             "ignored": ", ".join(self.ignored),
@@ -115,6 +118,12 @@ class ExportResult:
         width = max(map(len, facts))
         head = f"{'not written' if self.out is None else self.out}: {self.format}"
         return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in facts.items())])
+
+    def _describe_rounding(self) -> str:
+        if not self.rounding:
+            return ""
+        name, (largest, _) = max(self.rounding.items(), key=lambda item: item[1][0])
+        return f"largest error {largest:.2g} of a mean weight, in {name.removesuffix('.weight')}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as `ovstrans export --json` writes them."""
@@ -134,7 +143,11 @@ class ExportResult:
             "missing": self.missing,
             "unexpected": self.unexpected,
             "ignored": self.ignored,
+            **({"rounding": rounding} if (rounding := self._rounding_json()) else {}),
         }
+
+    def _rounding_json(self) -> dict[str, dict[str, float]]:
+        return {name: {"largest": largest, "mean": mean} for name, (largest, mean) in self.rounding.items()}
 
 
 def export(
@@ -151,6 +164,7 @@ def export(
     scope: str = "body",
     partial: bool = False,
     values: str | None = None,
+    compress: bool = False,
     seed: int = 0,
     force: bool = False,
 ) -> ExportResult:
@@ -177,7 +191,9 @@ def export(
         scope: Of `weight_mask` entries, take those of the `body` (layer1 to layer4, as OpenTrans does) or all of the
             `file`.
         partial: Take what fits. The rest starts as in training.
-        values: With sparse, the type that weights are stored in: `fp32`, `fp16` or `bf16`. None keeps theirs.
+        values: With sparse, the type that weights are stored in: `fp32`, `fp16`, `bf16`, or `int8` with a float32
+            scale for each output channel. None keeps theirs.
+        compress: With sparse, compress the tensors without loss.
         seed: Seed of what is drawn at random then.
         force: Replace a file that is there.
 
@@ -190,7 +206,7 @@ def export(
         MismatchError: If the weights do not fit the model.
     """
     place = None if out is None else Path(out)
-    _check_options(place, format, like, scope, values)
+    _check_options(place, format, like, scope, values, compress)
     given = _as_source(source)
     if place is not None:
         files.check_output(place, force=force)
@@ -211,14 +227,15 @@ def export(
     if values is not None and isinstance(opened.content, Checkpoint):
         converted, rounding = convert_values(opened.content, values)
         opened = replace(opened, content=converted)
-    result = _write(place, opened, format, like)
+    result = _write(place, opened, format, like, compress=compress)
     result.source = str(given) if isinstance(given, Path) else type(given).__name__
     for level, note in _notes(opened, result):
         result.notes.append(note)
         logger.log(level, "%s", note)
     if rounding is not None:
+        result.rounding = {key: errors for key, errors in rounding.layers.items() if any(errors)}
         result.notes.append(
-            f"weights are stored as {values}; rounding changed them by {rounding:.1e} of their size (RMS)"
+            f"weights are stored as {values}; rounding changed them by {rounding.rms:.1e} of their size (RMS)"
         )
         logger.info("%s", result.notes[-1])
     return result
@@ -232,7 +249,9 @@ def check_suffix(path: Path | str, format: str) -> None:
         raise InputError(f"`out={path}`: a {format} file ends in {' or '.join(SUFFIXES[format])}; give such a name")
 
 
-def _check_options(out: Path | None, format: str, like: str | None, scope: str, values: str | None) -> None:
+def _check_options(
+    out: Path | None, format: str, like: str | None, scope: str, values: str | None, compress: bool
+) -> None:
     check_suffix("x.safetensors" if out is None else out, format)
     if out is None and format in ("sparse", "mask"):
         raise InputError(f"`format={format}`: is a file; give `out`")
@@ -240,6 +259,8 @@ def _check_options(out: Path | None, format: str, like: str | None, scope: str, 
         raise InputError(f"`scope={scope}`: unknown; use body or file")
     if values is not None and format != "sparse":
         raise InputError(f"`values={values}`: goes with `format=sparse`; leave it out")
+    if compress and format != "sparse":
+        raise InputError("`compress`: goes with `format=sparse`; leave it out")
     if values is not None and values not in VALUES:
         raise InputError(f"`values={values}`: unknown; use {', '.join(VALUES)}")
     if like is not None and format != "detectron2":
@@ -265,7 +286,9 @@ def _vocabulary(given: Vocabulary | str | PathLike[str] | None) -> Vocabulary | 
     return find_vocabulary(fspath(given))
 
 
-def _write(out: Path | None, source: ExportSource, format: str, like: str | None) -> ExportResult:
+def _write(
+    out: Path | None, source: ExportSource, format: str, like: str | None, *, compress: bool = False
+) -> ExportResult:
     """Write what was read, and count it."""
     content = source.content
     result = ExportResult("", format, out, "", "", None, None, 0, 0, 0)
@@ -275,7 +298,7 @@ def _write(out: Path | None, source: ExportSource, format: str, like: str | None
         result.tensors, result.values, result.nonzero = len(content.tensors), content.total, content.kept
     else:
         if format == "sparse":
-            state = _write_sparse(cast(Path, out), content)
+            state = _write_sparse(cast(Path, out), content, compress)
         else:
             state, texts = _dense(content) if format == "dense" else _detectron2(content, like)
             if out is None:
@@ -297,13 +320,13 @@ def _write(out: Path | None, source: ExportSource, format: str, like: str | None
     return result
 
 
-def _write_sparse(out: Path, content: Checkpoint | MaskedClip) -> dict[str, Tensor]:
+def _write_sparse(out: Path, content: Checkpoint | MaskedClip, compress: bool) -> dict[str, Tensor]:
     if not isinstance(content, Checkpoint):
         raise InputError(
             "`format=sparse`: a sparse checkpoint is of a framework, this is a CLIP alone; write its mask "
             "(`format=mask`), or the whole of it (`format=dense`)"
         )
-    save_checkpoint(out, content)
+    save_checkpoint(out, content, compress=compress)
     return content.state
 
 

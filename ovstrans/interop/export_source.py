@@ -111,7 +111,7 @@ def open_source(source: Path | Clip | Mask | Checkpoint, format: str, options: I
 
 def _read(path: Path) -> Checkpoint | Mask | WeightFile:
     found = files.read_metadata(path).get("format") if path.suffix == ".safetensors" else None
-    if found == checkpoint_file.FORMAT:
+    if found in checkpoint_file.FORMATS:
         return load_checkpoint(path)
     return load_mask(path) if found == mask_file.FORMAT else read_weight_file(path)
 

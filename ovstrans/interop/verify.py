@@ -25,6 +25,7 @@ _ENTRIES: Mapping[str, tuple[str, ...]] = {
     mask_file.FORMAT: mask_file.METADATA,
     mask_file.WEIGHTS_FORMAT: (*(key for key in mask_file.METADATA if key != "shapes"), "mask"),
     checkpoint_file.FORMAT: checkpoint_file.METADATA,
+    checkpoint_file.CODED_FORMAT: (*checkpoint_file.METADATA, checkpoint_file.CODING),
 }
 """Metadata of our files by their format."""
 
@@ -89,7 +90,7 @@ def check_frozen(path: Path, checkpoint: Checkpoint) -> list[str]:
             raise CheckFailed(f"{path}: frozen layer {name} is not one of {source}")
         kept = None if checkpoint.mask is None else checkpoint.mask.tensors.get(weight_name(name))
         theirs = theirs.float() if kept is None else theirs.float().masked_fill(~kept, 0)
-        different = int((ours.float() != theirs).sum())
+        different = _count_different(checkpoint, name, ours, theirs)
         if different:
             raise CheckFailed(f"{path}: {different} weights of the frozen layer {name} are not those of {source}")
     return [f"{len(names)} frozen layers are those of {source}"]
@@ -117,6 +118,15 @@ def _initial_weights(checkpoint: Checkpoint, run: Mapping[str, Any], init: str) 
         return "random weights", {}
     found = local_clip(clip["model"], clip["pretrained"])
     return name, {} if found is None else dict(found.visual.state_dict())
+
+
+def _count_different(checkpoint: Checkpoint, name: str, ours: Tensor, theirs: Tensor) -> int:
+    """Count the weights of a layer that are not those it began with, rounded to the type they are stored in."""
+    scales = _layer({key: one.scales for key, one in checkpoint.quantized.items()}, name, BACKBONE)
+    if scales is None:
+        return int((ours.float() != theirs.to(ours.dtype).float()).sum())
+    scales = scales.reshape(-1, *[1] * (ours.dim() - 1))
+    return int(((ours - theirs).abs() > 0.501 * scales).sum())
 
 
 def _layer(state: Mapping[str, Tensor], name: str, prefix: str) -> Tensor | None:

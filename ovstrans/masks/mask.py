@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +72,7 @@ class Mask:
                 raise InputError(f"{self.title}: {key} is {kind} {list(kept.shape)}, booleans are needed")
         self.tensors = {key: kept.detach().cpu() for key, kept in self.tensors.items()}
         # (weights kept, weights) of every tensor
-        self.counts = {key: (int(kept.sum()), kept.numel()) for key, kept in self.tensors.items()}
+        self.counts = {key: (int(np.count_nonzero(kept.numpy())), kept.numel()) for key, kept in self.tensors.items()}
         self._encoders: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._cut: dict[torch.device, dict[str, Tensor]] = {}
 

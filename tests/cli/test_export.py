@@ -21,6 +21,7 @@ from ovstrans.masks.file import load_mask, save_mask, save_weights
 from tests.checkpoints.dummies import make_checkpoint
 from tests.interop.test_export import assert_equal, assert_masks_equal, draw_mask
 from tests.interop.test_import_framework import make
+from tests.segmenter.case import deeplab_checkpoint, draw
 
 
 @pytest.fixture
@@ -204,3 +205,44 @@ def test_checkpoint_without_a_mask_has_none_to_write(folder: Path, capsys: pytes
     assert run(["export", "dense.safetensors", "--format", "mask", "--out", "m.safetensors"]) == 2
     assert "dense.safetensors: was trained without a mask" in capsys.readouterr().err
     assert run(["export", "dense.safetensors", "--vocabulary", "mask.safetensors", "--out", "m.pth"]) == 2
+
+
+@pytest.mark.parametrize("options", [["--compress"], ["--values", "int8"], ["--values", "fp16", "--compress"]])
+def test_small_checkpoints_go_wherever_a_checkpoint_goes(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("plain.safetensors", deeplab_checkpoint())
+    draw("a.png")
+    told = export("plain.safetensors", "--format", "sparse", *options, "--out", "small.safetensors", capsys=capsys)
+    assert told["bytes"] < Path("plain.safetensors").stat().st_size and ("rounding" in told) == ("--values" in options)
+    commands = (
+        ["inspect", "--verify", "small.safetensors"],
+        ["predict", "small.safetensors", "a.png", "--out", "look"],
+        ["bench", "small.safetensors", "--image-size", "64x64", "--json", "r.json"],
+        ["analyze", "small.safetensors", "--out", "alpha.json"],
+        ["export", "small.safetensors", "--format", "mask", "--out", "mask.safetensors"],
+        ["export", "small.safetensors", "--format", "dense", "--out", "dense.pth"],
+        ["export", "small.safetensors", "--format", "sparse", "--values", "fp32", "--out", "back.safetensors"],
+    )
+    for command in commands:
+        assert run(command) == 0, (command, capsys.readouterr().err)
+    assert_masks_equal(load_mask("mask.safetensors"), load_checkpoint("plain.safetensors").mask)
+    if "--values" not in options:
+        assert_equal(load_checkpoint("back.safetensors").state, load_checkpoint("plain.safetensors").state)
+    content = Path("small.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(content[: len(content) // 2])
+    for command in (["inspect"], ["bench"], ["analyze"], ["predict", "a.png"], ["export", "--out", "x.pth"]):
+        capsys.readouterr()
+        assert run([command[0], "cut.safetensors", *command[1:]]) == 2
+        assert "truncated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--compress"], ["--values", "int8"], ["--format", "mask", "--compress"]])
+def test_options_of_sparse_go_with_sparse(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", "mask.safetensors", *arguments, "--out", "x.safetensors"]) == 2
+    said = capsys.readouterr().err
+    assert "--format sparse" in said or "`--format=sparse`" in said or "format" in said
+    assert not Path("x.safetensors").exists()

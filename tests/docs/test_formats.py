@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from safetensors import safe_open
 
 from ovstrans.checkpoints.file import TEXT_ENCODER, load_checkpoint, save_checkpoint
+from ovstrans.checkpoints.precision import VALUES
 from ovstrans.clip.load import random_clip
 from ovstrans.clip.weights import weights_sha256
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.spectrum.file import load_plan
 from tests.checkpoints.dummies import make_checkpoint
+from tests.checkpoints.test_compress import large_checkpoint
 from tests.docs.pages import DOCS, ROOT, blocks
 from tests.masks.dummies import make_mask
 
@@ -35,9 +38,13 @@ def function(name: str) -> Callable[..., Any]:
     return namespace[name]
 
 
+def bits_of(value: torch.Tensor) -> torch.Tensor:
+    return value.view(torch.uint16) if value.dtype is torch.bfloat16 else value
+
+
 def test_reading_a_file_takes_twenty_lines() -> None:
     found = blocks(PAGE, "python")
-    titles = {"read_mask", "read_checkpoint", "read_plan", "content_sha256", "weights_sha256"}
+    titles = {"read_mask", "read_checkpoint", "unpack", "unpack_int8", "read_plan", "content_sha256", "weights_sha256"}
     assert titles == {block.title for block in found}
     for block in found:
         assert len([line for line in block.text.splitlines() if line.strip()]) <= LONGEST, block.title
@@ -64,6 +71,28 @@ def test_checkpoints_read_as_documented(tmp_path: Path, masked: bool) -> None:
     assert np.array_equal(tensors["text.owner"], checkpoint.text_owner.numpy())
     assert any(name.startswith(TEXT_ENCODER) for name in tensors)
     assert metadata["framework"] == "dummy"
+
+
+@pytest.mark.parametrize("values", list(VALUES))
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.7])
+def test_compressed_checkpoints_read_as_documented(tmp_path: Path, values: str, density: float) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint = large_checkpoint(density, values)
+    save_checkpoint(path, checkpoint, compress=True)
+    with safe_open(path, framework="pt") as file:  # numpy has no bfloat16
+        metadata = file.metadata()
+        tensors = {name: bits_of(file.get_tensor(name)).numpy() for name in file.keys()}  # noqa: SIM118
+    coding = json.loads(metadata["coding"])
+    assert coding["packed"] and all(name + ".packed" in tensors for name in coding["packed"])
+    function("unpack")(tensors, coding["packed"])
+    dense = dict(tensors)
+    for name, shape in json.loads(metadata["shapes"]).items():
+        found, bits = dense.pop(f"{name}.values"), dense.pop(f"{name}.bitmask")
+        dense[name] = np.zeros(shape, found.dtype)
+        dense[name][np.unpackbits(bits, count=dense[name].size).astype(bool).reshape(shape)] = found
+    function("unpack_int8")(dense, coding.get("int8", {}))
+    for name, value in load_checkpoint(path).state.items():
+        assert np.array_equal(dense[name], bits_of(value).numpy()), name
 
 
 def test_files_of_version_0_1_read_as_documented() -> None:

@@ -118,6 +118,23 @@ def test_frozen_layers_are_those_of_the_clip(made: Path, tmp_path: Path) -> None
         ovstrans.inspect(tmp_path / "c.safetensors", verify=True)
 
 
+@pytest.mark.parametrize("values", ["fp16", "bf16", "int8"])
+def test_frozen_layers_may_be_rounded(made: Path, tmp_path: Path, values: str) -> None:
+    path = tmp_path / "c.safetensors"
+    ovstrans.export(made / "run", path, format="sparse", values=values, compress=True)
+    assert "3 frozen layers are those of RN-mini bundled" in ovstrans.inspect(path, verify=True).checks
+    checkpoint = ovstrans.load_checkpoint(path)
+    name = checkpoint.provenance["frozen"][1]
+    key = f"backbone.{name}.weight"
+    weight = checkpoint.state[key]
+    at = tuple(weight.nonzero()[0].tolist())
+    step = float(checkpoint.quantized[key].scales[at[0]]) if values == "int8" else float(weight[at])
+    weight[at] -= step if weight[at] > 0 else -step
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(CheckFailed, match=rf"1 weights of the frozen layer {name} are not those of RN-mini"):
+        ovstrans.inspect(path, verify=True)
+
+
 def test_frozen_layers_of_a_clip_that_is_not_at_hand_are_not_compared(made: Path, tmp_path: Path) -> None:
     checkpoint = ovstrans.load_checkpoint(made / "run")
     checkpoint.clip["pretrained"] = "gone.pt"
