@@ -13,10 +13,11 @@ import os
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from ovstrans.errors import UNPRINTABLE, shorten, shorten_message
+from ovstrans.errors import printable as _printable
 from ovstrans.progress import Progress, ProgressCallback
 
 _quiet = False
@@ -51,8 +52,12 @@ def error(message: str) -> None:
 
 
 def show(text: str) -> None:
-    """Write a result to stdout, as it is; what the encoding of stdout has no character for becomes an escape."""
+    r"""Write a result to stdout, as it is but for what a terminal would obey, or its encoding has no character for.
+
+    These become escapes such as `\u009b`, which JSON and TOML read as the characters that they stand for.
+    """
     text = text if text.endswith("\n") else text + "\n"
+    text = UNPRINTABLE.sub(lambda match: match[0] if match[0] in "\n\t" else f"\\u{ord(match[0]):04x}", text)
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
@@ -85,7 +90,7 @@ def table(
     """
     from rich.console import Console
 
-    grid = _Grid([_printable(column) for column in columns], [[_printable(str(cell)) for cell in row] for row in rows])
+    grid = _Grid([_cell(column) for column in columns], [[_cell(cell) for cell in row] for row in rows])
     out = Console(emoji=False, markup=False, highlight=False)
     limited = out.is_terminal or "COLUMNS" in os.environ
     if not limited:
@@ -99,6 +104,10 @@ def table(
         names = ", ".join(grid.columns[number] for number in hidden)
         caption = f"{caption}{'; ' if caption else ''}a wider terminal also shows: {names}"
     _print_text(out, caption, "table.caption")
+
+
+def _cell(value: Any) -> str:
+    return shorten(_printable(str(value)), _LONGEST_CELL)
 
 
 class _Grid:
@@ -280,7 +289,7 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record: warnings and errors always, others unless quiet."""
         show_line = warn if record.levelno >= logging.WARNING else say
-        show_line(self._translate(record.getMessage()))
+        show_line(shorten_message(self._translate(record.getMessage())))
 
 
 def show_logs(translate: Callable[[str], str] = str) -> None:
@@ -304,6 +313,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+_LONGEST_CELL = 120
+"""Characters of a cell that are shown; a name from a file may have any number."""
 _LEAST_CELL = 12
 """Width that every column of a table keeps if its cells need it, however narrow the terminal is."""
 _LONGEST_WORD = 20
@@ -345,17 +356,6 @@ def _wrap(text: str, width: int) -> str:
                 lines.append(indent)
             lines[-1] += part
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _printable(text: str, keep: str = "") -> str:
-    """Replace control characters, line separators and undecodable bytes by their escapes in Python.
-
-    Names of files and classes may hold anything; none of it may move the cursor, break a line or fail to be encoded.
-    """
-    return "".join(
-        ascii(char)[1:-1] if char not in keep and unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char
-        for char in text
-    )
 
 
 def _print(message: str, heading: str, style: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovstrans.files import LARGEST_HEADER, parse_toml, safetensors_header
+from ovstrans.errors import InputError
+from ovstrans.files import LARGEST_HEADER, existing_file, safetensors_header
+from ovstrans.parsing import LARGEST_JSON, LARGEST_TOML, parse_json, parse_toml, read_text
 
 _START = 4096
 _TEXT_SUFFIXES = (".txt", ".csv", ".md", ".log", ".yaml", ".yml")
@@ -80,7 +81,7 @@ def recognize(path: Path | str) -> FileKind | None:
     path = Path(path)
     if path.is_dir():
         return _recognize_folder(path)
-    size = path.stat().st_size
+    size = existing_file(path).stat().st_size
     with path.open("rb") as handle:
         start = handle.read(_START)
     if not size:
@@ -120,7 +121,7 @@ def truncation(path: Path | str) -> str:
         if length > size:
             return f"truncated: {size:,} bytes, its header alone has {length + 8:,}" if length < LARGEST_HEADER else ""
         try:
-            header = json.loads(handle.read(length))
+            header = parse_json(handle.read(length).decode())
             ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
             whole = 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
@@ -141,7 +142,7 @@ def _recognize_tensors(path: Path, header: int, size: int) -> FileKind | None:
     with path.open("rb") as handle:
         handle.seek(8)
         try:
-            entries: Any = json.loads(handle.read(header))
+            entries: Any = parse_json(handle.read(header).decode())
         except ValueError:
             return None
     metadata = entries.get("__metadata__") if isinstance(entries, dict) else None
@@ -174,8 +175,10 @@ def _recognize_text(path: Path, start: bytes) -> FileKind | None:
 
 def _recognize_json(path: Path) -> FileKind | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        value = parse_json(read_text(path, LARGEST_JSON))
+    except InputError:  # too long to look into
+        return FileKind("a JSON file")
+    except ValueError:
         return FileKind("a JSON file that is damaged", "copy or make it again")
     if isinstance(value, dict):
         if isinstance(value.get("weight_map"), dict):
@@ -194,7 +197,7 @@ def _recognize_json(path: Path) -> FileKind | None:
 
 def _recognize_toml(path: Path) -> FileKind | None:
     try:
-        table = parse_toml(path.read_text(encoding="utf-8-sig"))
+        table = parse_toml(read_text(path, LARGEST_TOML))
     except ValueError:
         return FileKind("a TOML file that is damaged")
     if path.name == "dataset.toml":

@@ -10,24 +10,34 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovstrans.errors import InputError, MissingFileError
+from ovstrans.parsing import LARGEST_JSON, LARGEST_TOML, parse_json, parse_toml, read_text
 
 if TYPE_CHECKING:
     import torch
 
-LARGEST_HEADER = 1 << 30
-"""Length from which the first bytes of a file are no header of a safetensors file."""
+LARGEST_HEADER = 16 << 20
+"""Length, in bytes, from which the first bytes of a file are no header of a safetensors file."""
 
 CONTENT = "content_sha256"
 """Entry of a safetensors file's metadata with the hash of all the rest, see `content_sha256`."""
 
 _CHUNK = 2**20
+
+_PLAIN_TYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+_SPECIAL = {
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
 
 OUTPUT_DIR = Path("ovstrans-out")
 """Default folder of the commands: each writes into it, and looks there for what an earlier one wrote."""
@@ -150,18 +160,34 @@ def refuse_missing(messages: Sequence[str]) -> None:
         raise MissingFileError(messages[0] + more)
 
 
+def expand_home(path: Path | str) -> Path:
+    """Replace a leading `~` or `~USER` by that user's home folder; InputError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: no home folder of that user is known; write the whole path") from error
+
+
 def existing_file(path: Path | str) -> Path:
-    """Return the path if a readable file is there.
+    """Return the path if a readable, ordinary file is there.
 
     Raises:
         MissingFileError: Nothing is there.
-        InputError: It is a folder, or may not be read.
+        InputError: It is a folder, a pipe, a socket or a device, which might keep a reader waiting for ever, or may
+            not be read.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingFileError(missing_file_message(path)) from None
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a name too long or with a null
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if stat.S_ISDIR(mode):
         raise InputError(f"{path}: is a folder, a file is needed")
-    if not path.exists():
-        raise MissingFileError(missing_file_message(path))
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _SPECIAL.items() if test(mode)), "a special file")
+        raise InputError(f"{path}: is {kind}, an ordinary file is needed; save what it gives to a file first")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it")
     return path
@@ -189,20 +215,23 @@ def _other_kind(path: Path, needed: str) -> str:
     return "" if kind is None or not kind.remedy or "damaged" in kind.name else file_kinds.refusal(path, needed)
 
 
-def read_json(path: Path | str, schema: str | None = None) -> Any:
+def read_json(path: Path | str, schema: str | None = None, *, limit: int = LARGEST_JSON) -> Any:
     """Read a JSON file.
 
     Args:
         path: The file.
         schema: Expected value of the object's "schema" entry. None reads any JSON.
+        limit: Most bytes that it may have.
 
     Raises:
-        InputError: The file is missing, is not JSON, or has another schema.
+        InputError: The file is missing, too long, is not JSON within the bounds of `parsing`, or has another schema.
     """
     path = existing_file(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = parse_json(read_text(path, limit))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(_other_kind(path, "JSON") or f"{path}: not valid JSON ({error})") from error
     if schema is not None:
         found = value.get("schema") if isinstance(value, dict) else None
@@ -210,17 +239,6 @@ def read_json(path: Path | str, schema: str | None = None) -> Any:
             other = _other_kind(path, f"a file of {schema}") if _family(found) != _family(schema) else ""
             raise InputError(other or f"{path}: its schema is {found!r}, {schema!r} is needed")
     return value
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML; ValueError if it is none."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    table: dict[str, Any] = tomllib.loads(text)
-    return table
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
@@ -231,8 +249,10 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     """
     path = existing_file(path)
     try:
-        return parse_toml(path.read_text(encoding="utf-8-sig"))
+        return parse_toml(read_text(path, LARGEST_TOML))
     except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(_other_kind(path, "TOML") or f"{path}: not valid TOML ({error})") from error
 
 
@@ -345,13 +365,17 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     Raises:
         InputError: The file is missing, or its header and its length do not agree.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = existing_file(path)
     try:
+        with path.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if LARGEST_HEADER <= length <= path.stat().st_size:
+            raise ValueError(f"a header of {length:,} bytes, at most {LARGEST_HEADER:,} are read")
         with safe_open(path, framework="np") as handle:
             return {key: text for key, text in (handle.metadata() or {}).items() if key != CONTENT}
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # of the library's parser
         raise InputError(_describe_damage(path, error)) from error
 
 
@@ -373,16 +397,37 @@ def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, s
     """Read all tensors of a safetensors file, onto the CPU, and its metadata as `read_metadata` does.
 
     Raises:
-        InputError: The file is missing or damaged.
+        InputError: The file is missing or damaged, or holds numbers of a type that torch cannot compute with.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     metadata = read_metadata(path)
     try:
-        return load_file(path), metadata
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors = load_file(path)
+    except Exception as error:  # the library has its own error; torch refuses types and shapes with any
         raise InputError(_describe_damage(path, error)) from error
+    require_plain_types(tensors, str(path))
+    return tensors, metadata
+
+
+def require_plain_types(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise InputError, beginning with `where`, for a tensor that is sparse, on no device, or of an unusual type.
+
+    The usual types are floats of 16, 32 and 64 bits, whole numbers with a sign, bytes and booleans. Torch stores others
+    (floats of 8 and 4 bits, unsigned numbers, complex ones), but lacks most operations for them.
+    """
+    import torch
+
+    for key, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind.startswith(("float8_", "float6_", "float4_")):
+            raise InputError(
+                f"{where}: holds quantized weights ({kind}: {key}); give the weights that they were made from"
+            )
+        if kind not in _PLAIN_TYPES:
+            raise InputError(f"{where}: {key} holds numbers of the type {kind}; save it as float32 or int64")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+            raise InputError(f"{where}: {key} is no dense tensor with values; save it as one")
 
 
 def _describe_damage(path: Path | str, error: Exception) -> str:

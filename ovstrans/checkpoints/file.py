@@ -238,6 +238,7 @@ def _parse(stored: MutableMapping[str, Tensor], metadata: Mapping[str, str], fou
     for key in _CLIP:
         if key not in objects["clip"]:
             raise InputError(f"{where}: clip has no {key!r}; make the file again")
+    _check_clip(objects["clip"], where)
     try:
         vocabulary = Vocabulary.from_json(objects["vocabulary"])
     except InputError as error:
@@ -269,6 +270,20 @@ def _parse(stored: MutableMapping[str, Tensor], metadata: Mapping[str, str], fou
         created_by=metadata["created_by"],
         path=where,
     )
+
+
+def _check_clip(clip: Mapping[str, Any], where: str) -> None:
+    """Raise InputError if an entry about the CLIP is of another type than `Clip.describe` gives it."""
+    for key in ("model", "pretrained", "weights_sha256"):
+        if not isinstance(clip[key], str):
+            raise InputError(f"{where}: clip: {key} is {clip[key]!r}, a text is needed; {DAMAGED}")
+    for key in ("mean", "std"):
+        numbers = clip[key]
+        sound = isinstance(numbers, list) and len(numbers) == 3 and all(type(each) in (int, float) for each in numbers)
+        if not sound or (key == "std" and not all(0 < each <= 1e6 for each in numbers)):
+            raise InputError(
+                f"{where}: clip: {key} is {numbers!r}, a number for each of 3 channels is needed; {DAMAGED}"
+            )
 
 
 def _refusal(path: Path, found: str) -> str:

@@ -17,7 +17,6 @@ run with the other activation a CLIP still works, only worse. What tells, in thi
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,8 @@ import open_clip
 import torch
 
 from ovstrans.clip.weights import WeightFile, find_clip
+from ovstrans.files import read_json
+from ovstrans.parsing import parse_json
 
 _OPENAI_ENTRIES = {"input_resolution", "context_length", "vocab_size"}
 _FIRST_BLOCK = "transformer.resblocks.0."
@@ -105,7 +106,7 @@ def config_beside(model: str, path: Path) -> dict[str, Any]:
         path: The file, as it was named: a hub's cache links to it from the folder with the configuration.
     """
     try:
-        found = json.loads(path.with_name("open_clip_config.json").read_text(encoding="utf-8"))
+        found = read_json(path.with_name("open_clip_config.json"))
         theirs, own = found["model_cfg"], open_clip.get_model_config(model) or {}
         same = all(theirs.get(part) == own.get(part) for part in ("embed_dim",)) and all(
             theirs["vision_cfg"].get(key) == own["vision_cfg"].get(key) for key in ("layers", "width", "patch_size")
@@ -143,7 +144,7 @@ def _recorded(file: WeightFile) -> bool | None:
     clip: Mapping[str, Any] = file.metadata
     if file.origin:
         try:
-            clip = json.loads(file.origin)["clip"]
+            clip = parse_json(file.origin)["clip"]
         except (ValueError, KeyError, TypeError):
             return None
     name, tag = (str(clip.get(key) or "") for key in ("model", "pretrained"))

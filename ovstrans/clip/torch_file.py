@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +18,8 @@ from typing import IO, Any
 from torch import Tensor
 
 from ovstrans import file_kinds
-from ovstrans.clip.pickles import DeferredTensor, Inert, Refused, Unpickler, Unsupported
-from ovstrans.clip.torch_tensors import KNOWN, QUANTIZED, Storage, storage_dtype
+from ovstrans.clip.pickles import BoundedFile, DeferredTensor, Inert, Refused, Unpickler, Unsupported
+from ovstrans.clip.torch_tensors import KNOWN, QUANTIZED, Storage, require_proportion, storage_dtype
 from ovstrans.clip.weights import ORIGIN
 from ovstrans.errors import InputError
 
@@ -39,6 +39,14 @@ _CONTAINERS = (
     "ema",
 )
 """Entries that hold the state dict. Where several are there, the first counts: trained weights before averaged ones."""
+
+_LARGEST_PICKLE = 64 << 20
+_LEAST_BYTES, _EXPANSION = 16 << 20, 64
+"""Bytes that any archive may unpack to, and how often its own length."""
+
+_MOST_CONTAINERS = 3
+_DEEPEST, _MOST_TENSORS = 64, 100_000
+"""Most modules inside one another, and most tensors of a model."""
 
 _REPEATED = "first_conv"
 """Entry in which OpenTrans saves the first convolution of its backbone a second time."""
@@ -84,6 +92,7 @@ def read_torch_file(path: Path) -> TorchFile:
         entries, ignored = _find_tensors(holder)
         if not entries:
             raise Unsupported(_describe_value(holder))
+        require_proportion(entries.values(), path.stat().st_size)
         state = {key: entry.resolve() for key, entry in entries.items()}
     except Refused as error:
         raise InputError(
@@ -99,6 +108,35 @@ def read_torch_file(path: Path) -> TorchFile:
     return TorchFile(state, origin, (*beside, *ignored), _module_names(holder), code, name)
 
 
+def check_torch_file(path: Path) -> None:
+    """Check that reading a torch file takes no more memory and time than its length warrants.
+
+    Args:
+        path: The file. What is in it is not loaded.
+
+    Raises:
+        Exception: It would, or is damaged in any way, or asks for what could run code.
+    """
+    value, _ = _read_value(path)
+    require_proportion(_every_tensor(value), path.stat().st_size)
+
+
+def _every_tensor(value: Any) -> Iterator[DeferredTensor]:
+    """Yield each tensor in nested containers once."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, DeferredTensor):
+            yield each
+        elif isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, (list, tuple)):
+            waiting += each
+
+
 def _read_value(path: Path) -> tuple[Any, str]:
     """Return the value in a torch file or pickle, and the code of a TorchScript archive."""
     if zipfile.is_zipfile(path):
@@ -111,14 +149,18 @@ def _read_value(path: Path) -> tuple[Any, str]:
         return (_read_legacy(handle) if type(first) is int and first == _LEGACY_MAGIC else first), ""
 
 
-def _find_holder(value: Any) -> tuple[Any, list[str]]:
+def _find_holder(value: Any, depth: int = 0) -> tuple[Any, list[str]]:
     """Return the mapping or module that holds the weights, and the names of the entries beside it."""
     if not isinstance(value, Mapping):
         return value, []
+    if depth > _MOST_CONTAINERS:
+        raise ValueError("containers of state dicts in one another")
     for name in _CONTAINERS:
         inner = value.get(name)
-        if isinstance(inner, (Mapping, Inert)) and _find_tensors(_find_holder(inner)[0])[0]:
-            return _find_holder(inner)[0], [str(key) for key in value if key not in (name, ORIGIN)]
+        if isinstance(inner, (Mapping, Inert)):
+            holder, _ = _find_holder(inner, depth + 1)
+            if _find_tensors(holder)[0]:
+                return holder, [str(key) for key in value if key not in (name, ORIGIN)]
     return value, []
 
 
@@ -148,7 +190,26 @@ def _module_state(module: Inert) -> dict[str, DeferredTensor]:
 
     Args:
         module: A module of torch, or of a TorchScript archive.
+
+    Raises:
+        ValueError: If it holds itself, or its parts so often that there would be more tensors than a model has.
     """
+    found: dict[str, DeferredTensor] = {}
+    waiting = [("", module, 0)]
+    visited = 0
+    while waiting:
+        prefix, each, depth = waiting.pop()
+        visited += 1
+        tensors, parts = _module_parts(each)
+        found.update((prefix + name, tensor) for name, tensor in tensors.items())
+        if depth > _DEEPEST or len(found) + len(waiting) + visited > _MOST_TENSORS:
+            raise ValueError("modules in one another without end")
+        waiting += [(f"{prefix}{name}.", part, depth + 1) for name, part in reversed(parts.items())]
+    return found
+
+
+def _module_parts(module: Inert) -> tuple[dict[str, DeferredTensor], dict[str, Inert]]:
+    """Return the tensors and the modules that a module itself has, by name."""
     attributes = module.attributes
     tensors = parts = attributes
     if isinstance(attributes.get("_parameters"), dict):
@@ -156,11 +217,10 @@ def _module_state(module: Inert) -> dict[str, DeferredTensor]:
         every = {**attributes["_parameters"], **(attributes.get("_buffers") or {})}
         tensors = {name: tensor for name, tensor in every.items() if name not in hidden}
         parts = attributes.get("_modules") or {}
-    found = {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, DeferredTensor)}
-    for name, part in parts.items():
-        if isinstance(part, Inert):
-            found.update((f"{name}.{key}", tensor) for key, tensor in _module_state(part).items())
-    return found
+    return (
+        {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, DeferredTensor)},
+        {str(name): part for name, part in parts.items() if isinstance(part, Inert)},
+    )
 
 
 def _module_names(holder: Any) -> tuple[str, ...]:
@@ -182,7 +242,9 @@ def _describe_damage(path: Path, error: Exception) -> str:
     """Return what is wrong with a file that could not be read."""
     with path.open("rb") as handle:
         start = handle.read(2)
-    if isinstance(error, EOFError) or "runcated" in str(error) or "ran out of" in str(error).lower():
+    if isinstance(error, EOFError) or any(
+        word in str(error).lower() for word in ("truncated", "ran out of", "exhausted")
+    ):
         return "truncated: its end is missing"
     if start != b"PK" and start[:1] != b"\x80":
         return "not a file of weights (.safetensors, or a torch file), or a damaged one"
@@ -216,10 +278,17 @@ class _TorchUnpickler(Unpickler):
 def _read_zipped(path: Path) -> tuple[Any, str]:
     archive = zipfile.ZipFile(path)  # stays open while a storage refers to it
     names = set(archive.namelist())
+    unpacked, stored = sum(max(0, each.file_size) for each in archive.infolist()), path.stat().st_size
+    if unpacked > _LEAST_BYTES + _EXPANSION * stored:
+        raise Unsupported(
+            f"an archive of {stored:,} bytes that unpacks to {unpacked:,}; save it without compression, as torch does"
+        )
     pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
     if not pickles:
         raise Unsupported("a zip archive, but not a torch file (no data.pkl in it); unpack it and give what is inside")
     root = pickles[0].removesuffix("data.pkl")
+    if archive.getinfo(pickles[0]).file_size > _LARGEST_PICKLE:
+        raise Unsupported(f"the pickle in it is larger than {_LARGEST_PICKLE:,} bytes")
     if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
         raise Unsupported("was written on a big-endian machine; save it again on another")
 
@@ -245,7 +314,8 @@ def _read_nested(raw: bytes) -> Any:
 def _read_legacy(handle: IO[bytes]) -> Any:
     """Read what follows the magic number of a torch file from before the zip archives."""
     Unpickler(handle).load()  # the version of the format
-    if Unpickler(handle).load().get("little_endian") is False:
+    system = Unpickler(handle).load()
+    if isinstance(system, dict) and system.get("little_endian") is False:
         raise Unsupported("was written on a big-endian machine; save it again on another")
     raw: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
@@ -256,9 +326,8 @@ def _read_legacy(handle: IO[bytes]) -> Any:
         return Storage(dtype, lambda: raw[key])
 
     value = _TorchUnpickler(handle, storage).load()
-    for key in map(str, Unpickler(handle).load()):
-        length = int.from_bytes(handle.read(8), "little") * sizes[key]
-        raw[key] = handle.read(length)
-        if len(raw[key]) != length:
-            raise EOFError("its end is missing")
+    keys = Unpickler(handle).load()
+    rest = BoundedFile(handle)
+    for key in map(str, keys if isinstance(keys, list) else ()):
+        raw[key] = rest.read(int.from_bytes(rest.read(8), "little") * sizes[key])
     return value

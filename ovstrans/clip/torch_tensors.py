@@ -6,7 +6,7 @@ So the state of an optimizer beside the weights is never read. Sparse tensors be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ _STORAGES = {
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
 }
+_LAYOUTS = ("sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
+_LEAST_BYTES, _VIEW_FACTOR, _SPARSE_FACTOR = 64 << 20, 8, 160
+"""Bytes that the tensors of any file may take, and how often those of the file: as views of it, and made dense."""
 QUANTIZED = "holds quantized weights; give the weights that they were made from"
 _QUANTIZED_STORAGES = ("QInt8", "QInt32", "QUInt8", "QUInt4x2", "QUInt2x4")
 
@@ -75,8 +78,9 @@ class LazyTensor(DeferredTensor):
     def resolve(self) -> Tensor:
         """Read the values."""
         values = self.storage.values(self.dtype)
-        if any(type(number) is not int or number < 0 for number in (*self.size, *self.stride)):
-            raise ValueError("a tensor of a negative size")
+        _require_sizes((*self.size, *self.stride))
+        if len(self.size) != len(self.stride):
+            raise ValueError("a tensor of as many strides as dimensions is needed")
         last = sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
         if math.prod(self.size) and not 0 <= self.offset <= self.offset + last < len(values):
             raise ValueError("a tensor reaches beyond its storage")
@@ -90,6 +94,14 @@ class _Sparse(DeferredTensor):
 
     def __init__(self, layout: Any, parts: Any) -> None:
         self.layout, self.parts = str(layout).removeprefix("torch."), tuple(parts)
+        if self.layout not in _LAYOUTS:
+            raise ValueError(f"a tensor of the layout {self.layout!r}")
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Shape of the dense tensor."""
+        place = 2 if self.layout == "sparse_coo" else 3
+        return tuple(_resolved(self.parts[place]))
 
     def resolve(self) -> Tensor:
         if self.layout == "sparse_coo":
@@ -175,6 +187,10 @@ def _no_values(*_: Any) -> Deferred:
     return _Subclass("meta", None, ())
 
 
+def _nested(*_: Any) -> Deferred:
+    return _Subclass("nested", None, ())
+
+
 def _size(values: Any = ()) -> tuple[Any, ...]:
     return tuple(values)
 
@@ -191,6 +207,7 @@ _TENSORS: Mapping[str, Any] = {
     "_rebuild_qtensor": _Quantized,
     "_rebuild_wrapper_subclass": _Subclass,
     "_rebuild_meta_tensor_no_storage": _no_values,
+    "_rebuild_nested_tensor": _nested,
 }
 _TYPES = [torch.storage.UntypedStorage.__name__, *(f"{name}Storage" for name in (*_STORAGES, *_QUANTIZED_STORAGES))]
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
@@ -214,3 +231,36 @@ def storage_dtype(storage: str) -> torch.dtype | None:
     if storage == "UntypedStorage":
         return torch.uint8
     return _STORAGES.get(storage.removesuffix("Storage"))
+
+
+def require_proportion(tensors: Iterable[Any], stored: int) -> None:
+    """Check, before any is made, that tensors take no more memory than a file warrants.
+
+    A tensor of one stored value may have the size of a million, by strides of zero, or as a sparse one.
+
+    Args:
+        tensors: Stand-ins of tensors.
+        stored: Length of the file in bytes.
+
+    Raises:
+        Unsupported: They would take more.
+    """
+    views = dense = 0
+    for tensor in tensors:
+        if isinstance(tensor, (_Sparse, _Subclass)):
+            _require_sizes(tensor.size)
+            dense += 8 * math.prod(tensor.size)
+        elif isinstance(tensor, LazyTensor):
+            _require_sizes(tensor.size)
+            views += math.prod(tensor.size) * (tensor.dtype or tensor.storage.dtype or torch.float64).itemsize
+    for wanted, factor, kind in ((views, _VIEW_FACTOR, "views"), (dense, _SPARSE_FACTOR, "sparse tensors")):
+        if wanted > _LEAST_BYTES + factor * stored:
+            raise Unsupported(
+                f"{stored:,} bytes with {kind} that would take {wanted:,}; save its tensors dense and by themselves"
+            )
+
+
+def _require_sizes(sizes: Iterable[Any]) -> None:
+    """Raise ValueError if one of the sizes or strides of a tensor is none."""
+    if any(type(size) is not int or not 0 <= size < 1 << 48 for size in sizes):
+        raise ValueError("a tensor of a negative size, or of none")

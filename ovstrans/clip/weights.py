@@ -258,6 +258,7 @@ def read_weight_file(path: Path | str) -> WeightFile:
 
         raise InputError(refusal(path, "a file of weights"))
     _refuse_quantized(found)
+    files.require_plain_types(found.state, str(path))
     state = _clean_names(found.state)
     extras = tuple(key for key in state if key in _NOT_WEIGHTS)
     return replace(found, state={key: value for key, value in state.items() if key not in extras}, extras=extras)

@@ -28,6 +28,7 @@ from ovstrans.datasets.published.registry import (
 )
 from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError, counted, did_you_mean
+from ovstrans.files import expand_home
 from ovstrans.vocabulary.catalog import list_published_vocabularies, load_published_vocabulary, load_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -271,11 +272,11 @@ def _parse_folder(spec: str) -> tuple[Path, str | None]:
     rest = spec.partition(":")[2]
     head, colon, tail = rest.rpartition(":")
     for text, split in ((rest, None), (head if colon else "", tail)):
-        if text and Path(text).expanduser().exists():
-            return Path(text).expanduser(), split or None
+        if text and expand_home(text).exists():
+            return expand_home(text), split or None
     if not rest:
         raise InputError(f"dataset {spec!r}: names no folder; write folder:PATH or folder:PATH:SPLIT")
-    missing = Path(head if colon else rest).expanduser()
+    missing = expand_home(head if colon else rest)
     neighbours = [path.name for path in missing.parent.iterdir()] if missing.parent.is_dir() else []
     nearest = difflib.get_close_matches(missing.name, neighbours, n=1)
     hint = f"; did you mean {missing.with_name(nearest[0])}?" if nearest else ""

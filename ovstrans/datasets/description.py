@@ -72,7 +72,7 @@ from typing import Any
 from ovstrans.datasets.images import IMAGE_SUFFIXES
 from ovstrans.datasets.sample import IGNORE, IGNORE_WIDE
 from ovstrans.errors import InputError, did_you_mean
-from ovstrans.files import read_toml
+from ovstrans.files import expand_home, read_toml
 from ovstrans.vocabulary.files import VOCABULARY_KEYS, check_keys, parse_vocabulary
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
@@ -191,7 +191,7 @@ def read_description(path: Path) -> Description:
             raise InputError(f'{where}: {kind} is missing; name the folder, for instance {kind} = "{{split}}/{kind}"')
     return Description(
         path=path,
-        root=path.parent / Path(_parse_text(table, "root", where, ".")).expanduser(),
+        root=path.parent / expand_home(_parse_text(table, "root", where, ".")),
         vocabulary=vocabulary,
         images=_parse_text(table, "images", where, ""),
         labels=_parse_text(table, "labels", where, ""),

@@ -25,6 +25,7 @@ from ovstrans.datasets.images import (
 from ovstrans.datasets.sample import IGNORE, Sample, describe_dataset, get_ignore_label
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file, missing_file_message, refuse_missing
+from ovstrans.parsing import read_text
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 
@@ -224,7 +225,7 @@ def _read_list(listed: str, description: Description) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path}: no such list file; correct list or splits in {description.path}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file; write one image name per line") from error
     lines = [line for line in lines if line and not line.startswith("#")]

@@ -13,9 +13,9 @@ Shapes: `N` masks, `H W` image.
 
 from __future__ import annotations
 
-import json
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,15 @@ from torch import Tensor
 from ovstrans.datasets.images import read_colors, read_label
 from ovstrans.datasets.run_lengths import decode_mask
 from ovstrans.errors import InputError, MissingFileError
+from ovstrans.files import existing_file, read_json
 
 SUFFIXES = (".png", ".npz", ".json")
 """Suffixes of files of masks, in the order in which they are looked for."""
+
+_LARGEST_MASKS = 256 << 20
+"""Longest JSON of the masks of an image, in bytes."""
+_MOST_MASKS, _MOST_VALUES = 10_000, 1 << 30
+"""Most masks of an image, and most values of all its masks; a file of a few bytes may ask for more than fit memory."""
 
 
 def find_masks(folder: Path | str, name: str) -> Path:
@@ -75,16 +81,14 @@ def read_masks(path: Path | str, size: tuple[int, int]) -> Tensor:
     """
     path = Path(path)
     try:
-        masks = {".png": _read_ids, ".npz": _read_arrays, ".json": _read_run_lengths}[path.suffix](path)
+        read = {".png": _read_ids, ".npz": _read_arrays, ".json": _read_run_lengths}[path.suffix]
     except KeyError:
         raise InputError(f"{path}: not a file of masks; {', '.join(SUFFIXES)} are read") from None
+    masks = read(existing_file(path), size)
     if not len(masks):
         return torch.zeros(0, *size, dtype=torch.bool)
     if masks.shape[1:] != size:
-        raise InputError(
-            f"{path}: its masks are {masks.shape[2]}x{masks.shape[1]}, the image is {size[1]}x{size[0]}; the sizes "
-            "must be equal"
-        )
+        raise _other_size(path, masks.shape[1:], size)
     return torch.from_numpy(masks[masks.any(axis=(1, 2))])
 
 
@@ -94,46 +98,81 @@ def split_ids(ids: np.ndarray) -> np.ndarray:
     return np.asarray(ids[None] == values[values != 0][:, None, None])
 
 
-def _read_ids(path: Path) -> np.ndarray:
+def _other_size(path: Path, found: Sequence[int], size: Sequence[int]) -> InputError:
+    return InputError(
+        f"{path}: its masks are {found[1]}x{found[0]}, the image is {size[1]}x{size[0]}; the sizes must be equal"
+    )
+
+
+def _require_few(path: Path, count: int, size: Sequence[int]) -> None:
+    """Raise InputError for more masks than memory holds, before they are made."""
+    if count > _MOST_MASKS or count * math.prod(size) > _MOST_VALUES:
+        most = min(_MOST_MASKS, _MOST_VALUES // max(1, math.prod(size)))
+        raise InputError(f"{path}: {count:,} masks; at most {most:,} of {size[1]}x{size[0]} are read for an image")
+
+
+def _read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
-        return split_ids(read_label(path))
+        ids = np.asarray(read_label(path))
     except MissingFileError:
         raise
     except InputError:
-        return split_ids(read_colors(path).astype(np.int64) @ np.array([1, 256, 65536]))
+        ids = read_colors(path).astype(np.int64) @ np.array([1, 256, 65536])
+    if ids.shape != size:
+        raise _other_size(path, ids.shape, size)
+    _require_few(path, int(np.count_nonzero(np.unique(ids))), size)
+    return split_ids(ids)
 
 
-def _read_arrays(path: Path) -> np.ndarray:
+def _read_arrays(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
+        shape = _array_shape(path)
+        if len(shape) != 3:
+            raise InputError(
+                f"{path}: its array `masks` has {len(shape)} dimensions; 3 are needed: masks, height, width"
+            )
+        if shape[0] and shape[1:] != size:
+            raise _other_size(path, shape[1:], size)
+        _require_few(path, shape[0], size)
         with np.load(path, allow_pickle=False) as arrays:
-            masks = arrays["masks"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            return np.asarray(arrays["masks"] != 0)
+    except InputError:
+        raise
+    except Exception as error:  # of zipfile, of zlib, or of numpy's parser
         raise InputError(f"{path}: no array `masks` can be read from it ({type(error).__name__}: {error})") from error
-    if masks.ndim != 3:
-        raise InputError(f"{path}: its array `masks` has {masks.ndim} dimensions; 3 are needed: masks, height, width")
-    return np.asarray(masks != 0)
 
 
-def _read_run_lengths(path: Path) -> np.ndarray:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
+def _array_shape(path: Path) -> tuple[int, ...]:
+    """Return the shape of the array `masks` in a file of numpy, of which only the header is read."""
+    with zipfile.ZipFile(path) as archive, archive.open("masks.npy") as header:
+        version = np.lib.format.read_magic(header)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(header)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"its type is {dtype}, numbers are needed")
+    return tuple(shape)
+
+
+def _read_run_lengths(path: Path, size: tuple[int, int]) -> np.ndarray:
+    entries = read_json(path, limit=_LARGEST_MASKS)
     if isinstance(entries, Mapping):
         entries = entries.get("annotations", entries.get("masks"))
     if not isinstance(entries, list):
         raise InputError(f"{path}: a list of run lengths is needed, or an object with one as `annotations`")
-    masks = [_decode(entry, f"{path}: entry {number}") for number, entry in enumerate(entries)]
-    if len({mask.shape for mask in masks}) > 1:
-        raise InputError(f"{path}: its masks differ in size; those of one image are needed")
+    _require_few(path, len(entries), size)
+    masks = [_decode(entry, path, f"{path}: entry {number}", size) for number, entry in enumerate(entries)]
     return np.stack(masks) if masks else np.zeros((0, 0, 0), dtype=bool)
 
 
-def _decode(entry: Any, where: str) -> np.ndarray:
+def _decode(entry: Any, path: Path, where: str, size: tuple[int, int]) -> np.ndarray:
     if isinstance(entry, Mapping) and "segmentation" in entry:
         entry = entry["segmentation"]
     if not isinstance(entry, Mapping):
         raise InputError(f"{where}: not run lengths (an object with `size` and `counts`), but a {type(entry).__name__}")
+    sides = entry.get("size")
+    whole = isinstance(sides, list) and len(sides) == 2 and all(type(side) is int for side in sides)
+    if isinstance(sides, list) and whole and tuple(sides) != size:
+        raise _other_size(path, sides, size)
     try:
         return decode_mask(entry)
     except InputError as error:

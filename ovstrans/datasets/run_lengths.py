@@ -18,6 +18,8 @@ import numpy as np
 
 from ovstrans.errors import InputError
 
+_MOST_PIXELS = 1 << 32
+_MOST_BITS = 60
 _PLAIN_COUNTS = 3
 """The first counts of a string are stored as they are, the others as differences."""
 
@@ -40,11 +42,14 @@ def decode_mask(rle: Mapping[str, Any]) -> np.ndarray:
     """
     try:
         height, width = (int(side) for side in rle["size"])
+        if not 0 <= height * width <= _MOST_PIXELS:
+            raise ValueError(f"a size of {height}x{width}")
         found = rle["counts"]
         counts = np.array(_decode_string(found) if isinstance(found, (str, bytes)) else found, dtype=np.int64)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"not run lengths of a mask ({type(error).__name__}: {error})") from error
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
+    too_much = counts.ndim != 1 or (counts < 0).any() or (counts > height * width).any()
+    if too_much or counts.sum() != height * width or min(height, width) < 0:
         raise InputError(
             f"run lengths of {height}x{width} must be numbers, or COCO's string of them, that sum to {height * width}"
         )
@@ -62,6 +67,8 @@ def _decode_string(text: str | bytes) -> list[int]:
         value, shift, more = 0, 0, True
         while more:
             part = codes[place] - 48
+            if shift > _MOST_BITS:
+                raise ValueError("a count that does not end")
             value |= (part & 0x1F) << shift
             more, shift, place = bool(part & 0x20), shift + 5, place + 1
             if not more and part & 0x10:

@@ -131,7 +131,8 @@ def restore(checkpoint: Checkpoint, settings: Sequence[str] = ()) -> Framework:
         MismatchError: The mask serves severed blocks that are not severed. Or a tensor is missing, unexpected, or of
             another shape than the recorded options call for.
     """
-    clip = checkpoint.clip
+    clip, options = checkpoint.clip, change_options(checkpoint, settings)
+    _require_agreement(checkpoint, options)
     with torch.device("meta"):
         encoder = create_image_encoder(clip["model"])
     text = TextClassifier(checkpoint.text_embeddings, checkpoint.text_owner, checkpoint.vocabulary)
@@ -142,19 +143,11 @@ def restore(checkpoint: Checkpoint, settings: Sequence[str] = ()) -> Framework:
             mean=clip["mean"],
             std=clip["std"],
             text=text,
-            options=change_options(checkpoint, settings),
+            options=options,
         )
     if checkpoint.mask is not None:
         check_severed(checkpoint.mask, framework)
-    fit = fit_state(
-        checkpoint.state,
-        framework.state_dict(),
-        f"checkpoint of {framework.name} on {clip['model']}",
-        optional=lambda key: False,
-        remedy="the file and its recorded options do not belong together",
-    )
-    fit.require_complete()
-    fit.require_known()
+    _fit(checkpoint, framework.state_dict())
     framework.load_state_dict({key: _copy(value) for key, value in checkpoint.state.items()}, assign=True)
     return framework.eval()
 
@@ -176,6 +169,40 @@ def change_options(checkpoint: Checkpoint, settings: Sequence[str]) -> dict[str,
             can = f"only {', '.join(f'model.{option}' for option in able)} can" if able else "nothing can"
             raise InputError(f"`{setting}`: {can} be changed in a trained {checkpoint.framework}; train another for it")
     return dict(override({"model": checkpoint.options}, settings)["model"]) if settings else checkpoint.options
+
+
+def _require_agreement(checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the tensors that its options call for, before memory is taken for them.
+
+    Only options beyond their defaults can ask for more than a framework usually takes.
+
+    Raises:
+        InputError: An option is not permitted.
+        MismatchError: A tensor is missing, unexpected, or of another shape.
+    """
+    name, model = checkpoint.framework, checkpoint.clip["model"]
+    defaults = default_options(name)
+    larger = [key for key, value in options.items() if isinstance(value, int) and value > _as_int(defaults.get(key))]
+    if larger:
+        framework = build_on_meta(name, model, options=options)
+        _fit(checkpoint, framework.state_dict())
+
+
+def _as_int(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _fit(checkpoint: Checkpoint, model: Mapping[str, Tensor]) -> None:
+    """Raise MismatchError if the tensors of a checkpoint are not those of a framework."""
+    fit = fit_state(
+        checkpoint.state,
+        model,
+        f"checkpoint of {checkpoint.framework} on {checkpoint.clip['model']}",
+        optional=lambda key: False,
+        remedy="the file and its recorded options do not belong together",
+    )
+    fit.require_complete()
+    fit.require_known()
 
 
 def _copy(value: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ tensors to the named architecture, zeros under the mask.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ovstrans.checkpoints.file import BACKBONE, Checkpoint
 from ovstrans.checkpoints.quantize import Quantized
 from ovstrans.clip.layers import weight_name
 from ovstrans.clip.weights import VISUAL, read_weight_file, require_finite, weights_sha256
-from ovstrans.errors import CheckFailed, InputError, counted
+from ovstrans.errors import CheckFailed, InputError, counted, printable, shorten
 from ovstrans.interop.verify import check_content, check_frozen, local_clip
 from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import WEIGHTS_FORMAT, parse_object
@@ -35,6 +36,9 @@ _UNIT_TOLERANCE = 1e-2
 """How far the norm of a unit row may be off; half precision rounds it by less."""
 
 _REPR_WIDTH = 120
+_MOST_ENTRIES = 100
+_LONGEST_FACT = 4000
+"""Entries of a list and characters of a fact that are shown; a file may have any number of them."""
 
 
 @dataclass(eq=False)
@@ -81,24 +85,36 @@ class FileDescription:
         return {**head, **self.facts, "rows": table}
 
     def _lines(self) -> list[str]:
-        facts = {label.replace("_", " "): value for label, value in self.facts.items()}
+        facts = {_shown(label).replace("_", " "): value for label, value in self.facts.items()}
         facts["intact"] = "; ".join(self.checks)
         width = max(len(label) for label in facts)
         lines = [f"  {label:<{width}}  {format_value(value)}" for label, value in facts.items()]
-        return [f"{self.path}: {self.kind}", *lines]
+        return [f"{printable(self.path)}: {printable(self.kind)}", *lines]
 
 
 def format_value(value: Any) -> str:
     """Return a plain value as text for people: `1,234`, `0.5`, `yes`, `a, b`, `key value, key value`."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {format_value(entry)}" for key, entry in value.items()) or "-"
+        return _join(
+            [f"{_shown(key)} {format_value(entry)}" for key, entry in islice(value.items(), _MOST_ENTRIES)], value
+        )
     if isinstance(value, list):
-        return ", ".join(map(format_value, value)) or "-"
+        return _join([format_value(entry) for entry in value[:_MOST_ENTRIES]], value)
     if isinstance(value, bool) or value is None or value == "":
         return "yes" if value is True else "no" if value is False else "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """Return text of a file as it may be shown: escaped and not too long."""
+    return shorten(printable(str(value)))
+
+
+def _join(parts: list[str], value: Sized) -> str:
+    more = f", ... ({len(value):,} entries)" if len(value) > len(parts) else ""
+    return shorten(", ".join(parts) + more, _LONGEST_FACT) or "-"
 
 
 def describe_tensors(path: Path | str, *, verify: bool = False) -> FileDescription:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ from ovstrans.checkpoints.file import load_checkpoint
 from ovstrans.errors import CheckFailed, InputError
 from ovstrans.frameworks import registry
 from ovstrans.interop.describe import FileDescription, describe_tensors, local_weights_sha256
+from ovstrans.parsing import LARGEST_LOG, parse_json, read_text
 from ovstrans.recipes.load import flatten, load_recipe
 from ovstrans.spectrum.analysis import plan_alphas
 from ovstrans.spectrum.file import load_analysis
@@ -185,12 +185,12 @@ def _read_log(path: Path, finished: bool) -> list[dict[str, Any]]:
     """Read the entries of a log. The last line may be cut short if the run is not finished."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(files.existing_file(path), LARGEST_LOG, errors="replace").splitlines()
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            entries.append(parse_json(line))
+        except ValueError as error:
             if number == len(lines) and not finished:
                 break
             raise InputError(f"{path}: line {number} is not JSON ({error}); the log is damaged") from error

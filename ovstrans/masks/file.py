@@ -56,6 +56,7 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.errors import InputError
 from ovstrans.masks.mask import Mask
+from ovstrans.parsing import parse_json
 
 FORMAT = "ovstrans.mask/1"
 WEIGHTS_FORMAT = "ovstrans.weights/1"
@@ -74,6 +75,8 @@ METADATA = (
 
 DAMAGED = "the file is damaged, copy or make it again"
 """End of the messages about files whose parts do not agree."""
+
+_MOST_DIMENSIONS = 8
 
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 
@@ -216,6 +219,7 @@ def parse_shapes(text: str, where: str) -> dict[str, tuple[int, ...]]:
     shapes = parse_object(text, f"{where}: shapes")
     for key, shape in shapes.items():
         sound = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+        sound = sound and len(shape) <= _MOST_DIMENSIONS and math.prod(shape) < 1 << 40
         if not sound:
             raise InputError(f"{where}: the shape of {key} is {shape!r}, a list of sizes is needed; {DAMAGED}")
     return {key: tuple(shape) for key, shape in shapes.items()}
@@ -224,8 +228,8 @@ def parse_shapes(text: str, where: str) -> dict[str, tuple[int, ...]]:
 def parse_object(text: str, where: str) -> dict[str, Any]:
     """Parse a JSON object in a file's metadata; InputError if it is anything else."""
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{where}: not valid JSON ({error}); {DAMAGED}") from error
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON object is needed, not a {type(value).__name__}; {DAMAGED}")

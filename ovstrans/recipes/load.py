@@ -7,7 +7,6 @@ against the schema.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files as package_files
@@ -15,13 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ovstrans.errors import InputError, MissingFileError, did_you_mean
+from ovstrans.files import existing_file
+from ovstrans.parsing import LARGEST_TOML, parse_toml, read_text
 from ovstrans.recipes.keys import finite
 from ovstrans.recipes.schema import Recipe, Table, keys_of, kind_of, option_keys
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Settings = Sequence[str] | Mapping[str, Any]
 """Changes to a recipe: `["optimizer.lr=0.001"]`, values written as in TOML, or `{"optimizer.lr": 0.001}`."""
@@ -52,11 +48,11 @@ def recipe_text(name: str) -> str:
     """
     path = Path(name)
     if path.suffix == ".toml" or path.exists():
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise MissingFileError(f"{name}: no such recipe file")
         try:
-            return path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError) as error:
+            return read_text(existing_file(path), LARGEST_TOML)
+        except UnicodeDecodeError as error:
             from ovstrans.file_kinds import recognize, refusal
 
             kind = recognize(path)
@@ -79,8 +75,10 @@ def load_recipe(name: str, settings: Settings = ()) -> Table:
         InputError: As `recipe_text` and `override`, and for a file that is not TOML.
     """
     try:
-        table = tomllib.loads(recipe_text(name))
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(recipe_text(name))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"recipe {name}: not valid TOML ({error})") from error
     return override(table, settings, kind_of(table))
 
@@ -206,8 +204,8 @@ def _keep_type(old: Any, new: Any, where: str) -> Any:
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

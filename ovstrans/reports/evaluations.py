@@ -31,6 +31,7 @@ from ovstrans.evaluation.inference import Inference
 from ovstrans.evaluation.metrics import DENOMINATORS, ConfusionMatrix
 from ovstrans.files import hash_file, read_json, read_tensors, write_json, write_tensors
 from ovstrans.frameworks.registry import classifier_for
+from ovstrans.parsing import parse_json
 from ovstrans.progress import ProgressCallback
 from ovstrans.reports.report import Report, shorten_names
 from ovstrans.training.distributed import World
@@ -135,7 +136,7 @@ class UnfinishedWork:
             return None
         try:
             tensors, metadata = read_tensors(path)
-            result = DatasetResult.from_json(json.loads(metadata["result"]))
+            result = DatasetResult.from_json(parse_json(metadata["result"]))
             counts = tensors.pop("confusion")
         except (InputError, KeyError, ValueError) as error:
             logger.warning("%s: left out and computed anew (%s)", path, error)

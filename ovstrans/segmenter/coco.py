@@ -35,6 +35,7 @@ from ovstrans.datasets.run_lengths import encode_mask
 from ovstrans.datasets.sample import Segment
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
+from ovstrans.parsing import LARGEST_ANNOTATIONS
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 PANOPTIC, PANOPTIC_JSON, INSTANCES_JSON = "panoptic", "panoptic.json", "instances.json"
@@ -162,7 +163,7 @@ def read_panoptic(path: Path | str) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing or another one.
     """
-    content = files.read_json(path)
+    content = files.read_json(path, limit=LARGEST_ANNOTATIONS)
     if not isinstance(content, dict) or not {"annotations", "categories"} <= set(content):
         raise InputError(f"{path}: no panoptic segments in COCO's format; give the panoptic.json of `ovstrans predict`")
     return content
@@ -187,7 +188,7 @@ def read_instances(path: Path | str) -> list[Row]:
     Raises:
         InputError: If the file is missing or another one.
     """
-    content = files.read_json(path)
+    content = files.read_json(path, limit=LARGEST_ANNOTATIONS)
     if not isinstance(content, list) or not all(isinstance(row, dict) and "segmentation" in row for row in content):
         raise InputError(
             f"{path}: no list of instances in COCO's format; give the instances.json of `ovstrans predict`"

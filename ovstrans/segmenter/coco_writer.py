@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ovstrans import files
 from ovstrans.datasets.run_lengths import decode_mask
+from ovstrans.parsing import LARGEST_ANNOTATIONS, parse_json, read_text
 from ovstrans.segmenter.coco import (
     CONFIDENT_SCORE,
     INSTANCES_JSON,
@@ -73,9 +75,10 @@ class CocoWriter:
             for row in read_instances(self.folder / INSTANCES_JSON):
                 self.rows.setdefault(to_image_name(row["image_id"]), []).append(_to_text(row))
         if (self.folder / JOURNAL).exists():
-            for line in (self.folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
+            journal = read_text(files.existing_file(self.folder / JOURNAL), LARGEST_ANNOTATIONS, errors="replace")
+            for line in journal.splitlines():
                 try:
-                    self._keep(**json.loads(line))
+                    self._keep(**parse_json(line))
                 except (ValueError, TypeError, KeyError):  # cut off by a kill; its image has no label map yet
                     continue
 
@@ -132,7 +135,7 @@ class CocoWriter:
         if self.instances is None:
             return None
         confident = [row for row in self.rows.get(name, []) if row.score >= CONFIDENT_SCORE]
-        masks = [decode_mask(json.loads(row.text)["segmentation"]) for row in confident]
+        masks = [decode_mask(parse_json(row.text)["segmentation"]) for row in confident]
         distinct = select_distinct([row.score for row in confident], masks)
         return _count([confident[number].class_index for number in distinct], vocabulary)
 

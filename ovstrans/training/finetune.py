@@ -238,7 +238,7 @@ def _train(
         require_same(inputs, folder, frozen)
     else:
         with explained("run.weights", "weights"):
-            encoder = initial_image_encoder(clip, recipe, inputs.weights)
+            encoder = initial_image_encoder(clip, recipe, inputs.weights, mask)
         with explained("run.plan", "plan"):
             frozen = planned_layers(recipe, inputs)
     check_plan(frozen, encoder, recipe.run.plan or str(folder.state))

@@ -9,18 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ovstrans import files
 from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.clip.weights import VISUAL, fit_state, read_state_dict, require_finite
-from ovstrans.errors import InputError, MissingFileError
-from ovstrans.masks.file import pruned_weights_path
+from ovstrans.errors import InputError, MismatchError, MissingFileError
+from ovstrans.masks.file import WEIGHTS_FORMAT, pruned_weights_path
+from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.state import derive_seed
+
+_NATURAL_ZEROS = 0.01
+"""Most of the weights that a mask keeps that may be exactly zero, as a fraction."""
 
 TEXT_ENCODER_LIMIT = 10_000_000
 """Largest text encoder, in parameters, that a checkpoint contains by default."""
 
 
-def initial_image_encoder(clip: Clip, recipe: FinetuneRecipe, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def initial_image_encoder(
+    clip: Clip,
+    recipe: FinetuneRecipe,
+    weights: Mapping[str, Tensor] | None = None,
+    mask: Mask | None = None,
+) -> nn.Module:
     """Return the image encoder that a run starts from, as `run.init` says.
 
     `pretrained`: CLIP's own. `pruned`: with the weights that pruning left, from `run.weights` or from the file beside
@@ -30,10 +40,11 @@ def initial_image_encoder(clip: Clip, recipe: FinetuneRecipe, weights: Mapping[s
         clip: The CLIP. It is not changed.
         recipe: Every setting of the run.
         weights: The pruned weights, if they were not given as a file.
+        mask: The mask of the run, which pruned weights must belong to.
 
     Raises:
         InputError: The file of the weights is missing or damaged.
-        MismatchError: The weights are of another architecture.
+        MismatchError: The weights are of another architecture, or were pruned with another mask.
     """
     run = recipe.run
     if run.init == "random":
@@ -53,11 +64,57 @@ def initial_image_encoder(clip: Clip, recipe: FinetuneRecipe, weights: Mapping[s
                 "(others are given as `weights`)"
             )
         weights = read_state_dict(path)
+        if mask is not None:
+            _require_recorded_origin(path, mask)
     if any(key.startswith(VISUAL) for key in weights):
         weights = {key.removeprefix(VISUAL): value for key, value in weights.items() if key.startswith(VISUAL)}
     encoder = copy.deepcopy(own)
     load_image_encoder(encoder, weights, str(path))
+    if mask is not None:
+        _require_same_origin(weights, mask, str(path))
     return encoder
+
+
+def _require_same_origin(weights: Mapping[str, Tensor], mask: Mask, where: str) -> None:
+    """Raise MismatchError if pruned weights were not pruned by a mask.
+
+    Where it cuts they must be zero, and where it keeps them hardly any may be: training leaves few exact zeros.
+    """
+    remedy = (
+        "give the weights that `prune` wrote with this mask as `weights`, or `init=pretrained` to put the mask on the "
+        "CLIP's own"
+    )
+    cut = kept = 0
+    for name, kept_here in mask.tensors.items():
+        weight = weights.get(name)
+        if weight is None or weight.shape != kept_here.shape:
+            continue
+        wrong = int((weight[~kept_here] != 0).sum())
+        if wrong:
+            raise MismatchError(
+                f"{where}: does not belong to {mask.title}: {wrong:,} of the {int((~kept_here).sum()):,} weights of "
+                f"{name} that the mask cuts are not zero; {remedy}"
+            )
+        cut += int((weight[kept_here] == 0).sum())
+        kept += int(kept_here.sum())
+    if cut > _NATURAL_ZEROS * kept:
+        raise MismatchError(
+            f"{where}: does not belong to {mask.title}: {cut:,} of the {kept:,} weights that the mask keeps are zero, "
+            f"as another mask left them; {remedy}"
+        )
+
+
+def _require_recorded_origin(path: Path, mask: Mask) -> None:
+    """Raise MismatchError if pruned weights record that they were made from other weights than a mask."""
+    with path.open("rb") as handle:
+        ours = files.safetensors_header(handle.read(9)) > 0
+    origin = files.read_metadata(path) if ours else {}
+    made_from = origin.get("weights_sha256", "") if origin.get("format") == WEIGHTS_FORMAT else ""
+    if made_from and mask.weights_sha256 and made_from != mask.weights_sha256:
+        raise MismatchError(
+            f"{path}: does not belong to {mask.title}: made from weights {made_from[:12]}, the mask from "
+            f"{mask.weights_sha256[:12]}; give the weights that `prune` wrote with this mask as `weights`"
+        )
 
 
 def load_image_encoder(encoder: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

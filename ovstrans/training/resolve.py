@@ -12,7 +12,7 @@ from typing import Any
 from ovstrans.clip.load import WEIGHT_SUFFIXES
 from ovstrans.clip.models import BUNDLED, BUNDLED_MODELS, DEFAULT_MODEL
 from ovstrans.errors import InputError
-from ovstrans.files import read_json, read_metadata
+from ovstrans.files import expand_home, read_json, read_metadata
 from ovstrans.frameworks import registry
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import choose_clip, same_architecture
@@ -171,7 +171,7 @@ def _with_absolute_paths(recipe: FinetuneRecipe) -> FinetuneRecipe:
     run, model, data = recipe.run, recipe.model, recipe.data
     is_file = Path(model.pretrained).suffix in WEIGHT_SUFFIXES
     folder, _, path = data.dataset.partition(":")
-    dataset = f"folder:{Path(path).expanduser().absolute()}" if folder == "folder" and path else data.dataset
+    dataset = f"folder:{expand_home(path).absolute()}" if folder == "folder" and path else data.dataset
     return replace(
         recipe,
         run=replace(run, mask=absolute(run.mask), plan=absolute(run.plan), weights=absolute(run.weights)),

@@ -23,6 +23,8 @@ from typing import Any
 from ovstrans import files
 from ovstrans.checkpoints.file import NAME, Checkpoint, find_checkpoint, load_checkpoint
 from ovstrans.errors import InputError, counted
+from ovstrans.masks.file import DAMAGED, parse_object
+from ovstrans.parsing import LARGEST_LOG, parse_json, read_text
 from ovstrans.recipes.load import load_recipe
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.recipes.write import toml_text
@@ -173,10 +175,10 @@ class RunFolder:
         if not self.log.exists():
             return []
         found = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and "step" in entry:
+        for line in read_text(files.existing_file(self.log), LARGEST_LOG, errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                entry = parse_json(line)
+                if isinstance(entry, dict) and type(entry.get("step")) is int:
                     found.append(entry)
         return found
 
@@ -235,7 +237,10 @@ class RunFolder:
 
 def _plan_of(folder: RunFolder, checkpoint: Path) -> FreezePlan | None:
     """Return the plan of a finished run: its layers by the checkpoint, its rule by the plan's file if that exists."""
-    frozen = json.loads(files.read_metadata(checkpoint).get("provenance", "{}")).get("frozen", [])
+    provenance = parse_object(files.read_metadata(checkpoint).get("provenance", "{}"), f"{checkpoint}: provenance")
+    frozen = provenance.get("frozen", [])
+    if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
+        raise InputError(f"{checkpoint}: provenance: frozen is no list of layer names; {DAMAGED}")
     if not frozen:
         return None
     from ovstrans.spectrum.file import load_plan

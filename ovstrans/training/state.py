@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ovstrans import files
+from ovstrans.clip.torch_file import check_torch_file
 from ovstrans.errors import InputError
 
 FORMAT = "ovstrans.state/1"
@@ -49,6 +50,7 @@ def load_state(path: Path | str, device: torch.device | str = "cpu") -> dict[str
     """
     path = files.existing_file(path)
     try:
+        check_torch_file(path)
         state: Any = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged pickle raises almost anything
         raise InputError(f"{path}: not an intact state file; start the run anew") from error

@@ -33,6 +33,7 @@ from typing import Any
 
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.files import existing_file, read_json, read_toml
+from ovstrans.parsing import MOST_DIGITS, read_text
 from ovstrans.vocabulary.json_csv import parse_csv, parse_json
 from ovstrans.vocabulary.vocabulary import Vocabulary, make_distinct_names, parse_color, split_synonyms
 
@@ -62,7 +63,7 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
         with prefix_errors(path):
             return parse_json(value, path.parent.name if path.stem == "classes" and path.parent.name else path.stem)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file; write one class per line") from error
     if suffix in (".csv", ".tsv"):
@@ -131,6 +132,8 @@ def parse_openseg(lines: Sequence[str]) -> list[tuple[str, ...]]:
         match = _OPENSEG_LINE.match(line)
         if match is None:
             raise InputError(f"line {line!r}: no ID; the first line has one, so write each as ID:name,synonym")
+        if len(match[1]) > MOST_DIGITS:
+            raise InputError(f"line {line!r}: an ID of {len(match[1]):,} digits")
         number, names = int(match[1]), tuple(dict.fromkeys(name.strip() for name in match[2].split(",")))
         if number in synonyms_of:
             raise InputError(f"line {line!r}: ID {number} occurs twice; IDs must differ")

@@ -22,6 +22,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ _NUMBER_KEYS = ("id", "index", "idx", "number", "class_id", "trainid", "train_id
 _SYNONYM_KEYS = ("synonyms", "synonym", "aliases", "synset")
 _LIST_KEYS = ("classes", "categories", "names", "labels", "vocabulary", "id2label", "label2id")
 _COLOR_KEYS = ("color", "colour", "rgb")
+_NUMBER = re.compile(r"\d{1,30}")
 _WRITE = 'write ["sky", "car, automobile"], or [{"id": 0, "name": "sky"}]'
 
 
@@ -88,7 +90,7 @@ def parse_csv(text: str, name: str, *, delimiter: str = ",") -> Vocabulary:
     head = [cell.casefold() for cell in rows[0]]
     if any(cell in _NAME_KEYS for cell in head) and (len(rows) > 1 or len(head) > 1):
         entries = [_parse_record(dict(zip(head, row, strict=False))) for row in rows[1:]]
-    elif all(len(row) > 1 and re.fullmatch(r"\d+", row[0]) for row in rows):
+    elif all(len(row) > 1 and _NUMBER.fullmatch(row[0]) for row in rows):
         entries = [_Entry(_drop_empty(",".join(row[1:]).split(",")), int(row[0])) for row in rows]
     else:
         entries = [_Entry(_drop_empty(",".join(row).split(","))) for row in rows]
@@ -117,7 +119,7 @@ def _parse_pair(key: str, value: Any) -> _Entry:
         raise InputError(f"{key!r} is {value!r}; map numbers to names, or names to numbers")
     if isinstance(value, int):
         return _Entry(split_synonyms("class", key), value)
-    if re.fullmatch(r"\d+", key.strip()) and isinstance(value, (str, list)):
+    if _NUMBER.fullmatch(key.strip()) and isinstance(value, (str, list)):
         return _Entry(split_synonyms(f"class {key}", value), int(key))
     if isinstance(value, (str, list)):
         others = split_synonyms(f"class {key!r}", value) if value else ()
@@ -133,7 +135,7 @@ def _parse_record(record: Mapping[str, Any]) -> _Entry:
         raise InputError(f"{dict(record)!r} has no name; give each class a name")
     number = next((fields[key] for key in _NUMBER_KEYS if fields.get(key) not in (None, "")), None)
     if number is not None:
-        if isinstance(number, bool) or not re.fullmatch(r"\d+", str(number).strip()):
+        if isinstance(number, bool) or not _NUMBER.fullmatch(str(number).strip()):
             raise InputError(f"class {found!r} has the number {number!r}; give whole numbers from 0 on")
         number = int(number)
     given = next((fields[key] for key in _SYNONYM_KEYS if fields.get(key)), ())
@@ -141,7 +143,7 @@ def _parse_record(record: Mapping[str, Any]) -> _Entry:
     if not isinstance(others, (list, tuple)) or not all(isinstance(other, str) for other in others):
         raise InputError(f"class {found!r} has the synonyms {given!r}; give a list of names")
     color = next((fields[key] for key in _COLOR_KEYS if isinstance(fields.get(key), (list, tuple))), None)
-    if color is None and all(re.fullmatch(r"\d+", str(fields.get(key, ""))) for key in "rgb"):
+    if color is None and all(_NUMBER.fullmatch(str(fields.get(key, ""))) for key in "rgb"):
         color = [int(fields[key]) for key in "rgb"]
     names = tuple(dict.fromkeys((*split_synonyms("class", found), *_drop_empty(others))))
     thing = fields.get("isthing") in (1, True, "1", "true")
@@ -150,12 +152,12 @@ def _parse_record(record: Mapping[str, Any]) -> _Entry:
 
 def _make_vocabulary(name: str, entries: Sequence[_Entry], things: Any = ()) -> Vocabulary:
     """Return the vocabulary of entries, ordered by their numbers if they have some."""
-    numbers = [entry.number for entry in entries]
+    numbers = Counter(entry.number for entry in entries)
     if any(number is not None for number in numbers):
         for entry in entries:
             if entry.number is None:
                 raise InputError(f"class {entry.names[0]!r} has no number, others have; give all or none")
-            if numbers.count(entry.number) > 1:
+            if numbers[entry.number] > 1:
                 raise InputError(f"the number {entry.number} is used twice; numbers of classes must differ")
         entries = sorted(entries, key=lambda entry: entry.number or 0)
     colors = [entry.color for entry in entries]

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -223,12 +222,16 @@ def make_distinct_names(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """
     shared = Counter(synonyms[0] for synonyms in classes)
     names: dict[str, None] = {}
+    numbers: Counter[str] = Counter()  # where to go on counting: from 2 each time would take the square of the classes
     for synonyms in classes:
         first = synonyms[0]
         plurals = (first, f"{first}s", f"{first}es")
         others = [other for other in synonyms[1:] if other not in plurals] if shared[first] > 1 else []
-        choices = chain((f"{first} ({other})" for other in others), [first], (f"{first} ({n})" for n in count(2)))
-        names[next(name for name in choices if name not in names)] = None
+        chosen = next((name for other in others if (name := f"{first} ({other})") not in names), first)
+        while chosen in names:
+            numbers[first] = max(2, numbers[first] + 1)
+            chosen = f"{first} ({numbers[first]})"
+        names[chosen] = None
     return tuple(names)
 
 

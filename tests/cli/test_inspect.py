@@ -116,7 +116,7 @@ def test_nan_is_found_without_verifying(files: dict[str, Path], capsys: pytest.C
     state["layer1.0.conv1.weight"][0] = float("nan")
     torch.save(state, files["weights.pt"])
     files["alpha.json"].write_text(files["alpha.json"].read_text().replace('"D": ', '"D": NaN, "was": ', 1))
-    for name, words in (("weights.pt", "layer1.0.conv1.weight holds"), ("alpha.json", "D is nan")):
+    for name, words in (("weights.pt", "layer1.0.conv1.weight holds"), ("alpha.json", "NaN is no number")):
         assert run(["inspect", str(files[name])]) == 2
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1

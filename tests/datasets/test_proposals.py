@@ -120,11 +120,11 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
         "flat.npz": "has 2 dimensions; 3 are needed",
         "other.npz": "no array `masks`",
         "broken.npz": "no array `masks`",
-        "broken.json": "not readable as JSON",
+        "broken.json": "not valid JSON",
         "number.json": "a list of run lengths is needed",
         "polygon.json": "entry 0: not run lengths .* but a list",
         "short.json": "entry 0: run lengths of 4x6 must be numbers",
-        "sizes.json": "differ in size",
+        "sizes.json": "the sizes must be equal",
         "broken.png": "broken.png",
         "a.txt": "not a file of masks; .png, .npz, .json are read",
     }.items():

@@ -9,10 +9,13 @@ import torch
 from ovstrans import files
 from ovstrans.clip.load import create_image_encoder, random_clip
 from ovstrans.errors import InputError, MismatchError
+from ovstrans.masks.file import save_weights
+from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training.initial_weights import initial_image_encoder, text_encoder
 
 Tiny = Callable[..., FinetuneRecipe]
+FIRST = "layer1.0.conv1.weight"
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -78,3 +81,29 @@ def test_a_small_text_encoder_is_kept_without_loss() -> None:
     state = clip.model.state_dict()
     assert all(torch.equal(value.to(state[key].dtype), state[key]) for key, value in kept.items())
     assert text_encoder(clip, limit=1000) is None
+
+
+def test_pruned_weights_must_belong_to_the_mask(tiny: Tiny, tmp_path: Path) -> None:
+    def mask_of(seed: int, density: float, origin: str = "a" * 64) -> Mask:
+        draw = torch.Generator().manual_seed(seed)
+        kept = torch.rand(dense["layer1.0.conv1.weight"].shape, generator=draw) < density
+        return Mask({"layer1.0.conv1.weight": kept}, model="RN-mini", weights_sha256=origin)
+
+    dense = {key: value.float() for key, value in create_image_encoder().state_dict().items()}
+    mask = mask_of(0, 0.5)
+    left = dict(dense)
+    left["layer1.0.conv1.weight"] = (dense["layer1.0.conv1.weight"] + 1).masked_fill(~mask.tensors[FIRST], 0)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, left, mask)
+    settings = tiny(init="pruned", weights=str(path))
+    encoder = initial_image_encoder(random_clip(), settings, mask=mask)
+    assert torch.equal(encoder.state_dict()[FIRST], left[FIRST])
+    for other, words in (
+        (mask_of(1, 0.5), r"does not belong to .*: \d+ of the \d+ weights of layer1.0.conv1.weight that the mask cuts"),
+        (mask_of(0, 0.9), "weights that the mask keeps are zero, as another mask left them"),
+        (mask_of(0, 0.5, "b" * 64), "made from weights aaaaaaaaaaaa, the mask from bbbbbbbbbbbb"),
+    ):
+        with pytest.raises(MismatchError, match=words):
+            initial_image_encoder(random_clip(), settings, mask=other)
+    with pytest.raises(MismatchError, match="that the mask cuts are not zero"):
+        initial_image_encoder(random_clip(), tiny(init="pruned", weights="given"), dense, mask)

@@ -21,6 +21,7 @@ from ovstrans.datasets.published.panoptic import extract_segments, read_segment_
 from ovstrans.datasets.sample import Sample, Segment, describe_dataset, get_ignore_label
 from ovstrans.errors import InputError
 from ovstrans.files import read_json, refuse_missing
+from ovstrans.parsing import LARGEST_ANNOTATIONS
 from ovstrans.vocabulary.catalog import load_published_vocabulary
 
 
@@ -170,7 +171,7 @@ def _read_captions(location: DatasetLocation) -> dict[str, str]:
     if not location.layout.captions or not location.path(location.layout.captions).is_file():
         return {}
     path = location.path(location.layout.captions)
-    content = read_json(path)
+    content = read_json(path, limit=LARGEST_ANNOTATIONS)
     captions: dict[int, str] = {}
     try:
         for entry in content["annotations"]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from ovstrans.datasets.images import is_lost_folder, walk_folders
 from ovstrans.datasets.published.layouts import DatasetLocation, Pair, SplitIndex
 from ovstrans.errors import InputError
-from ovstrans.files import missing_file_message, read_json
+from ovstrans.files import existing_file, missing_file_message, read_json
+from ovstrans.parsing import LARGEST_ANNOTATIONS, read_text
 
 
 def pair_by_name(location: DatasetLocation) -> SplitIndex:
@@ -137,14 +138,14 @@ def read_listing(location: DatasetLocation) -> list[str]:
         try:
             names = [
                 str(image["file_name"])
-                for image in read_json(path)["images"]
+                for image in read_json(path, limit=LARGEST_ANNOTATIONS)["images"]
                 if image["phase"] == location.layout.split_names[location.split]
             ]
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not a list of images of the detail API (no {error})") from error
     else:
         try:
-            names = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            names = [line.split()[0] for line in read_text(existing_file(path)).splitlines() if line.strip()]
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not a UTF-8 text file; copy it again") from error
     if not names:

@@ -19,6 +19,7 @@ from ovstrans.datasets.images import read_colors
 from ovstrans.datasets.sample import IGNORE, Segment
 from ovstrans.errors import InputError
 from ovstrans.files import read_json
+from ovstrans.parsing import LARGEST_ANNOTATIONS
 
 Annotations = Mapping[str, np.ndarray]
 """Maps each PNG, by its path below their folder without suffix, to its segments: id, class index and iscrowd, int64
@@ -58,7 +59,7 @@ def read_annotations(path: Path, classes: Mapping[int, int]) -> Annotations:
     Raises:
         InputError: The file is missing or not in the format, or a `category_id` is unknown.
     """
-    content = read_json(path)
+    content = read_json(path, limit=LARGEST_ANNOTATIONS)
     annotations: dict[str, np.ndarray] = {}
     try:
         for name, entry in _iterate_entries(content):

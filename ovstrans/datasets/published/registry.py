@@ -21,6 +21,7 @@ from ovstrans.datasets.published.places import describe_neighbours, list_folders
 from ovstrans.datasets.published.roads import ROADS
 from ovstrans.datasets.published.videos import VIDEOS
 from ovstrans.errors import InputError, did_you_mean
+from ovstrans.files import expand_home
 
 PUBLISHED: Mapping[str, DatasetInfo] = {info.name: info for info in (*COCO, *ADE, *ROADS, *PASCAL, *VIDEOS)}
 """Every published dataset, by name."""
@@ -107,7 +108,7 @@ def resolve_roots(data_root: Path | str | None = None) -> list[Path]:
     """
     texts = [str(data_root)] if data_root is not None else [os.environ.get(name, "") for name in ROOT_VARIABLES]
     for text in texts:
-        folders = [Path(part).expanduser() for part in text.split(os.pathsep) if part.strip()]
+        folders = [expand_home(part) for part in text.split(os.pathsep) if part.strip()]
         if folders:
             return folders
     return [DEFAULT_ROOT]
