@@ -25,10 +25,11 @@ STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 
 def encoder_kind(encoder: nn.Module) -> Literal["resnet", "convnext", "vit"]:
-    """Return the kind of an image encoder, which may have lost its head."""
-    if vit.is_vit(encoder):
+    """Return the kind of an image encoder, which may have lost its head, or be a ViT's head alone."""
+    trunk = getattr(encoder, "trunk", None)
+    if hasattr(encoder, "transformer") or hasattr(encoder, "ln_post") or hasattr(trunk, "blocks"):
         return "vit"
-    return "convnext" if isinstance(getattr(encoder, "trunk", None), nn.Module) else "resnet"
+    return "convnext" if isinstance(trunk, nn.Module) else "resnet"
 
 
 def find_image_encoder(module: nn.Module) -> nn.Module:

@@ -19,16 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def is_vit(encoder: nn.Module) -> bool:
-    """Return whether an image encoder is a ViT, which may have lost its head, or the head of one."""
-    trunk = getattr(encoder, "trunk", None)
-    return (
-        hasattr(encoder, "transformer")
-        or hasattr(encoder, "ln_post")
-        or (trunk is not None and hasattr(trunk, "blocks"))
-    )
-
-
 def vit_blocks(encoder: nn.Module) -> Sequence[nn.Module]:
     """Return the blocks, in order."""
     inner = cast(Any, encoder)

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ovstrans.clip.layers import layer_parameters, weight_name
-from ovstrans.costs.counter import ShapeOnlyResampling, multiplied_macs, track_running, track_uses
+from ovstrans.costs.counter import Meter, ShapeOnlyResampling, multiplied_macs, track_running, track_uses
 
 Outputs = Callable[[nn.Module, Tensor], Sequence[Tensor]]
 """Computes, from a module and images [B, 3, H, W], the tensors that the losses start from."""
@@ -177,21 +176,6 @@ class _Step(nn.Module):
         return self._outputs(self.module, images)
 
 
-class Meter:
-    """Torch's dispatch counter, read in portions."""
-
-    def __init__(self) -> None:
-        self.counter = FlopCounterMode(
-            display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_gradients}
-        )
-        self._read = 0
-
-    def take(self) -> int:
-        """Return the MACs since the last call."""
-        before, self._read = self._read, self.counter.get_total_flops() // 2
-        return self._read - before
-
-
 class _NodeOwners(TorchFunctionMode):
     """While active, note for every autograd node which module made it.
 
@@ -314,31 +298,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
     elif isinstance(value, Mapping):
         yield from _tensors(list(value.values()))
-
-
-def _convolution_gradients(
-    gradient: Any,
-    images: Any,
-    weight: Any,
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
-    transposed: bool,
-    _output_padding: Any,
-    _groups: int,
-    needed: Sequence[bool],
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Return the FLOPs of a convolution's gradients: each costs what the convolution does.
-
-    Torch's own formula overstates the weight gradient of g groups by a factor of g.
-    """
-    positions = (images if transposed else gradient)[2:]
-    once = 2 * _numel(weight) * _numel(positions) * int(images[0])
-    return once * sum(needed[:2])
-
-
-def _numel(sizes: Iterable[int]) -> int:
-    return int(torch.Size(sizes).numel())

@@ -217,6 +217,21 @@ def track_running(module: nn.Module, before_change: Callable[[], None] = lambda:
             handle.remove()
 
 
+class Meter:
+    """Torch's dispatch counter of products, of a backward pass too, read in portions."""
+
+    def __init__(self) -> None:
+        self.counter = FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_gradients}
+        )
+        self._read = 0
+
+    def take(self) -> int:
+        """Return the MACs since the last call."""
+        before, self._read = self._read, self.counter.get_total_flops() // 2
+        return self._read - before
+
+
 class ShapeOnlyResampling(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
     """While active, resizing and sampling of meta tensors only compute the shape of their result.
 
@@ -303,6 +318,30 @@ class _Wrapper(nn.Module):
 
 def _float32_on_meta(value: Tensor) -> Tensor:
     return torch.empty_like(value, device="meta", dtype=torch.float32 if value.is_floating_point() else None)
+
+
+def _convolution_gradients(
+    gradient: Any,
+    images: Any,
+    weight: Any,
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    needed: Sequence[bool],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Return the FLOPs of a convolution's gradients: each costs what the convolution does.
+
+    Torch's own formula overstates the weight gradient of g groups by a factor of g.
+    """
+    positions = (images if transposed else gradient)[2:]
+    once = 2 * _numel(weight) * _numel(positions) * int(images[0])
+    return once * sum(needed[:2])
 
 
 def _vector_product(matrix: Any, _vector: Any, *_: Any, **__: Any) -> int:

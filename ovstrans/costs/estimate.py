@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ovstrans.costs.autograd import Meter
-from ovstrans.costs.counter import ShapeOnlyResampling
+from ovstrans.costs.counter import Meter, ShapeOnlyResampling
 from ovstrans.datasets.catalog import GENERATED
 from ovstrans.datasets.scenes.dataset import DRAWING_BYTES
 from ovstrans.environment import Precision, format_bytes, images_to_device, require_memory

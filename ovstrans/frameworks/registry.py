@@ -220,6 +220,8 @@ def check_severed(mask: Mask, framework: Framework) -> None:
     Raises:
         MismatchError: The mask prunes the queries and keys of blocks that the framework does not sever.
     """
+    if not mask.severed:
+        return
     missing = set(parse_blocks(mask.severed)) - set(framework.severed_blocks)
     if missing:
         raise MismatchError(

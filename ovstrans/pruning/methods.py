@@ -83,8 +83,9 @@ def make_plan(
     if like is not None:
         return _plan_like(encoder, prune, seed, like)
     names = [weight_name(layer) for layer in scope_layers(encoder, prune.scope)]
-    dead = find_dead_rows(encoder, prune.severed, names)
-    live = live_weights(weights_of(encoder, names), dead)
+    dead = find_dead_rows(encoder, prune.severed, names) if prune.severed else {}
+    weights = weights_of(encoder, names)
+    live = live_weights(weights, dead) if dead else weights
     groups = make_groups(live, prune.granularity)
     counts, costs, budgets = _allocate(encoder, prune, live, groups, image_size)
     macs = sum(costs[name] * each.weights for name, each in groups.items()) if costs else 0
@@ -103,10 +104,11 @@ def make_plan(
             return keep_best_by_layer(scores, groups, budgets[number], masks)
         return keep_best(scores, groups, counts[number], masks, costs=costs if prune.macs else None)
 
-    if prune.method == "imp":
-        return prune_dead_rows(Plan(names, counts, choose, costs, macs), dead)
-    final = _one_shot(lambda weights: choose(len(counts) - 1, weights, None))
-    return prune_dead_rows(Plan(names, [counts[-1]] * len(counts), final, costs, macs), dead)
+    plan = Plan(names, counts, choose, costs, macs)
+    if prune.method != "imp":
+        final = _one_shot(lambda weights: choose(len(counts) - 1, weights, None))
+        plan = Plan(names, [counts[-1]] * len(counts), final, costs, macs)
+    return prune_dead_rows(plan, dead) if dead else plan
 
 
 def _allocate(

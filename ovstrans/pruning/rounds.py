@@ -142,7 +142,8 @@ def run_rounds(
     if total and images is None:
         raise InputError("distillation needs images; give `data`, or `steps=0`")
     teacher, student = copy.deepcopy(clip.visual), copy.deepcopy(clip.visual)
-    sever_encoders(recipe.prune.severed, teacher, student)
+    if recipe.prune.severed:
+        sever_encoders(recipe.prune.severed, teacher, student)
     distillation = DistillationModel(student, teacher, loss, clip)
     to_device(distillation, device)
     distillation.prepare(recipe.training.norms)

@@ -178,7 +178,9 @@ def train(
         with precision.autocast():
             losses: Mapping[str, torch.Tensor] = model(batch)
         loss = torch.stack([each.float() for each in losses.values()]).sum()
-        values = world.mean({name: float(each.detach()) for name, each in losses.items()})
+        values = {name: float(each.detach()) for name, each in losses.items()}
+        if world.size > 1:
+            values = world.mean(values)
         _require_finite(number, **values)
 
         optimizer.zero_grad(set_to_none=True)
