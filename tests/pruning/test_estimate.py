@@ -13,8 +13,8 @@ from ovstrans import environment
 from ovstrans.cli import main
 from ovstrans.clip.load import Clip
 from ovstrans.errors import InputError
+from ovstrans.parsing import parse_toml
 from ovstrans.pruning.prune import choose_recipe
-from ovstrans.recipes.load import tomllib
 from tests.pruning.conftest import Pictures
 
 QUICK: dict[str, Any] = {"steps": 2, "rate": 0.7, "image_size": 64, "batch": 2, "device": "cpu", "precision": "fp32"}
@@ -66,7 +66,7 @@ def test_the_command_prints_a_recipe_that_repeats_it(capsys: pytest.CaptureFixtu
     assert main.run(["prune", "--dry-run", "--batch", "2", "--rate", "0.5", "--device", "cpu"]) == 0
     captured = capsys.readouterr()
     assert "# MACs a step" in captured.out and "# memory" in captured.out and "# time" in captured.out
-    assert tomllib.loads(captured.out) == choose_recipe(batch=2, rate=0.5).to_table()
+    assert parse_toml(captured.out) == choose_recipe(batch=2, rate=0.5).to_table()
     assert [path.name for path in tmp_path.rglob("*")] == ["ovstrans-out", "mask.safetensors"]
     assert main.run(["prune", "--dry-run", "--steps", "0", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == "ovstrans.dry-run/1"
