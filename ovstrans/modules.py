@@ -1,10 +1,10 @@
-"""Torch modules of any program: switching train and eval mode, and making torch's pruning permanent."""
+"""Torch modules of any program: train and eval mode, BatchNorm statistics, and making torch's pruning permanent."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,36 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for inner, training in modes:
             inner.training = training
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return the BatchNorms in a module that keep running statistics."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return [inner for inner in module.modules() if isinstance(inner, _BatchNorm) and inner.track_running_stats]
+
+
+@contextlib.contextmanager
+def recompute_statistics(module: nn.Module) -> Iterator[None]:
+    """Let every BatchNorm average the statistics of what it sees in the block, from the first batch on.
+
+    The mean of the batches replaces the running statistics. Put the module in eval mode first; inside the block its
+    BatchNorms are in train mode.
+
+    Args:
+        module: Any module.
+    """
+    norms: list[Any] = batch_norms(module)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def bake_pruning(module: _Module) -> _Module:

@@ -9,7 +9,7 @@ Shapes: `B` batch, `C` channels, `H W` image, `h w` feature map, `E` embedding, 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip import vit
 from ovstrans.errors import InputError
+from ovstrans.modules import eval_mode, recompute_statistics
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 """Names of the feature maps, at strides 4, 4, 8, 16 and 32."""
@@ -158,6 +159,46 @@ def encode_dense(encoder: nn.Module, res5: Tensor) -> Tensor:
     pool = cast(Any, encoder).attnpool
     value = F.conv2d(res5, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
     return F.conv2d(value, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)
+
+
+def encode_positions(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Compute CLIP embeddings at every position of images, for an encoder of any kind: dense zero-shot features.
+
+    A ViT's last block is severed for it, see `vit.embed_patch_map`.
+
+    Args:
+        encoder: The image encoder.
+        images: Normalised images [B, 3, H, W].
+
+    Returns:
+        Embeddings [B, E, h, w], not normalised, at the stride of the last feature map.
+    """
+    if encoder_kind(encoder) != "vit":
+        return encode_dense(encoder, encode_stages(encoder, images, ("res5",))["res5"])
+    tokens = vit.encode_tokens(encoder, images)
+    before_last = tokens[-2] if len(tokens) > 1 else vit.embed_patches(encoder, images)
+    return vit.embed_patch_map(encoder, before_last, images)
+
+
+def recalibrate_norms(encoder: nn.Module, images: Iterable[Tensor]) -> int:
+    """Recompute the running statistics of an image encoder's BatchNorms in place, as means over batches.
+
+    A mask that no training follows shifts the inputs of every layer, so that the statistics of the dense weights no
+    longer fit. Weights stay as they are, and so do the modes.
+
+    Args:
+        encoder: The image encoder.
+        images: Batches of normalised images [B, 3, H, W] on its device.
+
+    Returns:
+        The number of batches.
+    """
+    seen = 0
+    with eval_mode(encoder), recompute_statistics(encoder), torch.no_grad():
+        for batch in images:
+            encode_last(encoder, batch)
+            seen += 1
+    return seen
 
 
 class DilatedAvgPool2d(nn.Module):

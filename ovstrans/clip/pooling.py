@@ -1,16 +1,17 @@
-"""CLIP's embeddings of masks: the out-of-vocabulary classifier of FC-CLIP (Yu et al., NeurIPS 2023).
+"""CLIP's embeddings of masks: the out-of-vocabulary classifier of FC-CLIP (Yu et al., NeurIPS 2023), and averages.
 
 CLIP pools its own features inside each mask, and the result is compared with text embeddings. A ResNet's attention
-pool attends inside the mask only; a ConvNeXt's features are averaged over it. Everything here computes in float32,
-whatever autocast says, and runs on meta tensors too.
+pool attends inside the mask only; a ConvNeXt's features are averaged over it. `pool_segments` averages the dense
+embeddings of any encoder. Everything here computes in float32, whatever autocast says, and runs on meta tensors too.
 
-Shapes: `B` batch, `Q` queries (masks), `C` channels, `h w` feature map at stride 32, `E` embedding, `A` attention
-heads, `D` channels of a head.
+Shapes: `B` batch, `Q` queries (masks), `C` channels, `H W` image, `h w` feature map at stride 32 (of a ViT: the side of
+a patch), `N` segments of an image, `E` embedding, `A` attention heads, `D` channels of a head.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,9 @@ from torch.nn import functional as F
 
 from ovstrans.clip import vit
 from ovstrans.clip.backbone import encoder_kind, full_precision, project_pooled
+
+STRIDE = 32
+"""Stride of the last feature map of a ResNet or ConvNeXt, in pixels."""
 
 
 def encode_masks(encoder: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
@@ -48,6 +52,36 @@ def encode_masks(encoder: nn.Module, res5: Tensor, masks: Tensor) -> Tensor:
         if encoder_kind(encoder) == "vit":
             return vit.embed_tokens(encoder, _mask_means(res5, inside))
         return _masked_attention_pool(cast(nn.Module, encoder.attnpool), res5, inside)
+
+
+def pool_segments(encoder: nn.Module, dense: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
+    """Average the dense embeddings of an image encoder over segments.
+
+    Each position counts as much as its cell of the image is covered by the segment, so a segment smaller than a cell
+    has an embedding too.
+
+    Args:
+        encoder: The image encoder, which tells the side of a cell.
+        dense: Embeddings [B, E, h, w], see `backbone.encode_positions`.
+        masks: Segments of each image, bool [N, H, W] at the size of the images. What lies right of or below the last
+            cell is left out, as strided convolutions do.
+
+    Returns:
+        Of each image rows [N, E], not normalised; zeros for a segment with nothing inside.
+    """
+    height, width = (int(side) for side in dense.shape[-2:])
+    cell = vit.patch_size(encoder) if encoder_kind(encoder) == "vit" else STRIDE
+    rows = []
+    with full_precision(dense):
+        for positions, inside in zip(dense.float().flatten(2), masks, strict=True):
+            if not len(inside):
+                rows.append(dense.new_zeros(0, dense.shape[1]).float())
+                continue
+            seen = inside[:, : height * cell, : width * cell].float()
+            covered = F.interpolate(seen[None], size=(height, width), mode="area")[0].flatten(1)
+            area = covered.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            rows.append(covered @ positions.t() / area)
+    return rows
 
 
 def valid_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -30,6 +30,7 @@ class LabelledViews:
         flip: Chance of a horizontal flip.
         workers: Processes that read ahead; 0 reads each image when it is needed.
         requirements: Targets that the loss needs.
+        uses_names: Whether the loss uses class names. Otherwise segments of novel classes are among its segments.
         region_size: Side of the regions that the teacher sees, in pixels.
         targets: Adds the targets of the teacher to a batch.
         device: Device of the batches.
@@ -46,6 +47,7 @@ class LabelledViews:
         flip: float,
         workers: int,
         requirements: TargetRequirements,
+        uses_names: bool,
         region_size: int,
         targets: TeacherTargets,
         device: torch.device,
@@ -55,9 +57,8 @@ class LabelledViews:
         # A view of a fraction f of the shorter side is a crop of the image scaled to 1 / f times the size of the view.
         augment = Augment(scale=(1.0, 1.0 / min_crop), flip=flip, short_side=size)
         regions = region_size if requirements.teacher or requirements.synonyms else 0
-        self._transform = WithSegments(
-            augment.transform(size, dataset.ignore), dataset.ignore, dataset.vocabulary.novel, regions
-        )
+        novel = dataset.vocabulary.novel if uses_names else ()
+        self._transform = WithSegments(augment.transform(size, dataset.ignore), dataset.ignore, novel, regions)
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Yield the batches of steps `start` to `stop` - 1, on the device."""

@@ -28,6 +28,9 @@ COMPARED_STAGES = ("res3", "res4", "res5")
 """The stages of a ResNet or ConvNeXt that are compared. Of a ViT it is the tokens after a half, three quarters and all
 of its blocks: maps of growing depth too."""
 
+REGION_OPTIONS: Mapping[str, str] = {"region": "pooled", "teacher_region": "pooled"}
+"""Options of text-guided and vision-guided distillation that `semantic` lacks; see `pruning.region_losses`."""
+
 
 class Distillation(nn.Module):
     """Interface of a distillation loss.
@@ -38,6 +41,10 @@ class Distillation(nn.Module):
     """
 
     target_requirements: TargetRequirements = TargetRequirements()
+    uses_names: bool = True
+    """Whether class names of segments enter the loss. Otherwise segments of novel classes are given too."""
+    backbone_rate: float = 1.0
+    """Factor on the learning rate of the student, for losses whose own head starts at random."""
 
     def forward(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""

@@ -28,7 +28,7 @@ from ovstrans.modules import bake_pruning
 from ovstrans.progress import ProgressCallback
 from ovstrans.pruning.estimate import estimate_prune
 from ovstrans.pruning.images import Images
-from ovstrans.pruning.losses import LOSSES, Distillation, make_distillation
+from ovstrans.pruning.losses import LOSSES, REGION_OPTIONS, Distillation, make_distillation
 from ovstrans.pruning.methods import Plan, make_plan
 from ovstrans.pruning.result import PruneResult, check_outputs, open_finished, state_path
 from ovstrans.pruning.rounds import BatchStream, run_rounds
@@ -237,7 +237,8 @@ def _load_table(
             other = f"{default}-regions" if wanted in SEGMENT_LOSSES else default
             raise InputError(f"recipe {name}: is for the distillation loss {own}, not {wanted}; {other} is for that")
         if (wanted or own) == "semantic":  # every option of GKC can be set, and the mask records it
-            table["distill"] = {**registry.default_options("gkc"), **table["distill"]}
+            own_options = {key: value for key, value in table["distill"].items() if key not in REGION_OPTIONS}
+            table["distill"] = {**registry.default_options("gkc"), **own_options}
     return table, name
 
 
@@ -416,7 +417,13 @@ def _make_loss(
     precision = pick_precision(recipe.training.precision, device)
     targets = TeacherTargets(clip, requirements, vocabulary, device=device, precision=precision, seed=recipe.run.seed)
     return loss, LabelledViews(
-        labelled, requirements=requirements, region_size=clip.image_size, targets=targets, device=device, **views
+        labelled,
+        requirements=requirements,
+        uses_names=loss.uses_names,
+        region_size=clip.image_size,
+        targets=targets,
+        device=device,
+        **views,
     )
 
 

@@ -147,7 +147,8 @@ def run_rounds(
     distillation = DistillationModel(student, teacher, loss, clip)
     to_device(distillation, device)
     distillation.prepare(recipe.training.norms)
-    optimizer = make_optimizer(distillation, recipe.optimizer, backbone="student")
+    rate = recipe.optimizer.backbone_rate * loss.backbone_rate
+    optimizer = make_optimizer(distillation, replace(recipe.optimizer, backbone_rate=rate), backbone="student")
     signature = {**recipe.to_table(), "made_from": dict(identity or {})}
 
     masks: Masks | None = None

@@ -8,8 +8,7 @@ convolutions only), unless `freeze_norms` is set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from ovstrans.clip.layers import backbone_layers, fused_layer, layer_parameters,
 from ovstrans.environment import Precision
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
-from ovstrans.modules import eval_mode
+from ovstrans.modules import eval_mode, recompute_statistics
 
 
 def check_plan(frozen: Sequence[str], encoder: nn.Module, origin: str) -> None:
@@ -107,25 +106,9 @@ def recalibrate(framework: Framework, batches: Iterable[Batch], precision: Preci
         The number of batches.
     """
     seen = 0
-    with eval_mode(framework), _cumulative_statistics(find_image_encoder(framework)), torch.no_grad():
+    with eval_mode(framework), recompute_statistics(find_image_encoder(framework)), torch.no_grad():
         for batch in batches:
             with precision.autocast():
                 framework.logits(batch.images)
             seen += 1
     return seen
-
-
-@contextmanager
-def _cumulative_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Let every BatchNorm average what it sees in the block, from the first batch on."""
-    norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
