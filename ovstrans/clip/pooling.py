@@ -75,7 +75,7 @@ def pool_segments(encoder: nn.Module, dense: Tensor, masks: Sequence[Tensor]) ->
     with full_precision(dense):
         for positions, inside in zip(dense.float().flatten(2), masks, strict=True):
             if not len(inside):
-                rows.append(dense.new_zeros(0, dense.shape[1]).float())
+                rows.append(positions.t()[:0])  # part of the graph, as every loss must be
                 continue
             seen = inside[:, : height * cell, : width * cell].float()
             covered = F.interpolate(seen[None], size=(height, width), mode="area")[0].flatten(1)

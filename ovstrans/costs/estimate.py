@@ -126,6 +126,8 @@ class DryRun:
             parts += [f"{self.data} ({self.images:,} images)", f"{self.steps:,} steps of {self.batch} images at {size}"]
         else:
             parts.append("no distillation")
+            if self.data:
+                parts.append(f"BatchNorm statistics of {self.data} ({self.images:,} images)")
         parts += [f"{self.device}, {self.precision}", f"about {format_bytes(self.memory)} of memory"]
         return (f"{start}: " if start else "") + "; ".join(parts)
 

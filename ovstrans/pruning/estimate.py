@@ -36,7 +36,7 @@ def estimate_prune(
         clip: CLIP to prune.
         plan: Rounds of the method.
         loss: Distillation loss.
-        images: Images to distil from; None without distillation.
+        images: Images to distil from or, without distillation, to recompute BatchNorm statistics on; None for none.
         recipe: Recipe of the run.
         device: Device to compute on.
         timed: Whether to run a small step to estimate the duration too.
@@ -63,7 +63,7 @@ def estimate_prune(
         command="prune",
         title=_title(clip, recipe),
         recipe=recipe.to_table(),
-        data=recipe.data.dataset if steps else "",
+        data=recipe.data.dataset if images is not None else "",
         images=images.count if images is not None else 0,
         rounds=0 if recipe.prune.method in ONE_SHOT_METHODS else rounds,
         steps=steps,

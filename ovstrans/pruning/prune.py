@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import logging
 import time
@@ -11,20 +13,22 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+from torch import Tensor
 
+from ovstrans.clip.backbone import recalibrate_norms
 from ovstrans.clip.load import Clip, load_clip
 from ovstrans.clip.models import BUNDLED_MODELS, DEFAULT_MODEL, model_config
 from ovstrans.clip.text import embed_vocabulary
 from ovstrans.costs.estimate import DryRun, check_drawing
 from ovstrans.datasets.catalog import GENERATED, open_dataset
 from ovstrans.datasets.sample import Dataset
-from ovstrans.environment import pick_device, pick_precision
+from ovstrans.environment import images_to_device, pick_device, pick_precision, to_device
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks import registry
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import choose_clip
-from ovstrans.modules import bake_pruning
+from ovstrans.modules import bake_pruning, batch_norms
 from ovstrans.progress import ProgressCallback
 from ovstrans.pruning.estimate import estimate_prune
 from ovstrans.pruning.images import Images
@@ -32,7 +36,7 @@ from ovstrans.pruning.losses import LOSSES, REGION_OPTIONS, Distillation, make_d
 from ovstrans.pruning.methods import Plan, make_plan
 from ovstrans.pruning.result import PruneResult, check_outputs, open_finished, state_path
 from ovstrans.pruning.rounds import BatchStream, run_rounds
-from ovstrans.pruning.severed import describe_blocks
+from ovstrans.pruning.severed import describe_blocks, sever_encoders
 from ovstrans.recipes.load import Settings, explain_recorded, load_recipe, read_settings, resolve
 from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FEATURES, ONE_SHOT_METHODS, SEGMENT_LOSSES, PruneRecipe
@@ -142,8 +146,11 @@ def prune(
     else:
         loaded = dataclasses.replace(clip, model=bake_pruning(clip.model))
     where = str(recipe) if isinstance(recipe, (str, Path)) and data is None and Path(recipe).is_file() else ""
-    with explain_recorded(where, "data.dataset", "data"):
-        dataset = _open_data(chosen, data, data_root)
+    own_images = data is not None or "data.dataset" in read_settings(settings)
+    dataset = None
+    if chosen.prune.steps or _recalibrates(loaded, chosen, own_images):
+        with explain_recorded(where, "data.dataset", "data"):
+            dataset = _open_data(chosen, data, data_root)
     job = _prepare(loaded, chosen, dataset, pattern, place)
     run = estimate_prune(loaded, job.plan, job.loss, job.images, chosen, device=place, timed=dry_run)
     if dry_run:
@@ -251,7 +258,8 @@ def _leave_out_steps(chosen: PruneRecipe, model: str, table: Mapping[str, Any], 
     asked = bool(given & {"steps", "prune.steps"}) or table["prune"].get("method") in ONE_SHOT_METHODS
     if model in BUNDLED_MODELS or chosen.prune.method not in ONE_SHOT_METHODS or asked or not chosen.prune.steps:
         return chosen
-    unused = ", ".join(f"`{name}`" for name in ("data", "distill", "lr", "batch") if name in given)
+    idle = ("distill", "lr") if chosen.training.bn_recalibrate else ("data", "distill", "lr", "batch")
+    unused = ", ".join(f"`{name}`" for name in idle if name in given)
     logger.info(
         "%s prunes %s in one shot, without distillation%s; `steps=N` asks for N steps a round",
         chosen.prune.method,
@@ -299,13 +307,25 @@ def _choose(
     return chosen
 
 
-def _open_data(recipe: PruneRecipe, data: str | Dataset | None, data_root: Path | str | None) -> Dataset | None:
-    """Return the dataset to distil from; None without distillation."""
-    if not recipe.prune.steps:
-        return None
+def _recalibrates(clip: Clip, recipe: PruneRecipe, named: bool) -> bool:
+    """Return whether BatchNorm statistics are recomputed: no step is taken, and there are images to see.
+
+    A model that knows photographs sees those that the caller names; the bundled ones have the images of their recipe.
+    """
+    if recipe.prune.steps or not recipe.training.bn_recalibrate or not (named or clip.name in BUNDLED_MODELS):
+        return False
+    if batch_norms(clip.visual):
+        return True
+    if named:
+        logger.info("%s has no BatchNorm to recalibrate; `data` is not used", clip.name or "the image encoder")
+    return False
+
+
+def _open_data(recipe: PruneRecipe, data: str | Dataset | None, data_root: Path | str | None) -> Dataset:
+    """Return the dataset to distil from, or to recompute BatchNorm statistics on."""
     if data is not None and not isinstance(data, str):
         return data
-    spec, labelled = recipe.data.dataset, recipe.distill.loss in SEGMENT_LOSSES
+    spec, labelled = recipe.data.dataset, bool(recipe.prune.steps) and recipe.distill.loss in SEGMENT_LOSSES
     # A described folder has a train split; images without labels are a split of their own.
     split = "train" if labelled or spec.startswith("folder:") else "unlabelled"
     return open_dataset(spec, split=split, size=recipe.data.size, labels=labelled, data_root=data_root)
@@ -313,7 +333,10 @@ def _open_data(recipe: PruneRecipe, data: str | Dataset | None, data_root: Path 
 
 @dataclass(frozen=True)
 class _Job:
-    """The parts of a run: its recipe, the rounds, the loss, and the images that it sees, if any."""
+    """The parts of a run: its recipe, the rounds, the loss, and the images that it sees, if any.
+
+    Without steps the images are those to recompute BatchNorm statistics on.
+    """
 
     recipe: PruneRecipe
     plan: Plan
@@ -361,6 +384,9 @@ def _prune(
         progress=progress,
     )
     recorded = recipe.to_table()
+    if job.images is not None and not recipe.prune.steps:
+        weights = _recalibrate(clip, weights, job.images, recipe, device)
+        recorded["recalibrated"] = {"batches": recipe.training.bn_recalibrate, "images": job.images.count}
     recorded["rounds"] = len(job.plan.counts)
     recorded["total_steps"] = recipe.prune.total_steps(len(job.plan.counts))
     if recipe.prune.severed:
@@ -386,6 +412,25 @@ def _prune(
     return PruneResult(mask, weights, rounds)
 
 
+def _recalibrate(
+    clip: Clip, weights: dict[str, Tensor], images: BatchStream, recipe: PruneRecipe, device: torch.device
+) -> dict[str, Tensor]:
+    """Return pruned weights with BatchNorm statistics of what the image encoder computes with them."""
+    encoder = copy.deepcopy(clip.visual)
+    encoder.load_state_dict(weights)
+    sever_encoders(recipe.prune.severed, encoder)
+    to_device(encoder, device)
+    mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (clip.mean, clip.std))
+    batches = recipe.training.bn_recalibrate
+    with (
+        contextlib.closing(images.stream(0, batches)) as views,
+        pick_precision(recipe.training.precision, device).autocast(),
+    ):
+        recalibrate_norms(encoder, ((images_to_device(each.images, device) - mean) / std for each in views))
+    logger.info("BatchNorm statistics recomputed on %d batches of %d images", batches, recipe.training.batch)
+    return {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+
+
 def _make_loss(
     clip: Clip, recipe: PruneRecipe, dataset: Dataset | None, device: torch.device
 ) -> tuple[Distillation, BatchStream | None]:
@@ -401,8 +446,8 @@ def _make_loss(
         "flip": augment.flip,
         "workers": data.workers,
     }
-    if loss_name not in SEGMENT_LOSSES:
-        loss = make_distillation(loss_name, clip, recipe.distill.options)
+    if not recipe.prune.steps or loss_name not in SEGMENT_LOSSES:
+        loss = make_distillation(loss_name, clip, recipe.distill.options) if recipe.prune.steps else Distillation()
         return loss, Images(dataset, limit=data.images, cache=data.cache, **views)
     from ovstrans.pruning.labelled import LabelledViews
     from ovstrans.training.batches import Labelled

@@ -232,6 +232,11 @@ class Training:
         option="precision",
     )
     norms: str = setting("BatchNorms of the backbone: train, or frozen (statistics and affine).", choices=NORMS)
+    bn_recalibrate: int = setting(
+        "Batches over which BatchNorm statistics are recomputed: in prune if no step is taken, in finetune before the "
+        "first step; 0 for none.",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -240,9 +245,6 @@ class FinetuneTraining(Training):
 
     steps: int = setting("Steps of the run; default the recipe's.", at_least=1, option="steps", metavar="N")
     freeze_norms: bool = setting("Layers of the freeze plan freeze their BatchNorms too.")
-    bn_recalibrate: int = setting(
-        "Batches over which BatchNorm statistics are recomputed before the first step; 0 for none.", at_least=0
-    )
     plan_after: int = setting(
         "Train everything for N steps, then analyse and freeze.", at_least=0, option="plan_after", metavar="N"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import ovstrans
@@ -13,6 +15,7 @@ from ovstrans.cli import main
 from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.errors import InputError
 from ovstrans.pruning import prune as module
+from ovstrans.pruning.images import Images
 from tests.pruning.conftest import Pictures, small_clip
 
 
@@ -82,6 +85,86 @@ def test_the_command_asks_in_one_line_before_it_loads_anything(
     err = capsys.readouterr().err
     assert err.startswith("error: --data: RN50 learns from images") and err.count("\n") == 1
     assert "--data folder:PATH" in err and "--steps 0" in err and not list(tmp_path.iterdir())
+
+
+def statistics(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if "running_" in name}
+
+
+ONCE: dict[str, Any] = {
+    "method": "magnitude",
+    "sparsity": 0.5,
+    "steps": 0,
+    "image_size": 64,
+    "batch": 4,
+    "device": "cpu",
+}
+
+
+def test_statistics_are_those_of_the_pruned_weights(clip: Clip) -> None:
+    """The first norm sees the images through the unpruned stem; the last one through all pruned layers."""
+    found = ovstrans.prune(clip, data=Pictures(), settings=["training.bn_recalibrate=2", "run.seed=3"], **ONCE)
+    again = ovstrans.prune(clip, data=Pictures(), settings=["training.bn_recalibrate=2", "run.seed=3"], **ONCE)
+    plain = ovstrans.prune(clip, data=Pictures(), settings=["training.bn_recalibrate=0"], **ONCE)
+    assert found.mask.recipe["recalibrated"] == {"batches": 2, "images": 12} and "recalibrated" not in plain.mask.recipe
+    assert all(torch.equal(kept, plain.mask.tensors[name]) for name, kept in found.mask.tensors.items())
+    assert all(torch.equal(value, again.weights[name]) for name, value in found.weights.items())
+    for name, value in found.weights.items():
+        same = torch.equal(value, plain.weights[name])
+        assert same != ("running_" in name or "num_batches" in name), name
+    assert all(torch.equal(value, clip.visual.state_dict()[name]) for name, value in statistics(plain.weights).items())
+
+    views = Images(Pictures(), batch=4, size=64, seed=3, min_crop=0.5, workers=0)
+    encoder = copy.deepcopy(clip.visual)
+    encoder.load_state_dict(plain.weights)
+    inputs: list[torch.Tensor] = []
+    encoder.layer4[0].bn3.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    encoder.train()
+    with torch.no_grad():
+        for step in range(2):
+            encoder.layer4(
+                encoder.layer3(encoder.layer2(encoder.layer1(encoder.stem((views.views(step) - 0.5) / 0.25))))
+            )
+    mean = torch.stack([each.mean((0, 2, 3)) for each in inputs]).mean(0)
+    variance = torch.stack([each.var((0, 2, 3), unbiased=True) for each in inputs]).mean(0)
+    assert torch.allclose(found.weights["layer4.0.bn3.running_mean"], mean, rtol=0.05, atol=0.02)
+    assert torch.allclose(found.weights["layer4.0.bn3.running_var"], variance, rtol=0.1, atol=1e-3)
+
+
+def test_a_bundled_model_needs_no_images_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    opened = module.open_dataset
+    monkeypatch.setattr(module, "open_dataset", lambda spec, **options: asked.append(spec) or opened(spec, **options))
+    found = ovstrans.prune(settings=["training.bn_recalibrate=1"], **ONCE)
+    dense = ovstrans.load_clip("RN-mini").visual.state_dict()
+    assert asked == ["scenes"] and found.mask.recipe["total_steps"] == 0 and not found.rounds[0].losses
+    assert not any(
+        torch.equal(value, dense[name]) for name, value in statistics(found.weights).items() if name != "bn1"
+    )
+    ovstrans.prune(settings=["training.bn_recalibrate=0"], **ONCE)
+    assert asked == ["scenes"]
+
+
+def test_labelled_losses_do_not_matter_without_steps(clip: Clip) -> None:
+    found = ovstrans.prune(clip, data=Pictures(), distill="text-guided", **ONCE)
+    assert found.mask.recipe["recalibrated"]["batches"] == 8
+
+
+def test_a_model_without_batch_norms_has_no_use_for_images(
+    clip: Clip, no_scenes: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip.model.visual = create_image_encoder("ViT-mini")
+    with caplog.at_level("INFO", "ovstrans"):
+        found = ovstrans.prune(clip, data="scenes", **ONCE)
+    assert "recalibrated" not in found.mask.recipe
+    assert "own has no BatchNorm to recalibrate; `data` is not used" in caplog.text
+
+
+def test_a_dry_run_names_the_images_of_the_statistics(clip: Clip) -> None:
+    told = ovstrans.prune(clip, data=Pictures(), dry_run=True, **ONCE)
+    assert (
+        told.steps == 0 and told.images == 12 and "BatchNorm statistics of pictures:all (12 images)" in told.headline()
+    )
 
 
 @pytest.mark.slow

@@ -175,4 +175,4 @@ def test_one_shot_methods_take_the_steps_that_are_asked_for(tmp_path: Path, meth
 def test_what_no_step_would_use_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "ovstrans"):
         choose_recipe("RN50", method="random", data="folder:photos", lr=0.1)
-    assert "without distillation (not used: `data`, `lr`); `steps=N`" in caplog.text
+    assert "without distillation (not used: `lr`); `steps=N`" in caplog.text

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import ovstrans.pruning.prune as run
@@ -19,14 +16,15 @@ from ovstrans.clip.text import TextClassifier
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.segments import Segments
 from ovstrans.errors import InputError
-from ovstrans.frameworks.base import Batch
+from ovstrans.frameworks.base import Batch, TargetRequirements
+from ovstrans.frameworks.mask2former_losses import make_targets
 from ovstrans.pruning.losses import Distillation, make_distillation
 from ovstrans.pruning.prune import choose_recipe
-from ovstrans.pruning.region_losses import match_by_similarity
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 SMALL = {"queries": 5, "width": 32, "heads": 2, "encoder_layers": 1, "encoder_ffn": 32, "decoder_layers": 1}
 SMALL["decoder_ffn"] = 32
+QUERY: dict[str, Any] = {**SMALL, "region": "query", "points": 64}
 SIZE = 64
 
 
@@ -48,36 +46,48 @@ def batch_of(clip: Clip, counts: tuple[int, ...] = (2, 0, 3)) -> Batch:
     return Batch(torch.randn(len(counts), 3, SIZE, SIZE), segments=segments, teacher=teacher)
 
 
-@given(seed=st.integers(0, 999), queries=st.integers(1, 5), regions=st.integers(0, 5))
-def test_queries_and_regions_agree_best(seed: int, queries: int, regions: int) -> None:
-    rows, known = unit(queries, 4, seed=seed), unit(regions, 4, seed=seed + 1)
-    query, region = match_by_similarity(rows, known)
-    assert len(query) == len(region) == min(queries, regions)
-    assert len(set(query.tolist())) == len(query) and len(set(region.tolist())) == len(region)
-    likeness = rows @ known.t()
-    most, least = max(queries, regions), min(queries, regions)
-    table = likeness if queries >= regions else likeness.t()
-    best = max(sum(float(table[a, b]) for b, a in enumerate(order)) for order in permutations(range(most), least))
-    assert float(likeness[query, region].sum()) == pytest.approx(best, abs=1e-5)
-
-
 @pytest.mark.parametrize("name", ["text-guided", "vision-guided"])
-def test_region_losses_teach_the_student_and_their_own_head(clip: Clip, name: str) -> None:
+@pytest.mark.parametrize("teacher_region", ["pooled", "crop"])
+def test_queries_teach_the_student_and_their_own_head(clip: Clip, name: str, teacher_region: str) -> None:
     student, teacher = copy.deepcopy(clip.visual), clip.visual
-    loss = make_distillation(name, clip, SMALL, text_of(clip))
+    loss = make_distillation(name, clip, {**QUERY, "teacher_region": teacher_region}, text_of(clip))
     found = loss(student, teacher, batch_of(clip))
-    assert set(found) == {"regions"}
-    found["regions"].backward()
+    assert set(found) == {"regions", "mask", "dice"}
+    sum(found.values()).backward()
     assert all(bool(p.grad.abs().sum() > 0) for key, p in student.named_parameters() if "layer4.0.conv" in key)
     assert all(p.grad is None for p in teacher.parameters())
     assert [key for key, p in loss.named_parameters() if p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in loss.parameters())
 
 
-@pytest.mark.parametrize("name", ["text-guided", "vision-guided", "semantic"])
-def test_images_without_segments(clip: Clip, name: str) -> None:
-    options = {**SMALL, "points": 16, "grounding_weight": 0.0} if name == "semantic" else SMALL
-    loss = make_distillation(name, clip, options, text_of(clip))
+@pytest.mark.parametrize("name", ["text-guided", "vision-guided"])
+@pytest.mark.parametrize("teacher_region", ["pooled", "crop"])
+def test_a_pooled_region_teaches_the_student_alone(clip: Clip, name: str, teacher_region: str) -> None:
+    student, teacher = copy.deepcopy(clip.visual), clip.visual
+    loss = make_distillation(name, clip, {**SMALL, "teacher_region": teacher_region}, text_of(clip))
+    assert loss.target_requirements == TargetRequirements(segments=True, teacher=teacher_region == "crop")
+    assert [key for key, _ in loss.named_parameters()] == (["text_scale"] if name == "text-guided" else [])
+    with torch.no_grad():
+        student.layer4[0].conv3.weight.mul_(0.3)
+    (value,) = loss(student, teacher, batch_of(clip)).values()
+    value.backward()
+    assert all(bool(p.grad.abs().sum() > 0) for key, p in student.named_parameters() if "layer4.0.conv" in key)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "region"),
+    [
+        ("text-guided", {"region": "pooled"}),
+        ("text-guided", {"region": "query"}),
+        ("vision-guided", {"region": "pooled"}),
+        ("vision-guided", {"region": "query", "teacher_region": "crop"}),
+        ("semantic", {}),
+    ],
+)
+def test_images_without_segments(clip: Clip, name: str, region: dict[str, str]) -> None:
+    options: dict[str, Any] = {**SMALL, "points": 16, **({"grounding_weight": 0.0} if name == "semantic" else {})}
+    loss = make_distillation(name, clip, options | region, text_of(clip))
     found = loss(copy.deepcopy(clip.visual), clip.visual, batch_of(clip, (0, 0)))
     total = torch.stack(list(found.values())).sum()
     total.backward()
@@ -103,8 +113,31 @@ def test_masks_lie_where_the_image_does_at_any_size(clip: Clip) -> None:
         torch.testing.assert_close(value, expected[name])
 
 
-def test_a_diverged_student_is_still_paired() -> None:
-    query, region = match_by_similarity(torch.full((3, 4), torch.nan), unit(2, 4))
+def test_queries_are_matched_by_class_and_by_mask(clip: Clip) -> None:
+    """Not by what the loss compares: that may be lowered without looking."""
+    loss = make_distillation("vision-guided", clip, QUERY, text_of(clip))
+    segments = batch_of(clip).segments
+    assert segments is not None
+    stripes = torch.arange(SIZE)[None, :, None].expand(3, SIZE, SIZE) // 16 == torch.tensor([0, 1, 3])[:, None, None]
+    targets = [make_targets(replace(segments[2], masks=stripes), [0, 1, 2], (SIZE, SIZE))]
+    masks = torch.zeros(5, SIZE // 4, SIZE // 4)
+    masks[[4, 0, 2]] = 40 * (F.avg_pool2d(targets[0].masks[None], 4)[0] - 0.5)
+    same = unit(1, clip.embed_dim).expand(1, 5, -1)  # a class cost that decides nothing
+    ((query, region),) = loss._match(same, masks[None], targets)
+    assert dict(zip(region.tolist(), query.tolist(), strict=True)) == {0: 4, 1: 0, 2: 2}
+    rows = unit(5, clip.embed_dim, seed=9)
+    rows[[1, 3, 4]] = loss.names
+    ((query, region),) = loss._match(rows[None], torch.zeros_like(masks)[None], targets)
+    assert dict(zip(region.tolist(), query.tolist(), strict=True)) == {0: 1, 1: 3, 2: 4}
+
+
+def test_a_diverged_student_is_still_matched(clip: Clip) -> None:
+    loss = make_distillation("vision-guided", clip, QUERY, text_of(clip))
+    segments = batch_of(clip).segments
+    assert segments is not None
+    targets = [make_targets(segments[0], [0, 1, 2], (SIZE, SIZE))]
+    nothing = torch.full((1, 5, 16, 16), torch.nan)
+    ((query, region),) = loss._match(torch.full((1, 5, clip.embed_dim), torch.nan), nothing, targets)
     assert len(query) == len(region) == 2
 
 
@@ -116,7 +149,7 @@ def test_a_class_counts_once_whatever_else_it_is_called(clip: Clip) -> None:
 def test_learns_regions(clip: Clip) -> None:
     torch.manual_seed(0)
     student, batch = copy.deepcopy(clip.visual), batch_of(clip)
-    loss = make_distillation("vision-guided", clip, SMALL, text_of(clip))
+    loss = make_distillation("vision-guided", clip, {**QUERY, "teacher_region": "crop"}, text_of(clip))
     optimizer = torch.optim.AdamW([*student.parameters(), *loss.parameters()], lr=3e-3)
     values = []
     for _ in range(40):
@@ -134,7 +167,16 @@ def test_bad_options(clip: Clip) -> None:
     with pytest.raises(InputError, match="no option 'thickness'"):
         make_distillation("text-guided", clip, {"thickness": 1}, text_of(clip))
     with pytest.raises(InputError, match="width = 33"):
-        make_distillation("vision-guided", clip, {**SMALL, "width": 33, "heads": 3}, text_of(clip))
+        make_distillation("vision-guided", clip, {**QUERY, "width": 33, "heads": 3}, text_of(clip))
+    with pytest.raises(InputError, match="`distill=text-guided`: option region = 'head'; use 'pooled', 'query'"):
+        make_distillation("text-guided", clip, {"region": "head"}, text_of(clip))
+    with pytest.raises(InputError, match="option teacher_region = 'query'; use 'pooled', 'crop'"):
+        make_distillation("vision-guided", clip, {"teacher_region": "query"}, text_of(clip))
+    for option, value in {"mask_weight": -1.0, "distill_weight": -1.0, "backbone_rate": -0.1, "points": 0}.items():
+        with pytest.raises(InputError, match=f"option {option} = {value}"):
+            make_distillation("text-guided", clip, {**QUERY, option: value}, text_of(clip))
+    with pytest.raises(InputError, match="option backbone_rate = 'low'"):
+        make_distillation("semantic", clip, {"backbone_rate": "low"}, text_of(clip))
 
 
 @pytest.mark.parametrize(
