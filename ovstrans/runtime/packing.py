@@ -24,7 +24,7 @@ GROUP = 4
 _GROUP_COST = 0.78
 """Time of a weight in the kernel of blocks, over that of a weight by itself (measured on AVX-512)."""
 
-_CHANNELS = {(1, 1): 96, (1, 9): 24, (GROUP, 1): 1024, (GROUP, 9): 64}
+_CHANNELS = {(1, 1): 128, (1, 9): 24, (GROUP, 1): 1024, (GROUP, 9): 64}
 """Input channels of a block by (group, taps): the input stays in the first cache, or the second for blocks of four."""
 
 _ALIGNMENT = 64
