@@ -34,7 +34,8 @@ enum {
     STRIP = SLOTS * PARTS,
 #endif
     PASS_ROWS = WIDTH == 64 ? 2 : 1, /* rows of the tile that are accumulated together */
-    GROUP_STRIP = WIDTH == 64 || STRIP == 16 ? 4 : 2 /* the same in the kernel of 4x1 blocks */
+    GROUP_STRIP = WIDTH == 64 || STRIP == 16 ? 4 : 2, /* the same in the kernel of 4x1 blocks */
+    AHEAD = 8                        /* rows of output that are fetched ahead */
 };
 
 typedef float Vec __attribute__((vector_size(WIDTH), may_alias));
@@ -112,6 +113,13 @@ INLINE Vec begin(const Vec *y, enum Start start, float bias) {
     return *y;
 }
 
+/* Fetch a row of output that is needed soon: the residual, or a line to be written. The CPU's own prefetcher stops at
+   each page, which is 16 rows. Past the end of the map nothing is read: a prefetch does not fault. */
+INLINE void fetch_ahead(const float *y, const int rows) {
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < CELL; j += LANES) __builtin_prefetch(y + (AHEAD + i) * CELL + j, 1);
+}
+
 /* One block of channels, weights one by one.
    x: input vectors; y: output subtile, and another `next_row` floats further if the tile has two rows. */
 INLINE void run_elements(const int tile_rows, const Conv *c, int block, const float *x, float *y, int64_t next_row,
@@ -123,6 +131,7 @@ INLINE void run_elements(const int tile_rows, const Conv *c, int block, const fl
     for (; run < end; run += 2) {
         const int count = run[1];
         const float bias = c->bias[run[0]];
+        if (tile_rows == 1 && start != CONTINUE) fetch_ahead(y + run[0] * (int64_t)CELL, 1);
         UNROLL for (int top = 0; top < tile_rows; top += pass_rows)
         UNROLL for (int left = 0; left < SLOTS * PARTS; left += STRIP) {
             Vec *out = (Vec *)(y + run[0] * (int64_t)CELL + top * next_row) + left;
@@ -156,6 +165,7 @@ INLINE void run_groups(const int tile_rows, const Conv *c, int block, const floa
     for (; run < end; run += 2) {
         const int count = run[1];
         const float *bias = c->bias + run[0];
+        if (tile_rows == 1 && start != CONTINUE) fetch_ahead(y + run[0] * (int64_t)CELL, 4);
         for (int top = 0; top < tile_rows; top++)
             for (int left = 0; left < SLOTS * PARTS; left += GROUP_STRIP) {
                 Vec *out = (Vec *)(y + run[0] * (int64_t)CELL + top * next_row) + left;
