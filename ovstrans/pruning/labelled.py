@@ -1,6 +1,6 @@
 """Labelled images for distillation losses that compare segments.
 
-As with `pruning.images`, the batch of a step depends on seed and step only.
+As with `pruning.rounds`, the batch of a step depends on seed and step only.
 """
 
 from __future__ import annotations

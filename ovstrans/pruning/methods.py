@@ -31,7 +31,7 @@ from ovstrans.masks.mask import Mask, require_fit
 from ovstrans.pruning import allocation
 from ovstrans.pruning.severed import find_dead_rows, live_weights, prune_dead_rows
 from ovstrans.recipes.schema import Prune
-from ovstrans.training.state import derive_seed
+from ovstrans.training.loop import derive_seed
 
 logger = logging.getLogger(__name__)
 

@@ -30,17 +30,15 @@ from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import choose_clip
 from ovstrans.modules import bake_pruning, batch_norms
 from ovstrans.progress import ProgressCallback
-from ovstrans.pruning.estimate import estimate_prune
-from ovstrans.pruning.images import Images
 from ovstrans.pruning.losses import LOSSES, REGION_OPTIONS, Distillation, make_distillation
 from ovstrans.pruning.methods import Plan, make_plan
-from ovstrans.pruning.result import PruneResult, check_outputs, open_finished, state_path
-from ovstrans.pruning.rounds import BatchStream, run_rounds
+from ovstrans.pruning.result import PruneResult, check_outputs, estimate_prune, open_finished, state_path
+from ovstrans.pruning.rounds import BatchStream, Images, run_rounds
 from ovstrans.pruning.severed import describe_blocks, sever_encoders
 from ovstrans.recipes.load import Settings, explain_recorded, load_recipe, read_settings, resolve
 from ovstrans.recipes.options import accepts_options
 from ovstrans.recipes.schema import FEATURES, ONE_SHOT_METHODS, SEGMENT_LOSSES, PruneRecipe
-from ovstrans.training.state import seed_step
+from ovstrans.training.loop import seed_step
 
 logger = logging.getLogger(__name__)
 

@@ -1,25 +1,39 @@
-"""The result of pruning and the files it is saved to: mask, pruned weights and density plot."""
+"""What a pruning run takes and gives: the estimate before it, the result after it, and the files of the result.
+
+An estimate is told before the run begins, and checked against the memory that is free. The files are the mask, the
+pruned weights and the density plot.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ovstrans import files
+from ovstrans.clip.load import Clip
+from ovstrans.costs.estimate import DryRun, StepEstimate, copy_to_meta, estimate_step, require_step_memory, time_step
+from ovstrans.environment import pick_precision, to_device, used_memory
 from ovstrans.errors import InputError, counted
 from ovstrans.masks.file import load_mask, load_weights, pruned_weights_path, save_mask, save_weights
 from ovstrans.masks.mask import Mask, density_rows
-from ovstrans.pruning.rounds import Round
-from ovstrans.recipes.schema import ONE_SHOT_METHODS
+from ovstrans.pruning.losses import Distillation
+from ovstrans.pruning.methods import Plan
+from ovstrans.pruning.rounds import BatchStream, DistillationModel, Round
+from ovstrans.recipes.schema import ONE_SHOT_METHODS, PruneRecipe
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "ovstrans.prune/1"
+
+VIEW_COPIES = 2.75
+"""Copies of a batch, in float32, that are held besides: the images, uint8 views, the next batch, a conversion."""
 
 
 @dataclass
@@ -201,3 +215,74 @@ def plot_densities(path: Path | str, mask: Mask) -> Path:
     figures.tidy(axes)
     axes.tick_params(axis="x", labelsize=7, length=0)
     return figures.save_figure(figure, path)
+
+
+def estimate_prune(
+    clip: Clip,
+    plan: Plan,
+    loss: Distillation,
+    images: BatchStream | None,
+    recipe: PruneRecipe,
+    *,
+    device: torch.device,
+    timed: bool = False,
+) -> DryRun:
+    """Estimate a run on meta tensors, before anything large is made.
+
+    Args:
+        clip: CLIP to prune.
+        plan: Rounds of the method.
+        loss: Distillation loss.
+        images: Images to distil from or, without distillation, to recompute BatchNorm statistics on; None for none.
+        recipe: Recipe of the run.
+        device: Device to compute on.
+        timed: Whether to run a small step to estimate the duration too.
+
+    Raises:
+        InputError: The steps need more memory than is free.
+    """
+    rounds, batch, size = len(plan.counts), recipe.training.batch, recipe.augment.crop
+    precision = pick_precision(recipe.training.precision, device)
+    weights = sum(each.numel() * each.element_size() for each in clip.visual.state_dict().values())
+    steps, step, seconds = recipe.prune.total_steps(rounds), StepEstimate(0, 0, 0), 0.0
+    if steps:
+        model = DistillationModel(copy_to_meta(clip.visual), copy_to_meta(clip.visual), loss, clip)
+        model.prepare(recipe.training.norms)
+        shape, half = (batch, 3, size, size), precision.dtype is not None
+        step = estimate_step(model, shape, _outputs, half=half, input_copies=VIEW_COPIES)
+        drawing = require_step_memory(step.memory + step.weights, recipe.data, device, batch=batch, size=size)
+        step = StepEstimate(step.macs, step.memory + drawing, step.weights)
+        if timed:
+            real = DistillationModel(copy.deepcopy(clip.visual), copy.deepcopy(clip.visual), copy.deepcopy(loss), clip)
+            real.prepare(recipe.training.norms)
+            seconds = steps * time_step(to_device(real, device), step, shape, _outputs, precision)
+    return DryRun(
+        command="prune",
+        title=_title(clip, recipe),
+        recipe=recipe.to_table(),
+        data=recipe.data.dataset if images is not None else "",
+        images=images.count if images is not None else 0,
+        rounds=0 if recipe.prune.method in ONE_SHOT_METHODS else rounds,
+        steps=steps,
+        batch=batch,
+        image_size=size,
+        device=str(device),
+        precision=precision.name,
+        macs=step.macs,
+        memory=step.memory + max(step.weights, 2 * weights) + (used_memory() if device.type == "cpu" else 0),
+        seconds=seconds,
+    )
+
+
+def _outputs(model: DistillationModel, images: Tensor) -> Sequence[Tensor]:
+    return model.loss.training_outputs(model.student, model.teacher, (images - model.mean) / model.std)
+
+
+def _title(clip: Clip, recipe: PruneRecipe) -> str:
+    prune = recipe.prune
+    amount = f"{100 * (0.5 if prune.granularity == '2:4' else prune.sparsity):g} % zeros"
+    if prune.macs:
+        amount = f"{100 * prune.macs:g} % of the MACs"
+    how = "" if prune.granularity == "element" else f" in {prune.granularity}"
+    how += "" if prune.allocation == "global" or prune.macs else f", allocation {prune.allocation}"
+    return f"prune {clip.name or 'a CLIP'} by {prune.method} to {amount}{how}"

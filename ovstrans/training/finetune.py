@@ -51,11 +51,10 @@ from ovstrans.training.inputs import (
     require_same,
     take_inputs,
 )
-from ovstrans.training.loop import Step, drop_frozen, make_optimizer, train
+from ovstrans.training.loop import Step, drop_frozen, load_state, make_optimizer, save_state, seed_step, stopping, train
 from ovstrans.training.resolve import PathLike, choose_recipe, resume_recipe
 from ovstrans.training.run_folder import Run, RunFolder
 from ovstrans.training.stages import split_run
-from ovstrans.training.state import load_state, save_state, seed_step, stopping
 from ovstrans.training.teacher_targets import make_teacher_targets, warn_of_captions
 from ovstrans.version import __version__
 

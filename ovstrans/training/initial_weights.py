@@ -16,7 +16,7 @@ from ovstrans.errors import InputError, MismatchError, MissingFileError
 from ovstrans.masks.file import WEIGHTS_FORMAT, pruned_weights_path
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
-from ovstrans.training.state import derive_seed
+from ovstrans.training.loop import derive_seed
 
 _NATURAL_ZEROS = 0.01
 """Most of the weights that a mask keeps that may be exactly zero, as a fraction."""

@@ -30,7 +30,7 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, TargetRequirements
 from ovstrans.training.batches import Labelled
 from ovstrans.training.distributed import World
-from ovstrans.training.state import derive_seed
+from ovstrans.training.loop import derive_seed
 from ovstrans.training.synonym_filter import SynonymFilter
 from ovstrans.vocabulary.nouns import extract_nouns
 from ovstrans.vocabulary.vocabulary import Vocabulary

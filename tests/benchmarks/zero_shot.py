@@ -27,7 +27,7 @@ from ovstrans.datasets.sample import Dataset
 from ovstrans.evaluation.evaluate import DatasetResult, evaluate
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.file import load_mask, load_weights, pruned_weights_path
-from ovstrans.pruning.images import Images
+from ovstrans.pruning.rounds import Images
 
 SIZE = 160
 """Side of the images, as in the mini recipes of the frameworks."""

@@ -15,7 +15,7 @@ import torch
 
 from ovstrans.clip.weights import read_weight_file
 from ovstrans.errors import InputError
-from ovstrans.training.state import load_state, save_state
+from ovstrans.training.loop import load_state, save_state
 
 MOST_BYTES = 200 << 20
 

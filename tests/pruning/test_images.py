@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovstrans.errors import InputError
-from ovstrans.pruning.images import Images
+from ovstrans.pruning.rounds import Images
 from tests.pruning.conftest import Pictures
 
 

@@ -15,7 +15,7 @@ from ovstrans.cli import main
 from ovstrans.clip.load import Clip, create_image_encoder
 from ovstrans.errors import InputError
 from ovstrans.pruning import prune as module
-from ovstrans.pruning.images import Images
+from ovstrans.pruning.rounds import Images
 from tests.pruning.conftest import Pictures, small_clip
 
 

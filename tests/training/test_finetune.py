@@ -22,8 +22,8 @@ from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.file import load_analysis
+from ovstrans.training.loop import load_state
 from ovstrans.training.run_folder import Run, RunFolder
-from ovstrans.training.state import load_state
 from tests.datasets.test_label_counts import put_masks
 from tests.training.conftest import train
 

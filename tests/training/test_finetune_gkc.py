@@ -14,8 +14,8 @@ from ovstrans.clip.load import load_clip
 from ovstrans.frameworks import registry
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.training import teacher_targets
+from ovstrans.training.loop import load_state
 from ovstrans.training.resolve import choose_recipe
-from ovstrans.training.state import load_state
 from ovstrans.training.teacher_targets import TeacherTargets
 from tests.training.conftest import train
 from tests.training.test_finetune import differing, interrupt_after, log, result

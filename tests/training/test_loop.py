@@ -12,8 +12,7 @@ from torch import nn
 from ovstrans.environment import pick_precision
 from ovstrans.errors import InputError
 from ovstrans.training.distributed import World
-from ovstrans.training.loop import Step, train
-from ovstrans.training.state import seed_step
+from ovstrans.training.loop import Step, seed_step, train
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

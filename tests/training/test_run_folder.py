@@ -8,9 +8,9 @@ import torch
 
 from ovstrans.environment import environment
 from ovstrans.errors import InputError
+from ovstrans.training.loop import save_state
 from ovstrans.training.resolve import choose_recipe
 from ovstrans.training.run_folder import Run, RunFolder
-from ovstrans.training.state import save_state
 
 
 def test_a_run_begins_with_its_recipe_and_its_environment(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ovstrans.errors import InputError
-from ovstrans.training.state import derive_seed, load_state, save_state, seed_step, stopping
+from ovstrans.training.loop import derive_seed, load_state, save_state, seed_step, stopping
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
