@@ -66,6 +66,18 @@ Values = Annotated[
 ]
 Compress = Annotated[bool, typer.Option("--compress", help="With sparse: compress the tensors, without loss.")]
 
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Of a mask on weights not trained under it: images for BatchNorm statistics; scenes for RN-mini.",
+    ),
+]
+Recalibrate = Annotated[
+    int, typer.Option("--bn-recalibrate", metavar="N", min=0, help="Batches of 32 images for that; 0 for none.")
+]
+
 
 def export(
     source: Source,
@@ -81,6 +93,9 @@ def export(
     partial: Partial = False,
     values: Values = None,
     compress: Compress = False,
+    data: Data = None,
+    data_root: common.DataRoot = None,
+    bn_recalibrate: Recalibrate = 8,
     json: common.Json = None,
     seed: common.Seed = 0,
     force: common.Force = False,
@@ -110,6 +125,9 @@ def export(
         scope=scope,
         partial=partial,
         values=values,
+        data=data,
+        data_root=data_root,
+        bn_recalibrate=bn_recalibrate,
         compress=compress,
         seed=seed,
         force=force,

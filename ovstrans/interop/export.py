@@ -28,9 +28,10 @@ from ovstrans.checkpoints.precision import VALUES, convert_values
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import ORIGIN, VISUAL, list_keys
 from ovstrans.datasets.catalog import find_vocabulary
+from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.interop.export_source import ExportSource, ImportOptions, open_source
-from ovstrans.interop.import_clip import MaskedClip, is_builtin, open_clip_name
+from ovstrans.interop.import_clip import MaskedClip, is_builtin, open_clip_name, recalibrate_clip
 from ovstrans.interop.origin import OURS, describe_origin
 from ovstrans.interop.published_names import published_frameworks, to_published
 from ovstrans.masks.file import WEIGHTS_FORMAT, load_mask, save_mask
@@ -165,6 +166,9 @@ def export(
     partial: bool = False,
     values: str | None = None,
     compress: bool = False,
+    data: str | Dataset | None = None,
+    data_root: str | PathLike[str] | None = None,
+    bn_recalibrate: int = 8,
     seed: int = 0,
     force: bool = False,
 ) -> ExportResult:
@@ -194,7 +198,12 @@ def export(
         values: With sparse, the type that weights are stored in: `fp32`, `fp16`, `bf16`, or `int8` with a float32
             scale for each output channel. None keeps theirs.
         compress: With sparse, compress the tensors without loss.
-        seed: Seed of what is drawn at random then.
+        data: Images to recompute BatchNorm statistics on where a mask is put on weights that were not trained under
+            it: `NAME[:SPLIT]`, `folder:PATH[:SPLIT]`, or a dataset. None takes generated scenes for bundled weights,
+            and leaves all others with the statistics of the dense weights.
+        data_root: Folder of published datasets.
+        bn_recalibrate: Batches of 32 images over which they are recomputed; 0 for none.
+        seed: Seed of what is drawn at random, and of the images that are chosen.
         force: Replace a file that is there.
 
     Returns:
@@ -207,6 +216,11 @@ def export(
     """
     place = None if out is None else Path(out)
     _check_options(place, format, like, scope, values, compress)
+    if bn_recalibrate < 0:
+        raise InputError(f"`bn_recalibrate={bn_recalibrate}`: must be a number of batches, 0 for none")
+    if data is not None and (not bn_recalibrate or format not in ("dense", "detectron2")):
+        other = "bn_recalibrate=0" if not bn_recalibrate else f"format={format}"
+        raise InputError(f"`data`: is for BatchNorm statistics, which `{other}` leaves as they are; leave one out")
     given = _as_source(source)
     if place is not None:
         files.check_output(place, force=force)
@@ -227,9 +241,15 @@ def export(
     if values is not None and isinstance(opened.content, Checkpoint):
         converted, rounding = convert_values(opened.content, values)
         opened = replace(opened, content=converted)
+    told = ""
+    if isinstance(opened.content, MaskedClip) and format != "mask":
+        root = None if data_root is None else fspath(data_root)
+        told = recalibrate_clip(opened.content, data, data_root=root, batches=bn_recalibrate, seed=seed)
+    elif data is not None:
+        raise InputError("`data`: is for the BatchNorm statistics of a CLIP under a mask; leave it out")
     result = _write(place, opened, format, like, compress=compress)
     result.source = str(given) if isinstance(given, Path) else type(given).__name__
-    for level, note in _notes(opened, result):
+    for level, note in [*_notes(opened, result), *([(logging.INFO, told)] if told else [])]:
         result.notes.append(note)
         logger.log(level, "%s", note)
     if rounding is not None:

@@ -6,16 +6,25 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace as copy_with
+from itertools import islice
 
 import open_clip
+import torch
 from torch import Tensor
 
+from ovstrans.clip.backbone import recalibrate_norms
 from ovstrans.clip.load import Clip, load_clip, random_clip
+from ovstrans.clip.models import BUNDLED, BUNDLED_MODELS
 from ovstrans.clip.weights import VISUAL, StateFit, fit_state, require_finite
+from ovstrans.datasets.augment import CenterCrop
+from ovstrans.datasets.catalog import open_dataset
+from ovstrans.datasets.loading import stream_batches
+from ovstrans.datasets.sample import Dataset
 from ovstrans.errors import InputError
 from ovstrans.masks.file import mask_metadata
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import choose_clip
+from ovstrans.modules import batch_norms
 
 NAME_THE_MODEL = "weights of another architecture; name the right CLIP as `model`"
 PARTIAL = "`partial=True` takes what fits"
@@ -23,6 +32,9 @@ PARTIAL = "`partial=True` takes what fits"
 
 _HEADS = tuple(f"{VISUAL}{part}." for part in ("attnpool", "head", "trunk.head", "trunk.norm_pre"))
 """Prefixes of the image encoder's head, of a ResNet and of a ConvNeXt. Frameworks drop it; the CLIP's own is used."""
+
+CALIBRATION_BATCH = 32
+"""Images over which BatchNorm statistics are taken at once; more would fill the memory with those of a large model."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +46,14 @@ class MaskedClip:
         mask: The mask; None if it is not known or there is none.
         fit: How the file's entries compare with the model's, if weights came from a file.
         transferred: True if the mask was made from other weights than these.
+        untrained: True if the weights were not trained under the mask: it zeroed some that were not zero.
     """
 
     clip: Clip
     mask: Mask | None
     fit: StateFit | None = None
     transferred: bool = False
+    untrained: bool = False
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -66,9 +80,9 @@ def mask_clip(clip: Clip, mask: Mask | None) -> MaskedClip:
         MismatchError: If the mask does not fit it.
     """
     own = copy_with(_require_text(clip), model=copy.deepcopy(clip.model).cpu())
-    if mask is not None:
-        mask.apply(own.model)
-    return MaskedClip(own, mask, transferred=mask is not None and not mask.made_from(clip.weights_sha256))
+    untrained = _apply(mask, own)
+    transferred = mask is not None and not mask.made_from(clip.weights_sha256)
+    return MaskedClip(own, mask, transferred=transferred, untrained=untrained)
 
 
 def clip_of_mask(mask: Mask, model: str | None = None, pretrained: str | None = None) -> MaskedClip:
@@ -85,8 +99,8 @@ def clip_of_mask(mask: Mask, model: str | None = None, pretrained: str | None = 
     """
     chosen = choose_clip(mask, model, pretrained, default=mask.model)
     clip = _require_text(load_clip(chosen.model, chosen.pretrained))
-    mask.apply(clip.model)
-    return MaskedClip(clip, mask, transferred=not mask.made_from(clip.weights_sha256))
+    untrained = _apply(mask, clip)
+    return MaskedClip(clip, mask, transferred=not mask.made_from(clip.weights_sha256), untrained=untrained)
 
 
 def clip_from_weights(
@@ -123,9 +137,58 @@ def clip_from_weights(
         clip.pretrained, clip.weights_sha256 = pretrained or "", ""
     require_finite(fit.state, where)
     clip.model.load_state_dict(fit.state, strict=False)
-    if mask is not None:
-        mask.apply(clip.model)
-    return MaskedClip(clip, mask, fit)
+    return MaskedClip(clip, mask, fit, untrained=_apply(mask, clip))
+
+
+def recalibrate_clip(
+    content: MaskedClip, data: str | Dataset | None, *, data_root: str | None, batches: int, seed: int
+) -> str:
+    """Recompute BatchNorm statistics in place if the weights were not trained under the mask and there are images.
+
+    Images are seen at the image encoder's own size: scaled to cover it, and cropped in the centre.
+
+    Args:
+        content: The CLIP under its mask.
+        data: Images, by name or as a dataset; None for generated scenes if the weights are bundled ones.
+        data_root: Folder of published datasets.
+        batches: Number of batches of `CALIBRATION_BATCH` images, at most once through the images; 0 for none.
+        seed: Seed of the choice of images.
+
+    Returns:
+        What was done and should be known, "" for nothing.
+
+    Raises:
+        InputError: The images cannot be read.
+    """
+    clip = content.clip
+    if not content.untrained or not batch_norms(clip.visual):
+        why = "there is no BatchNorm" if content.untrained else "no mask zeroes any of these weights"
+        return "" if data is None else f"`data` is not used: {why}"
+    if not batches:
+        return ""
+    if data is None and (clip.name not in BUNDLED_MODELS or clip.pretrained != BUNDLED):
+        return "BatchNorm statistics are those of the dense weights; `data=folder:PATH` recomputes them"
+    images = data or "scenes"
+    if isinstance(images, str):
+        split = "train" if images.startswith("folder:") else "unlabelled"
+        images = open_dataset(images, split=split, size=clip.image_size, labels=False, data_root=data_root)
+    if not len(images):
+        raise InputError(f"{images.name}:{images.split}: holds no image")
+    size = min(CALIBRATION_BATCH, len(images))
+    count = min(batches, len(images) // size)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (clip.mean, clip.std))
+    found = stream_batches(images, batch_size=size, seed=seed, transform=CenterCrop((clip.image_size, clip.image_size)))
+    recalibrate_norms(clip.visual, ((each.images - mean) / std for each in islice(found, count)))
+    return f"BatchNorm statistics were recomputed on {count * size} images of {images.name}:{images.split}"
+
+
+def _apply(mask: Mask | None, clip: Clip) -> bool:
+    """Put a CLIP under a mask, if there is one; returns whether that changed a weight."""
+    if mask is None:
+        return False
+    changed = bool(mask.violations(clip.model))
+    mask.apply(clip.model)
+    return changed
 
 
 def open_clip_name(model: str, pretrained: str) -> str:

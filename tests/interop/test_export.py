@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from ovstrans import files
 from ovstrans.checkpoints.file import Checkpoint, save_checkpoint
 from ovstrans.clip.backbone import encode_stages
 from ovstrans.clip.layers import scope_layers
-from ovstrans.clip.load import Clip, random_clip
+from ovstrans.clip.load import Clip, load_clip, random_clip
 from ovstrans.clip.models import bundled_folder
 from ovstrans.clip.weights import read_weight_file
+from ovstrans.datasets.catalog import open_dataset
+from ovstrans.datasets.loading import stream_batches
+from ovstrans.datasets.scenes.dataset import Scenes
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.interop import export as export_module
 from ovstrans.interop.export import ExportResult, check_suffix, export
@@ -391,3 +394,66 @@ def test_result_is_readable(tmp_path: Path) -> None:
     assert repr(result).splitlines()[0] == f"{tmp_path / 'm.safetensors'}: dense" and len(repr(result)) < 400
     plain = json.loads(json.dumps(result.to_json()))
     assert plain["schema"] == "ovstrans.export/1" and plain["framework"] == "dummy" and plain["missing"] == []
+
+
+def statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if "running_" in key and key.startswith("visual.")}
+
+
+def exported(*arguments: Any, **options: Any) -> tuple[dict[str, Tensor], str]:
+    result = export(*arguments, **options)
+    assert result.state is not None
+    return result.state, " ".join(result.notes)
+
+
+def test_statistics_of_a_mask_on_bundled_weights_are_recomputed() -> None:
+    """By hand: the same images through the masked encoder in train mode, which normalises by the batch too."""
+    clip = load_clip("RN-mini")
+    mask = draw_mask(clip, weights_sha256=clip.weights_sha256, pretrained=clip.pretrained)
+    plain, _ = exported(mask, bn_recalibrate=0)
+    found, told = exported(mask, bn_recalibrate=1, seed=3)
+    assert "recomputed on 32 images of scenes:unlabelled" in told
+    assert_equal(statistics(plain), statistics(clip.model.state_dict()))
+    assert {key for key, value in found.items() if not torch.equal(value, plain[key])} == {
+        key
+        for key in found
+        if key.startswith("visual.") and key.rpartition(".")[2].startswith(("running_", "num_batches"))
+    }
+    images = open_dataset("scenes", split="unlabelled", size=clip.image_size, labels=False)
+    batch = next(stream_batches(images, batch_size=32, seed=3)).images
+    mask.apply(clip.model)
+    for module in clip.visual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    clip.visual.train()
+    with torch.no_grad():
+        clip.visual((batch - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(clip.std).view(3, 1, 1))
+    for key, value in statistics(clip.model.state_dict()).items():
+        assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-4), key
+
+
+def test_statistics_of_other_weights_are_recomputed_on_images_that_are_named(pruned: MaskedClip) -> None:
+    clip = random_clip(seed=4)
+    mask = draw_mask(clip)
+    dense = statistics(clip.model.state_dict())
+    kept, told = exported(clip, mask=mask)
+    assert_equal(statistics(kept), dense)
+    assert "those of the dense weights; `data=folder:PATH` recomputes them" in told
+    found, told = exported(clip, mask=mask, data=Scenes("val", size=80, length=20), bn_recalibrate=3)
+    assert "recomputed on 20 images of scenes:val" in told and not mask.violations(found)
+    assert not any(torch.equal(value, dense[key]) for key, value in statistics(found).items())
+    assert_equal(statistics(clip.model.state_dict()), dense)  # the source stays as it is
+    trained, told = exported(pruned.clip, mask=pruned.mask, data="scenes")
+    assert "`data` is not used: no mask zeroes any of these weights" in told
+    assert_equal(statistics(trained), statistics(pruned.clip.model.state_dict()))
+
+
+def test_images_that_would_serve_nothing_are_refused(tmp_path: Path, pruned: MaskedClip) -> None:
+    with pytest.raises(InputError, match="`data`: is for BatchNorm statistics, which `format=mask` leaves"):
+        export(pruned.clip, tmp_path / "m.safetensors", format="mask", data="scenes")
+    with pytest.raises(InputError, match="`bn_recalibrate=0` leaves as they are"):
+        export(pruned.clip, data="scenes", bn_recalibrate=0)
+    with pytest.raises(InputError, match="`bn_recalibrate=-1`: must be a number of batches"):
+        export(pruned.clip, bn_recalibrate=-1)
+    with pytest.raises(InputError, match="`data`: is for the BatchNorm statistics of a CLIP under a mask"):
+        export(make_checkpoint(), data="scenes")
