@@ -38,12 +38,18 @@ def trained(out: Path, name: str, arguments: Sequence[object], tests: Sequence[s
         if not (run / "checkpoint.safetensors").exists():
             call("finetune", *arguments, "--force", "--out", run)
         call("bench", run, *[word for data in tests for word in ("--data", data)], "--json", report)
-        found = json.loads(report.read_text().replace(f"{out}/", ""))  # whose folder it was is nobody's business
-        found["environment"]["platform"] = platform.machine()
-        report.write_text(json.dumps(found, indent=2) + "\n")
     if not keep and run.exists():
         (run / "checkpoint.safetensors").unlink(missing_ok=True)
-    return json.loads(report.read_text())
+    return read_report(report, out)
+
+
+def read_report(report: Path, out: Path) -> Report:
+    """A report; what it says of the machine is reduced to the kind, also in its file."""
+    found: Report = json.loads(report.read_text().replace(f"{out}/", ""))  # whose folder it was is nobody's business
+    if found["environment"]["platform"] != platform.machine():
+        found["environment"]["platform"] = platform.machine()
+        report.write_text(json.dumps(found, indent=2) + "\n")
+    return found
 
 
 def step_seconds(log: Path) -> list[float]:
@@ -68,8 +74,12 @@ def scores(reports: Sequence[Report], data: str) -> list[str]:
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A Markdown table."""
-    for row in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(row) + " |")
+    print("\n".join(table_lines(head, rows)))
+
+
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def print_heading(seeds: int, minutes: float) -> None:
