@@ -12,13 +12,14 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ovstrans.clip.backbone import encode_stages, find_image_encoder
+from ovstrans.clip.layers import weight_name
 from ovstrans.costs.csr import make_sparse_pass, synchronize
 from ovstrans.costs.estimate import check_forward
 from ovstrans.costs.meters import NvmlMeter, RaplMeter, find_energy_meter, measure_peak_memory
@@ -171,7 +172,7 @@ def measure_latency(
             if mask is not None and runtime in ("auto", "sparse"):
                 choice = choose_runtime(find_image_encoder(module), runtime, device=device)
             if mask is not None and choice is not None and choice.backbone is not None:
-                convs = {f"{conv.name}.weight" for conv in choice.backbone.network.convs}
+                convs = {weight_name(conv.name) for conv in choice.backbone.convs}
                 passes["sparse"] = with_runtime(find_image_encoder(module), choice, run)
                 sparse_layers["sparse"] = len(convs & set(mask.tensors))
                 how["sparse"] = f"backbone by the sparse runtime: {choice.reason}; the rest by torch"
@@ -262,7 +263,7 @@ def with_runtime(encoder: nn.Module, choice: RuntimeChoice, run: Callable[[], ob
         try:
             return run()
         finally:
-            del cast(Any, encoder).stage_runner
+            attach_runtime(encoder, RuntimeChoice("dense", ""))
 
     return sparse_run
 

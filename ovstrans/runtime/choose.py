@@ -9,10 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ovstrans.clip.layers import BODY, backbone_layers
 from ovstrans.errors import InputError
 from ovstrans.runtime.executor import SparseBackbone
-from ovstrans.runtime.library import find_kernels
-from ovstrans.runtime.network import NO_RESNET, UnsupportedError, is_resnet, pack_network
+from ovstrans.runtime.library import Kernels, find_kernels
+from ovstrans.runtime.linear import MOST_DENSE as LINEAR_DENSE
+from ovstrans.runtime.linear import SparseLinears, detach_linears, pack_linears
+from ovstrans.runtime.network import UnsupportedError, is_resnet, pack_network
 
 RUNTIMES = ("auto", "sparse", "dense")
 
@@ -32,13 +35,13 @@ class RuntimeChoice:
     Attributes:
         runtime: "sparse" or "dense".
         reason: Why, or how it runs, in words.
-        backbone: The packed backbone; None if dense.
+        backbone: The packed backbone, or the packed linear layers of a ViT or ConvNeXt; None if dense.
         notable: The user should be told: a pruned model runs dense, or the sparse runtime was asked for in vain.
     """
 
     runtime: str
     reason: str
-    backbone: SparseBackbone | None = None
+    backbone: SparseBackbone | SparseLinears | None = None
     notable: bool = False
 
     def __str__(self) -> str:
@@ -70,8 +73,6 @@ def choose_runtime(
         return RuntimeChoice("dense", "asked for")
     density = backbone_density(encoder) if density is None else density
     wanted = runtime == "sparse"
-    if not is_resnet(encoder):
-        return RuntimeChoice("dense", NO_RESNET, notable=wanted)
     if not wanted and density > MOST_DENSE:
         return RuntimeChoice("dense", f"{density:.0%} of the backbone's weights are not zero")
     if torch.device(device).type != "cpu":
@@ -79,6 +80,8 @@ def choose_runtime(
     kernels = find_kernels()
     if kernels is None:
         return RuntimeChoice("dense", NO_KERNELS, notable=True)
+    if not is_resnet(encoder):
+        return _choose_linears(encoder, kernels, wanted)
     try:
         backbone = SparseBackbone(pack_network(encoder), kernels)
     except UnsupportedError as error:
@@ -88,19 +91,38 @@ def choose_runtime(
     return RuntimeChoice("sparse", how, backbone)
 
 
+def _choose_linears(encoder: nn.Module, kernels: Kernels, wanted: bool) -> RuntimeChoice:
+    """Choose the runtime of a ViT or ConvNeXt, whose linear layers alone can run sparse."""
+    linears = pack_linears(encoder, kernels)
+    if not linears.layers:
+        return RuntimeChoice("dense", f"no linear layer has at most {LINEAR_DENSE:.0%} of its weights", notable=wanted)
+    total = len(linears.layers) + len(linears.dense)
+    how = (
+        f"{len(linears.layers)} of {total} linear layers by {kernels.instructions} kernels that skip zeros, density "
+        f"{linears.density:.2f}; the rest by torch"
+    )
+    if linears.dense:
+        more = f" and {len(linears.dense) - 1} more" if len(linears.dense) > 1 else ""
+        how += f", {linears.dense[0]}{more} for having more than {LINEAR_DENSE:.0%} of their weights"
+    return RuntimeChoice("sparse", how, linears)
+
+
 def attach_runtime(encoder: nn.Module, choice: RuntimeChoice) -> None:
-    """Let `encode_stages` run an encoder by the chosen runtime. Later changes of its weights are not seen.
+    """Let the chosen runtime run an encoder. Later changes of its weights are not seen.
 
     Args:
         encoder: The image encoder.
         choice: The runtime; "dense" takes away what was attached.
     """
-    cast(Any, encoder).stage_runner = choice.backbone
+    cast(Any, encoder).stage_runner = None
+    detach_linears(encoder)
+    if choice.backbone is not None:
+        choice.backbone.attach(encoder)
 
 
 def backbone_density(encoder: nn.Module) -> float:
-    """Return the share of the weights of a backbone's convolutions that are not zero."""
-    weights = [module.weight for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    """Return the share of the weights of a backbone's convolutions and linear layers that are not zero."""
+    weights = list(backbone_layers(encoder).values())
     total = sum(weight.numel() for weight in weights)
     return sum(int(torch.count_nonzero(weight.detach())) for weight in weights) / total if total else 1.0
 
@@ -111,13 +133,18 @@ def describe_runtime(encoder: Mapping[str, Tensor]) -> str:
     Args:
         encoder: State dict of the image encoder.
     """
-    weights = [value for value in encoder.values() if value.dim() == 4]
+    resnet = "layer1.0.conv1.weight" in encoder
+    weights = [
+        value
+        for key, value in encoder.items()
+        if (value.dim() == 4 if resnet else value.dim() in (2, 4) and key.startswith(BODY))
+    ]
     density = sum(int(torch.count_nonzero(value)) for value in weights) / max(
         sum(value.numel() for value in weights), 1
     )
-    if "layer1.0.conv1.weight" not in encoder:
-        return f"dense: {NO_RESNET}"
     if density > MOST_DENSE:
-        return f"dense: {density:.0%} of the convolutions' weights are not zero"
+        return f"dense: {density:.0%} of the {'convolutions' if resnet else 'layers'}' weights are not zero"
     kernels = find_kernels()
-    return f"dense: {NO_KERNELS}" if kernels is None else f"sparse, {kernels.instructions}"
+    if kernels is None:
+        return f"dense: {NO_KERNELS}"
+    return f"sparse, {kernels.instructions}" + ("" if resnet else " for linear layers")

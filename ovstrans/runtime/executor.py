@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovstrans.clip.backbone import STAGES
 from ovstrans.runtime.layout import Layout, StageCost, choose_layouts
@@ -93,6 +93,15 @@ class SparseBackbone:
         self.network, self.kernels = network, kernels
         self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def convs(self) -> Iterator[PackedConv]:
+        """Every packed convolution, in order."""
+        return self.network.convs
+
+    def attach(self, encoder: nn.Module) -> None:
+        """Let `encode_stages` run an encoder by the packed weights."""
+        cast(Any, encoder).stage_runner = self
 
     def accepts(self, images: Tensor, stages: Collection[str] = STAGES) -> bool:
         """Return True if the backbone can run images: on the CPU, in float32, without gradients, and not too small."""

@@ -521,6 +521,31 @@ static void point_tile(const Step *s, int number, float *scratch) {
                    at_subtile(s->next_out, number, s->next->rows), BIAS, s->relu);
 }
 
+/* Transpose the rows of a matrix to columns, in blocks that stay in the first cache. */
+INLINE void transpose(const float *from, int64_t pitch, int rows, int columns, float *to, int64_t to_pitch) {
+    for (int left = 0; left < columns; left += LANES) {
+        const int end = left + LANES < columns ? left + LANES : columns;
+        for (int row = 0; row < rows; row++)
+            for (int column = left; column < end; column++) to[column * to_pitch + row] = from[row * pitch + column];
+    }
+}
+
+/* A linear layer on 64 of `elements` rows: from rows of `image` or subtiles, to rows of `output` or subtiles. */
+static void rows_tile(const Step *s, int number, float *scratch) {
+    const Conv *c = s->next;
+    const int64_t first = (int64_t)number * CELL;
+    const int count = s->elements - first < CELL ? (int)(s->elements - first) : CELL;
+    const float *x = scratch;
+    if (s->image) {
+        if (count < CELL) memset(scratch, 0, sizeof(float) * c->channels * CELL);
+        transpose(s->image + first * c->channels, c->channels, count, c->channels, scratch, CELL);
+    } else
+        x = at_subtile(s->source, number, c->channels);
+    float *y = s->output ? scratch + s->scratch_first : at_subtile(s->next_out, number, c->rows);
+    convolve_point(c, x, y, BIAS, 0);
+    if (s->output) transpose(y, CELL, c->rows, count, s->output + first * c->rows, c->rows);
+}
+
 /* Write a map as planes of pixels. */
 static void lower_tile(const Step *s, int number, float *scratch) {
     (void)scratch;
@@ -545,6 +570,7 @@ EXPORT void ovs_spatial(const Step *s) { run_tiles(s, tiles(s->from), spatial_ti
 EXPORT void ovs_bottleneck(const Step *s) { run_tiles(s, tiles(s->from), bottleneck_tile); }
 EXPORT void ovs_transition(const Step *s) { run_tiles(s, (int)subtiles(s->to), transition_tile); }
 EXPORT void ovs_point(const Step *s) { run_tiles(s, (int)subtiles(s->from), point_tile); }
+EXPORT void ovs_rows(const Step *s) { run_tiles(s, (s->elements + CELL - 1) / CELL, rows_tile); }
 EXPORT void ovs_lower(const Step *s) { run_tiles(s, (int)subtiles(s->from), lower_tile); }
 
 /* Sizes of the structures, for the executor to compare with its own, and this build's width. */

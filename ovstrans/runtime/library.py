@@ -68,7 +68,7 @@ class StepStruct(Structure):
     ]
 
 
-STEPS = ("lift", "spatial", "bottleneck", "transition", "point", "lower")
+STEPS = ("lift", "spatial", "bottleneck", "transition", "point", "rows", "lower")
 """Names of the calls."""
 
 

@@ -111,9 +111,9 @@ class Segmenter:
         Args:
             source: A run folder or checkpoint file, what `finetune` returned, or a `Checkpoint`.
             device: "auto", "cpu", "cuda" or "cuda:N".
-            runtime: What runs the image encoder. "dense": torch. "sparse": kernels that skip zero weights, on a CPU
-                and for the ResNets of CLIP; what they cannot run is run dense, with a warning. "auto": sparse where
-                most weights are zero. Results differ by rounding.
+            runtime: What runs the image encoder. "dense": torch. "sparse": kernels that skip zero weights, on a CPU:
+                CLIP's ResNets, and linear layers of ViTs and ConvNeXts; what they cannot run is run dense, with a
+                warning. "auto": sparse where most weights are zero. Results differ by rounding.
             settings: Other values of those options of the framework that matter to inference alone, such as
                 "model.proposals=folder:masks" of a DeOP.
             pretrained: Tag or file of the CLIP that embeds class names, where the one that the checkpoint records is
