@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ovstrans.reports.lock import check_lock as check_lock
     from ovstrans.reports.lock import update_lock as update_lock
     from ovstrans.reports.report import Report as Report
+    from ovstrans.runtime.semi_structured import to_semi_structured as to_semi_structured
     from ovstrans.segmenter.predict import predict as predict
     from ovstrans.segmenter.segmenter import Segmenter as Segmenter
     from ovstrans.spectrum.analysis import analyze as analyze
@@ -64,6 +65,7 @@ _HOMES = {
     "progress_bar": "ovstrans.console",
     "prune": "ovstrans.pruning.prune",
     "show_dataset": "ovstrans.datasets.show",
+    "to_semi_structured": "ovstrans.runtime.semi_structured",
     "update_lock": "ovstrans.reports.lock",
 }
 
@@ -93,6 +95,7 @@ __all__ = [
     "progress_bar",
     "prune",
     "show_dataset",
+    "to_semi_structured",
     "update_lock",
 ]
 
