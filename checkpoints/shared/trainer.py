@@ -34,6 +34,7 @@ from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 
 SIZE = 96
 EASY_SIZE = 64
+CLOSE_SIZE = 48
 TEMPLATES = ("a {}", "{}", "a photo of a {}")
 
 
@@ -65,14 +66,21 @@ class Pool:
     Attributes:
         images: uint8 [N, 96, 96, 3].
         elements: Visible elements of each image.
+        boxes: Box of the last thing drawn, left, top, right, bottom in pixels; float32 [N, 4].
     """
 
     images: Tensor
     elements: list[Any]
+    boxes: Tensor
 
     def alone(self) -> np.ndarray:
         """Return the numbers of the images with a single thing."""
         return np.array([n for n, shown in enumerate(self.elements) if sum(isinstance(e, Thing) for e in shown) == 1])
+
+    def bare(self) -> np.ndarray:
+        """Return the numbers of the images of one thing on one ground."""
+        alone = self.alone()
+        return np.array([n for n in alone if len(self.elements[n]) == 2 and isinstance(self.elements[n][1], Thing)])
 
 
 def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -82,6 +90,7 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--steps", type=int, default=2_500)
     parser.add_argument("--easy", type=int, default=1_500, help="steps on small images of one thing")
+    parser.add_argument("--close", type=int, default=0, help="steps, the first, on close views of one thing")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--keep", type=float, default=0.998, help="of the moving average, kept in each step")
@@ -93,22 +102,32 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def draw_many(arguments: tuple[int, int, int]) -> tuple[np.ndarray, list[Any]]:
-    """Draw images `first` to `last` - 1 of split `pretrain`: uint8 [N, 96, 96, 3], and their visible elements."""
+def draw_many(arguments: tuple[int, int, int]) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    """Draw images `first` to `last` - 1 of split `pretrain`: uint8 [N, 96, 96, 3], their visible elements and boxes."""
     first, last, seed = arguments
     scenes = [draw_scene("pretrain", index, seed, SIZE, SIZE) for index in range(first, last)]
-    return np.stack([scene.image for scene in scenes]), [scene.visible_elements() for scene in scenes]
+    boxes = np.stack([find_box(scene.segment_map == len(scene.elements)) for scene in scenes])
+    return np.stack([scene.image for scene in scenes]), [scene.visible_elements() for scene in scenes], boxes
+
+
+def find_box(covered: np.ndarray) -> np.ndarray:
+    """Return left, top, right and bottom of what is covered, float32 [4]; zeros if nothing is."""
+    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
+    if not len(rows):
+        return np.zeros(4, dtype=np.float32)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
 
 
 def draw_pool(count: int, seed: int, workers: int) -> Pool:
     """Draw all training images."""
     chunks = [(first, min(first + 500, count), seed) for first in range(0, count, 500)]
-    images, elements = [], []
+    images, elements, boxes = [], [], []
     with ProcessPoolExecutor(workers) as pool:
-        for chunk_images, chunk_elements in pool.map(draw_many, chunks):
+        for chunk_images, chunk_elements, chunk_boxes in pool.map(draw_many, chunks):
             images.append(torch.from_numpy(chunk_images))
             elements.extend(chunk_elements)
-    return Pool(torch.cat(images), elements)
+            boxes.append(torch.from_numpy(chunk_boxes))
+    return Pool(torch.cat(images), elements, torch.cat(boxes))
 
 
 def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -137,6 +156,32 @@ def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
         row, column = (int(torch.randint(side - size + 1, (1,), generator=generator)) for _ in range(2))
         batch = batch[..., row : row + size, column : column + size]
     return batch
+
+
+def crop_close(images: Tensor, boxes: Tensor, widest: float, generator: torch.Generator) -> Tensor:
+    """Cut a square around the thing of each image, 1.1 to `widest` times its size, and flip half of them.
+
+    Args:
+        images: uint8 [B, 96, 96, 3].
+        boxes: Boxes of the things [B, 4].
+        widest: Largest side of the square, in sizes of the thing.
+        generator: Source of randomness.
+
+    Returns:
+        float32 [B, 3, 48, 48] in [0, 1].
+    """
+    batch = images.permute(0, 3, 1, 2).float() / 255
+    count, full = len(batch), images.shape[1]
+    draws = torch.rand(count, 4, generator=generator)
+    extent = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
+    side = (extent * (1.1 + (widest - 1.1) * draws[:, 0])).clamp(max=1.25 * full)
+    centre = (boxes[:, 2:] + boxes[:, :2]) / 2 + (draws[:, 1:3] - 0.5) * (side - extent).clamp_min(0)[:, None]
+    turn = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = side / full * turn, side / full
+    theta[:, :, 2] = 2 * centre / full - 1
+    grid = F.affine_grid(theta, [count, 3, CLOSE_SIZE, CLOSE_SIZE], align_corners=False)
+    return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
 
 
 def zero_shot(clip: Clip, limit: int = 1000) -> dict[str, float]:
@@ -235,7 +280,7 @@ def train(
         if extra is not None:
             extra.load_state_dict(state["extra"])
         start, spent = state["step"], state["seconds"]
-    alone = pool.alone()
+    alone, bare = pool.alone(), pool.bare()
     mean, std = normalization(clip)
 
     def save(step: int) -> None:
@@ -260,13 +305,19 @@ def train(
     for step in range(start, options.steps):
         rng = np.random.default_rng([options.seed, 1, step])
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-        # First small images of one thing, where the shape is all there is to learn, then everything.
+        # First small images of one thing, close up or whole, where the shape is all there is to learn, then everything.
         first = step < options.easy
-        numbers = alone if first else np.arange(len(pool.images))
+        close = step < options.close
+        numbers = bare if close else alone if first else np.arange(len(pool.images))
         epoch, position = divmod(step * options.batch, len(numbers) - options.batch)
         order = np.random.default_rng([options.seed, 2, epoch]).permutation(len(numbers))
         chosen = numbers[order[position : position + options.batch]]
-        pixels = (augment(pool.images[chosen], EASY_SIZE if first else SIZE, generator) - mean) / std
+        if close:
+            widest = 1.3 + 2.7 * step / options.close
+            views = crop_close(pool.images[chosen], pool.boxes[chosen], widest, generator)
+        else:
+            views = augment(pool.images[chosen], EASY_SIZE if first else SIZE, generator)
+        pixels = (views - mean) / std
         texts = make_captions(rng, [pool.elements[number] for number in chosen], hard=hard, bank=bank)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, options.steps, options.lr, options.warm_up)
