@@ -1,4 +1,4 @@
-"""The machine: device, precision, memory and its layout, and the environment that a file was made in.
+"""Where and how a module runs: device, precision, memory, eval mode, and the environment that a file was made in.
 
 Weights, gradients and optimizer state stay float32. The precision `auto` is bfloat16 on GPUs and CPUs that compute it
 natively, and float32 elsewhere. On such CPUs, with channels-last memory, convolutions run several times faster.
@@ -10,9 +10,10 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ovstrans.errors import InputError
 from ovstrans.version import __version__
@@ -20,6 +21,8 @@ from ovstrans.version import __version__
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    _Module = TypeVar("_Module", bound=nn.Module)
 
 SCHEMA = "ovstrans.environment/1"
 """Schema name of a run's `environment.json`."""
@@ -133,6 +136,80 @@ def to_device(module: nn.Module, device: torch.device | str) -> nn.Module:
     import torch
 
     return module.to(device).to(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode while the block runs.
+
+    Afterwards every submodule has the mode that it had before: in a framework some may be in train mode while others,
+    a frozen BatchNorm for instance, are not.
+
+    Args:
+        module: Any module.
+    """
+    modes = [(inner, inner.training) for inner in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for inner, training in modes:
+            inner.training = training
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return the BatchNorms in a module that keep running statistics."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return [inner for inner in module.modules() if isinstance(inner, _BatchNorm) and inner.track_running_stats]
+
+
+@contextlib.contextmanager
+def recompute_statistics(module: nn.Module) -> Iterator[None]:
+    """Let every BatchNorm average the statistics of what it sees in the block, from the first batch on.
+
+    The mean of the batches replaces the running statistics. Put the module in eval mode first; inside the block its
+    BatchNorms are in train mode.
+
+    Args:
+        module: Any module.
+    """
+    norms: list[Any] = batch_norms(module)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def bake_pruning(module: _Module) -> _Module:
+    """Return a copy of a module in which the masks of `torch.nn.utils.prune` are permanent; itself without any.
+
+    A module under torch's pruning cannot be copied by `copy.deepcopy`, and its state dict has other names.
+
+    Args:
+        module: Any module. It is not changed.
+    """
+    if not any(name.endswith("_orig") for name, _ in module.named_parameters()):
+        return module
+    import copy
+
+    from torch import Tensor
+    from torch.nn.utils import prune
+
+    remove: Callable[[nn.Module, str], object] = prune.remove
+    computed = [value for inner in module.modules() for value in vars(inner).values() if isinstance(value, Tensor)]
+    copied = copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+    for inner in copied.modules():
+        for name in [name.removesuffix("_orig") for name, _ in inner.named_parameters(recurse=False)]:
+            if hasattr(inner, f"{name}_mask") and hasattr(inner, f"{name}_orig"):
+                remove(inner, name)
+    return copied
 
 
 def images_to_device(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:

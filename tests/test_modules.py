@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from ovstrans.modules import eval_mode
+from ovstrans.environment import eval_mode
 
 
 def test_every_submodule_gets_its_own_mode_back() -> None:

@@ -51,9 +51,8 @@ from torch import Tensor
 from ovstrans import files
 from ovstrans.checkpoints.compress import BITMASK, CompressedTensors, compress_tensors
 from ovstrans.checkpoints.quantize import SCALES, Quantized, restore_int8, to_int8
-from ovstrans.checkpoints.sparse import BACKBONE as BACKBONE
-from ovstrans.checkpoints.sparse import to_dense, to_sparse
-from ovstrans.checkpoints.stored import StoredTensors
+from ovstrans.checkpoints.stored import BACKBONE as BACKBONE
+from ovstrans.checkpoints.stored import StoredTensors, to_dense, to_sparse
 from ovstrans.errors import InputError, MismatchError, MissingFileError, counted
 from ovstrans.masks.file import DAMAGED, parse_object, parse_shapes, require_entries
 from ovstrans.masks.mask import CREATED_BY, Mask
@@ -250,7 +249,7 @@ def _parse(stored: MutableMapping[str, Tensor], metadata: Mapping[str, str], fou
     tensors = CompressedTensors(stored, coding["packed"], where) if "packed" in coding else stored
     embeddings, owner = _take_text(tensors, len(vocabulary), where)
     mask = _take_mask(tensors, parse_shapes(metadata["shapes"], where), objects["mask"], where)
-    quantized = restore_int8(tensors, coding.get("int8", {}), where)
+    quantized = restore_int8(tensors, coding["int8"], where) if "int8" in coding else {}
     text_encoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(TEXT_ENCODER)}
     state = dict(tensors)
     _refuse_nan(state, where)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovstrans.clip import vit
+from ovstrans.environment import eval_mode, recompute_statistics
 from ovstrans.errors import InputError
-from ovstrans.modules import eval_mode, recompute_statistics
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 """Names of the feature maps, at strides 4, 4, 8, 16 and 32."""

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovstrans.clip.layers import weight_name
-from ovstrans.modules import eval_mode
+from ovstrans.environment import eval_mode
 
 Forward = Callable[[Tensor], Any]
 """Computes something from images [B, 3, H, W] by the modules that are counted."""

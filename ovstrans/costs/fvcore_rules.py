@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovstrans.costs.counter import ShapeOnlyResampling, run_on_meta, track_running
 from ovstrans.costs.params import LayerNames
+from ovstrans.environment import eval_mode
 from ovstrans.errors import InputError
-from ovstrans.modules import eval_mode
 
 Rule = Callable[[Any, Any], int]
 """Computes a number of operations from the arguments of an operator and its result."""

@@ -24,8 +24,8 @@ from ovstrans.costs.csr import make_sparse_pass, synchronize
 from ovstrans.costs.estimate import check_forward
 from ovstrans.costs.meters import NvmlMeter, RaplMeter, find_energy_meter, measure_peak_memory
 from ovstrans.costs.params import kept_weights
+from ovstrans.environment import eval_mode
 from ovstrans.masks.mask import Mask
-from ovstrans.modules import eval_mode
 from ovstrans.runtime.choose import RuntimeChoice, attach_runtime, check_runtime, choose_runtime
 
 _BACKBONE = "backbone of "

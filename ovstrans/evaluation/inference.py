@@ -20,10 +20,10 @@ from ovstrans.clip.backbone import full_precision
 from ovstrans.costs.estimate import check_forward
 from ovstrans.datasets.augment import compute_evaluation_size, resize_image
 from ovstrans.datasets.sample import Sample, Segment
+from ovstrans.environment import eval_mode
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.frameworks.scores import FlippedScores, MapScores, MeanScores, Scores, WindowScores
-from ovstrans.modules import eval_mode
 
 if TYPE_CHECKING:
     from ovstrans.clip.text import TextClassifier

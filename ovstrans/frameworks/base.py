@@ -131,7 +131,7 @@ class Framework(nn.Module):
         name: The framework's name in the registry, in recipes and in checkpoints.
         defaults: Every option with its default value. The default's type is the option's type.
         target_requirements: What the losses need in a batch. An instance may need more, depending on its options.
-        templates: Name of the prompt templates that class names are put into (see `vocabulary.prompts`);
+        templates: Name of the prompt templates that class names are put into (see `vocabulary.vocabulary`);
             None for the templates of the vocabulary.
         text_keys: Names of the parameters that the embedding of class names depends on, such as a learned prompt.
         inference_options: Options that a trained model may be used with other values of.

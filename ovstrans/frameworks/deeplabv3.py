@@ -17,15 +17,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from ovstrans.clip.backbone import drop_head, encode_dense, encode_stages, encoder_kind, set_output_stride
+from ovstrans.clip.backbone import (
+    drop_head,
+    encode_dense,
+    encode_stages,
+    encoder_kind,
+    set_output_stride,
+    stage_channels,
+)
 from ovstrans.clip.text import TextClassifier, TextScores, cosine_scores
 from ovstrans.errors import InputError
 from ovstrans.frameworks.base import Batch, Framework
 from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
 from ovstrans.frameworks.options import check_choices
-from ovstrans.frameworks.pyramid import LAST, encode_levels, level_at, level_channels, make_pyramid
-from ovstrans.vocabulary.prompts import DATASET, template_names, use_clean_names
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.frameworks.pyramid import LAST, encode_levels, level_at, make_pyramid
+from ovstrans.vocabulary.vocabulary import DATASET, Vocabulary, template_names, use_clean_names
 
 RATES: Mapping[int, tuple[int, int, int]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 """Atrous rates of ASPP by output stride; the field of view in image pixels is the same (Chen et al. 2017, sec. 4.1)."""
@@ -62,7 +68,7 @@ class DeepLabV3(Framework):
         clip_scale: Inverse temperature of CLIP's classifier in "ensemble".
         alpha: Weight of CLIP's classifier in "ensemble" for seen classes, in [0, 1].
         beta: Its weight for unseen classes, in [0, 1].
-        templates: Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
+        templates: Name of the prompt templates (see `vocabulary.vocabulary`), or "dataset" for the vocabulary's own.
     """
 
     name: ClassVar[str] = "deeplabv3"
@@ -93,7 +99,7 @@ class DeepLabV3(Framework):
         super().__init__(encoder=encoder, mean=mean, std=std, text=text, options=options)
         self._check_options()
         inner = cast(Any, self.backbone)
-        self.pyramid = make_pyramid(self.backbone)
+        self.pyramid = make_pyramid(self.backbone) if encoder_kind(self.backbone) == "vit" else None
         if self.pyramid is None and getattr(inner, "attnpool", None) is None:
             raise InputError(f"framework {self.name}: needs a CLIP ResNet with its attention pool, like RN50, or a ViT")
         self.clip_path = None if self.options["clip_path"] == "none" else ClipPath(self.backbone)
@@ -102,7 +108,8 @@ class DeepLabV3(Framework):
             set_output_stride(self.backbone, self.options["output_stride"])
         # Dilated, a ResNet's last stage is at the output stride itself.
         self.level = "res5" if self.pyramid is None else level_at(self.options["output_stride"])
-        found, width = level_channels(self.backbone, self.pyramid), self.options["width"]
+        found = stage_channels(self.backbone) if self.pyramid is None else self.pyramid.channels
+        width = self.options["width"]
         channels = found[self.level]
         self.aspp = ASPP(channels, RATES[self.options["output_stride"]], width)
         cast(Any, self.aspp.project)[3].p = self.options["dropout"]

@@ -47,8 +47,7 @@ from ovstrans.frameworks.mask2former_inference import QueryScores
 from ovstrans.frameworks.mask2former_losses import Criterion
 from ovstrans.frameworks.mask_framework import base_sized
 from ovstrans.frameworks.query_inference import QueryInference
-from ovstrans.vocabulary.prompts import use_class_names
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary, use_class_names
 
 
 class DeOP(DeOPOptions, QueryInference):

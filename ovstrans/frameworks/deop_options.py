@@ -11,7 +11,7 @@ from ovstrans.errors import InputError
 from ovstrans.frameworks.deop_proposals import NETWORK, check_source
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.frameworks.options import check_choices
-from ovstrans.vocabulary.prompts import template_names
+from ovstrans.vocabulary.vocabulary import template_names
 
 PROMPTS, PROPOSALS, ANCHORS = "prompt", "proposals", "anchors"
 """Names of the stages of training."""
@@ -70,7 +70,7 @@ class DeOPOptions:
         prompt_length: Number of learned vectors.
         prompt_width: Width of the text encoder.
         clip_scale: CLIP's inverse temperature, at most 100, which published CLIPs have.
-        templates: Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
+        templates: Name of the prompt templates (see `vocabulary.vocabulary`), or "dataset" for the vocabulary's own.
         prompt_part: Fraction of the steps that trains the prompt.
         prompt_lr: Learning rate of that stage.
         proposal_part: Fraction of the steps that trains the proposal network. The rest trains the anchors.

@@ -25,7 +25,7 @@ from ovstrans.frameworks.ensemble import find_seen_classes, geometric_ensemble
 from ovstrans.frameworks.mask2former_head import HeadOutput, mask_pool
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.frameworks.options import check_choices
-from ovstrans.vocabulary.prompts import template_names
+from ovstrans.vocabulary.vocabulary import template_names
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "trunk": ("frozen", "train"),
@@ -100,7 +100,7 @@ class FCCLIP(MaskFramework):
         clip_scale: Its inverse temperature, at most 100, which published CLIPs have.
         ensemble_on_valid_mask: "on": a mask that is empty at stride 32 is classified by the trained classifier alone.
             "off": by both. "auto", as published: on for ResNets, off for ConvNeXts.
-        templates: Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
+        templates: Name of the prompt templates (see `vocabulary.vocabulary`), or "dataset" for the vocabulary's own.
     """
 
     name: ClassVar[str] = "fcclip"

@@ -31,8 +31,7 @@ from ovstrans.frameworks.mask2former_losses import Match, Targets, class_loss, c
 from ovstrans.frameworks.mask_framework import MaskFramework
 from ovstrans.frameworks.options import check_choices
 from ovstrans.frameworks.pyramid import LAST
-from ovstrans.vocabulary.prompts import template_names, use_clean_names
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary, template_names, use_clean_names
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "distill": (*METHODS, "none"),
@@ -64,7 +63,7 @@ class GKC(MaskFramework):
             each mask (frozen, as in FC-CLIP) is added, times clip_weight, to the query's. The projections start at
             zero, so training starts from CLIP's zero-shot answer. Inference then needs CLIP's head.
         clip_weight: Weight of CLIP's embedding in "sum".
-        templates: Name of the prompt templates (see `vocabulary.prompts`), or "dataset" for the vocabulary's own.
+        templates: Name of the prompt templates (see `vocabulary.vocabulary`), or "dataset" for the vocabulary's own.
     """
 
     name: ClassVar[str] = "gkc"

@@ -22,8 +22,7 @@ from ovstrans.errors import InputError, MismatchError, MissingFileError, did_you
 from ovstrans.frameworks.base import Framework
 from ovstrans.masks.mask import Mask
 from ovstrans.recipes.load import override
-from ovstrans.vocabulary.prompts import AUTO, BARE, DATASET, get_templates, use_class_names
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import AUTO, BARE, DATASET, Vocabulary, get_templates, use_class_names
 
 _FRAMEWORKS = {
     "deeplabv3": ("ovstrans.frameworks.deeplabv3", "DeepLabV3"),
@@ -240,7 +239,7 @@ def with_prompts(vocabulary: Vocabulary, framework: str, options: Mapping[str, A
         framework: Name of the framework.
         options: Options of the framework. `templates` names the prompt templates, "dataset" keeps the vocabulary's;
             without it the framework's own choice applies.
-        names: Which names of a class are embedded (see `vocabulary.prompts`). "auto" is what the framework was
+        names: Which names of a class are embedded (see `vocabulary.vocabulary`). "auto" is what the framework was
             published with: all synonyms for FC-CLIP, the dataset authors' names, cleaned, for GKC and DeepLabV3.
 
     Raises:

@@ -11,6 +11,7 @@ from ovstrans.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoi
 from ovstrans.clip.activation import model_for_file
 from ovstrans.clip.load import Clip
 from ovstrans.clip.weights import StateFit, WeightFile, read_weight_file
+from ovstrans.environment import bake_pruning
 from ovstrans.errors import InputError
 from ovstrans.interop.import_clip import MaskedClip, clip_from_weights, clip_of_mask, mask_clip
 from ovstrans.interop.import_framework import PUBLISHED_CLIP, embed_classes, import_checkpoint
@@ -20,7 +21,6 @@ from ovstrans.masks import file as mask_file
 from ovstrans.masks.file import WEIGHTS_FORMAT, load_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import same_architecture
-from ovstrans.modules import bake_pruning
 from ovstrans.vocabulary.vocabulary import Vocabulary
 
 

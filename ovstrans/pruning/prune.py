@@ -22,13 +22,12 @@ from ovstrans.clip.text import embed_vocabulary
 from ovstrans.costs.estimate import DryRun, check_drawing
 from ovstrans.datasets.catalog import GENERATED, open_dataset
 from ovstrans.datasets.sample import Dataset
-from ovstrans.environment import images_to_device, pick_device, pick_precision, to_device
+from ovstrans.environment import bake_pruning, batch_norms, images_to_device, pick_device, pick_precision, to_device
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.frameworks import registry
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import choose_clip
-from ovstrans.modules import bake_pruning, batch_norms
 from ovstrans.progress import ProgressCallback
 from ovstrans.pruning.losses import LOSSES, REGION_OPTIONS, Distillation, make_distillation
 from ovstrans.pruning.methods import Plan, make_plan

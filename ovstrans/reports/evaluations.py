@@ -36,8 +36,7 @@ from ovstrans.progress import ProgressCallback
 from ovstrans.reports.report import Report, shorten_names
 from ovstrans.training.distributed import World
 from ovstrans.version import __version__
-from ovstrans.vocabulary.prompts import check_names
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary, check_names
 
 SCHEMA = "ovstrans.evaluation/1"
 

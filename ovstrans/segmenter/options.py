@@ -15,7 +15,7 @@ from ovstrans.errors import InputError
 from ovstrans.evaluation.inference import Inference, refuse_windows
 from ovstrans.frameworks.registry import framework_class, list_frameworks
 from ovstrans.segmenter.classes import ClassNames
-from ovstrans.vocabulary.prompts import AUTO, check_names
+from ovstrans.vocabulary.vocabulary import AUTO, check_names
 
 LARGEST = 2**22
 """Pixels of the largest image that is segmented in one piece; a larger one would take gigabytes of features."""
@@ -29,7 +29,7 @@ class SegmentationOptions:
     """Options of a segmentation, checked.
 
     Attributes:
-        names: Which names of a class go into prompts, see `vocabulary.prompts`.
+        names: Which names of a class go into prompts, see `vocabulary.vocabulary`.
         confidence: Also give each pixel's confidence.
         panoptic: Also give panoptic segments.
         instances: Also give instances.

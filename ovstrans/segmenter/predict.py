@@ -28,8 +28,7 @@ from ovstrans.segmenter.label_maps import class_shares
 from ovstrans.segmenter.options import SegmentationOptions
 from ovstrans.segmenter.prediction_writer import PredictionWriter
 from ovstrans.segmenter.segmenter import SegmentationTask, Segmenter, Source
-from ovstrans.vocabulary.prompts import AUTO
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import AUTO, Vocabulary
 
 SCHEMA = "ovstrans.predictions/1"
 

@@ -42,8 +42,7 @@ from ovstrans.segmenter.classes import (
 from ovstrans.segmenter.inputs import ImageLike, MasksLike, to_masks, to_pixels
 from ovstrans.segmenter.options import SegmentationOptions, describe_fit, explain_memory_errors, fit_to_memory
 from ovstrans.segmenter.segmentation import Segmentation
-from ovstrans.vocabulary.prompts import AUTO
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import AUTO, Vocabulary
 
 if TYPE_CHECKING:
     from ovstrans.progress import ProgressCallback

@@ -23,12 +23,11 @@ from ovstrans.clip.layers import plan_layers, weight_matrices
 from ovstrans.clip.load import Clip, create_image_encoder, load_clip
 from ovstrans.clip.models import model_names
 from ovstrans.clip.weights import fit_state, weights_sha256
-from ovstrans.environment import pick_device
+from ovstrans.environment import bake_pruning, pick_device
 from ovstrans.errors import InputError, did_you_mean
 from ovstrans.masks.file import load_mask
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import choose_clip
-from ovstrans.modules import bake_pruning
 from ovstrans.progress import ProgressCallback, ProgressReporter
 from ovstrans.spectrum import esd, metrics, powerlaw
 from ovstrans.spectrum.plan import FreezePlan, check_rule, make_plan

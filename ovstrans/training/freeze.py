@@ -16,10 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovstrans.clip.backbone import find_image_encoder
 from ovstrans.clip.layers import backbone_layers, fused_layer, layer_parameters, norm_name
-from ovstrans.environment import Precision
+from ovstrans.environment import Precision, eval_mode, recompute_statistics
 from ovstrans.errors import MismatchError
 from ovstrans.frameworks.base import Batch, Framework
-from ovstrans.modules import eval_mode, recompute_statistics
 
 
 def check_plan(frozen: Sequence[str], encoder: nn.Module, origin: str) -> None:

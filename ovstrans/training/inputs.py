@@ -30,10 +30,10 @@ from ovstrans.clip.weights import weights_sha256
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.folder import FolderDataset
 from ovstrans.datasets.sample import Dataset
+from ovstrans.environment import bake_pruning
 from ovstrans.errors import InputError
 from ovstrans.masks.file import load_mask, save_mask
 from ovstrans.masks.mask import Mask
-from ovstrans.modules import bake_pruning
 from ovstrans.recipes.schema import FinetuneRecipe
 from ovstrans.spectrum.analysis import Analysis
 from ovstrans.spectrum.file import load_plan, save_plan

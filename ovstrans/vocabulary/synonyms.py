@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.prompts import clean_name
+from ovstrans.vocabulary.vocabulary import clean_name
 from ovstrans.vocabulary.wordnet import read_lines
 
 

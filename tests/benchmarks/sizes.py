@@ -26,7 +26,7 @@ from ovstrans import files
 from ovstrans.checkpoints.compress import BITMASK
 from ovstrans.checkpoints.file import BACKBONE, Checkpoint, save_checkpoint
 from ovstrans.checkpoints.precision import VALUES, convert_values
-from ovstrans.checkpoints.sparse import VALUES as VALUES_PART
+from ovstrans.checkpoints.stored import VALUES as VALUES_PART
 from ovstrans.clip.backbone import drop_head
 from ovstrans.clip.layers import scope_layers
 from ovstrans.clip.models import model_config

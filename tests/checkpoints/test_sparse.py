@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovstrans.checkpoints.sparse import to_dense, to_sparse
+from ovstrans.checkpoints.stored import to_dense, to_sparse
 from ovstrans.errors import InputError, MismatchError
 from ovstrans.masks.mask import Mask
 

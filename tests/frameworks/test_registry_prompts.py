@@ -19,8 +19,7 @@ from ovstrans.frameworks.deeplabv3 import DeepLabV3
 from ovstrans.frameworks.ensemble import find_seen_classes
 from ovstrans.frameworks.registry import classifier_for, text_clip, with_prompts
 from ovstrans.vocabulary.catalog import load_published_vocabulary
-from ovstrans.vocabulary.prompts import get_templates
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import Vocabulary, get_templates
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 from ovstrans.errors import InputError
 from ovstrans.files import existing_file, write_text
 from ovstrans.vocabulary.nouns import detach_endings
-from ovstrans.vocabulary.prompts import clean_name
+from ovstrans.vocabulary.vocabulary import clean_name
 from ovstrans.vocabulary.wordnet import parse_lines
 from tests.makers.wordnet_dictionary import ADJECTIVE, ADVERB, NOUN, VERB, WordNet, read_wordnet
 

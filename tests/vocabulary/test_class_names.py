@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from ovstrans.errors import InputError
 from ovstrans.vocabulary.catalog import list_published_vocabularies, load_published_vocabulary
-from ovstrans.vocabulary.prompts import CLASS_NAMES, name_choices, use_class_names
-from ovstrans.vocabulary.vocabulary import Vocabulary
+from ovstrans.vocabulary.vocabulary import CLASS_NAMES, Vocabulary, name_choices, use_class_names
 
 WORD = st.text(st.characters(categories=("L", "Pd", "Zs"), include_characters="_,"), min_size=1).filter(str.strip)
 

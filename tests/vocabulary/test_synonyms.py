@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ovstrans.datasets.scenes.drawing import SHAPES, STUFF
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.prompts import clean_name
 from ovstrans.vocabulary.synonyms import find_synonyms
+from ovstrans.vocabulary.vocabulary import clean_name
 from ovstrans.vocabulary.wordnet import read_lines
 
 

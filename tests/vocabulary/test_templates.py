@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ovstrans.errors import InputError
-from ovstrans.vocabulary.prompts import DATASET, TEMPLATES, get_templates, template_names
+from ovstrans.vocabulary.vocabulary import DATASET, TEMPLATES, get_templates, template_names
 
 
 def test_every_template_has_one_place_for_the_name() -> None:
