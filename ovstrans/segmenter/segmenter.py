@@ -31,6 +31,7 @@ from ovstrans.evaluation.inference import Inference, Prediction, given_masks, pr
 from ovstrans.frameworks import registry
 from ovstrans.interop.describe import describe_tensors
 from ovstrans.runtime.choose import attach_runtime, check_runtime, choose_runtime
+from ovstrans.runtime.release import release_weights
 from ovstrans.segmenter.classes import (
     ClassNames,
     ThingClasses,
@@ -86,6 +87,8 @@ class Segmenter:
         self.framework = registry.restore(checkpoint, settings).to(self.device)
         self.runtime = choose_runtime(self.framework.backbone, runtime, device=self.device)
         attach_runtime(self.framework.backbone, self.runtime)
+        if self.runtime.backbone is not None:
+            release_weights(self.framework.backbone, [conv.name for conv in self.runtime.backbone.convs])
         if self.runtime.notable:
             logger.warning("the image encoder runs dense: %s", self.runtime.reason)
         elif self.runtime.backbone is not None:
