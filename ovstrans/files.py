@@ -7,14 +7,17 @@ half a file, and a process killed on the way leaves the previous one as it was.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ovstrans.errors import InputError, MissingFileError
 from ovstrans.parsing import LARGEST_JSON, LARGEST_TOML, parse_json, parse_toml, read_text
@@ -29,6 +32,8 @@ CONTENT = "content_sha256"
 """Entry of a safetensors file's metadata with the hash of all the rest, see `content_sha256`."""
 
 _CHUNK = 2**20
+_FULL = 1 << 20
+"""Free bytes below which a disk counts as full."""
 
 _PLAIN_TYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 
@@ -106,6 +111,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     os.close(handle)
     temporary = Path(name)
+    before = "; what was there before is unchanged" if path.exists() else ""
     try:
         yield temporary
         umask = os.umask(0)
@@ -116,10 +122,56 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     except InputError:  # a missing file that the block wanted to read is an OSError too
         raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except Exception as error:
+        reason = storage_fault(error, path.parent)
+        if not reason:
+            raise
+        raise InputError(f"{path}: cannot be written ({reason}){before}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a file system that went away: the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def appending(path: Path | str) -> Iterator[TextIO]:
+    """Open a text file to add to its end; InputError if what the block writes cannot be stored."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            yield handle
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); its earlier lines remain") from error
+
+
+def storage_fault(error: BaseException, folder: Path | None = None) -> str:
+    """Return why the system did not store something, such as "No space left on device"; "" for any other error.
+
+    Torch, safetensors, pillow and matplotlib report a full disk each in an error of its own.
+
+    Args:
+        error: What a writer raised.
+        folder: Where it wrote: torch does not say why, but a full disk tells.
+    """
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    text = str(error)
+    number = re.search(r"\bos error (\d+)\b|\[Errno (\d+)\]", text)
+    if number:
+        return os.strerror(int(number[1] or number[2]))
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+    reason = next((words for words in map(os.strerror, known) if words in text), "")
+    if reason or not re.search(r"unexpected pos \d+ vs|file write failed|PytorchStreamWriter failed", text):
+        return reason
+    inner = error.__cause__ or error.__context__
+    if isinstance(inner, OSError):
+        return str(inner.strerror or inner)
+    with contextlib.suppress(OSError):
+        if folder is not None and shutil.disk_usage(folder).free < _FULL:
+            return os.strerror(errno.ENOSPC)
+    return "the system took only a part of it; is the disk full?"
 
 
 def write_text(path: Path | str, text: str) -> None:

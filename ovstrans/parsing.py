@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ovstrans.errors import InputError
 
-LARGEST_JSON = 8 << 20
+LARGEST_JSON = 4 << 20
 """Longest JSON that is parsed, in bytes, unless a caller expects more. Lists take up to 25 bytes for each byte."""
 
 LARGEST_ANNOTATIONS = 1 << 32
@@ -39,8 +39,8 @@ MOST_DIGITS = 30
 _MOST_PARTS = 32
 """Most parts of a dotted key of TOML, whose parser takes time with the square of their number."""
 
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
-_DOTTED = re.compile(r"""(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){32}""")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]{0,8}\.[ \t]{0,8}){32}""")
 
 
 def parse_json(text: str) -> Any:
@@ -95,13 +95,15 @@ def read_text(path: Path, limit: int = LARGEST_LIST, *, errors: str = "strict") 
         UnicodeDecodeError: It is not UTF-8.
     """
     try:
+        size = path.stat().st_size
+        if size > limit:
+            raise InputError(f"{path}: {size:,} bytes of text, at most {limit:,} are read; is it the right file?")
         with path.open("rb") as handle:
-            raw = handle.read(limit + 1)
+            raw = handle.read(size)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(raw) > limit:
-        size = path.stat().st_size
-        raise InputError(f"{path}: {size:,} bytes of text, at most {limit:,} are read; is it the right file?")
     return raw.decode("utf-8-sig", errors).replace("\r\n", "\n").replace("\r", "\n")
 
 

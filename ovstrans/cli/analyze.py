@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,17 +126,19 @@ def analyze(
             heads=heads,
             progress=progress,
         )
-    if alphas is not None:
-        save_figure(analysis.plot(), alphas)
-    if spectra is not None:
-        save_figure(analysis.plot_spectra(layers), spectra)
-    analysis.save(out)
-    if json != "-":
-        _show(analysis)
-    common.emit_json(json, analysis.to_json(), force=force)
-    for written in (out, alphas, spectra):
-        if written is not None:
-            console.say(f"wrote {written}")
+
+    def write(save: Callable[[], object], path: Path | None) -> None:
+        if path is not None:
+            save()
+            console.say(f"wrote {path}")
+
+    common.finish(  # results first, pictures last
+        *([] if json == "-" else [lambda: _show(analysis)]),
+        lambda: write(lambda: analysis.save(out), out),
+        lambda: common.emit_json(json, analysis.to_json(), force=force),
+        lambda: write(lambda: save_figure(analysis.plot(), alphas or out), alphas),
+        lambda: write(lambda: save_figure(analysis.plot_spectra(layers), spectra or out), spectra),
+    )
 
 
 def _show(analysis: Analysis) -> None:

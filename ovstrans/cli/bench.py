@@ -132,8 +132,11 @@ def bench(
 
     def keep(found: list[Report]) -> None:
         """Show what is done of a bench that an error or an interrupt ends."""
-        _show(found, outputs, details=details, per_layer=per_layer, per_class=per_class)
-        common.emit_json(json, reports_to_json(found), force=True)
+        common.finish(
+            lambda: _show(found, outputs, details=details, per_layer=per_layer, per_class=per_class),
+            lambda: _write_tables(found, outputs, details=details),
+            lambda: common.emit_json(json, reports_to_json(found), force=True),
+        )
         if state is not None:
             console.say("unfinished; the same command with --resume goes on after what is done")
 
@@ -176,11 +179,13 @@ def bench(
     if worker:
         return
     reports = found if isinstance(found, list) else [found]
-    if plot is not None:
-        _plot(reports, folder or Path(), plot)
-    _show(reports, outputs, details=details, per_layer=per_layer, per_class=per_class)
-    common.emit_json(json, reports_to_json(reports), force=True)
-    _raise_failed(reports)
+    common.finish(  # results first, pictures last
+        lambda: _show(reports, outputs, details=details, per_layer=per_layer, per_class=per_class),
+        lambda: _write_tables(reports, outputs, details=details),
+        lambda: common.emit_json(json, reports_to_json(reports), force=True),
+        *([] if plot is None else [lambda: _plot(reports, folder or Path(), plot)]),
+        lambda: _raise_failed(reports),
+    )
 
 
 def _find_places(pictures: Path | None, plot: str | None, show: int) -> tuple[Path | None, Path | None]:
@@ -296,25 +301,27 @@ def add_values(arguments: Sequence[str], optional: Mapping[str, tuple[str, ...]]
     return result
 
 
+def _write_tables(reports: Sequence[Report], outputs: Outputs, *, details: bool) -> None:
+    from ovstrans.reports.tables import make_csv_table, make_table
+
+    outputs.write_tables(*make_table(reports, details=details), make_csv_table(reports))
+
+
 def _show(reports: Sequence[Report], outputs: Outputs, *, details: bool, per_layer: bool, per_class: bool) -> None:
-    """Show the reports side by side, and tables of layers and classes if asked for."""
+    """Show the reports side by side, and tables of layers and classes if asked for; nothing if stdout is taken."""
     from ovstrans import console
     from ovstrans.reports.report import shorten_names
     from ovstrans.reports.tables import (
         LAYER_COLUMNS,
         compare_reports,
         make_class_table,
-        make_csv_table,
         make_layer_table,
         make_table,
     )
 
-    columns, lines = make_table(reports, details=details)
-    outputs.write_tables(columns, lines, make_csv_table(reports))
     if not outputs.to_terminal:
         return
-    if len(reports) > _MOST_WITH_CHANGES:
-        columns, lines = make_table(reports, changes=False, details=details)
+    _, lines = make_table(reports, changes=len(reports) <= _MOST_WITH_CHANGES, details=details)
     names = shorten_names([report.name for report in reports])
     hidden = 0 if details else sum(not row.main for row in compare_reports(reports))
     console.table("bench", ["", *names], lines, caption=_caption(reports, hidden), split=True)
@@ -364,12 +371,13 @@ def _plot(reports: Sequence[Report], folder: Path, plot: str) -> None:
 
 
 def _raise_failed(reports: Sequence[Report]) -> None:
-    """Name the datasets that could not be evaluated, the last as the error that the command ends with."""
+    """Name what could not be evaluated or drawn, the last as the error that the command ends with."""
     from ovstrans import console
     from ovstrans.errors import InputError
 
     failed = {name: reason for report in reports for name, reason in report.failed.items()}
     lines = [f"{name}: not evaluated ({reason})" for name, reason in failed.items()]
+    lines += dict.fromkeys(f"pictures left out: {each.undrawn}" for each in reports if each.undrawn)
     for line in lines[:-1]:
         console.error(line)
     if lines:

@@ -211,6 +211,37 @@ def emit_json(destination: str | None, value: Any, *, force: bool = False) -> No
         files.write_json(files.check_output(Path(destination), force=force, option="json"), value)
 
 
+def finish(*steps: Callable[[], object]) -> None:
+    """Run the last steps of a command in order, all of them even if one fails.
+
+    So a picture that cannot be written costs neither the table nor the JSON.
+
+    Raises:
+        OvstransError: The last failure; earlier ones are shown as they occur.
+    """
+    from ovstrans import console
+    from ovstrans.errors import InputError, OvstransError
+    from ovstrans.files import storage_fault
+
+    failures: list[OvstransError] = []
+    for step in steps:
+        try:
+            step()
+        except OvstransError as error:
+            failures.append(error)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            reason = storage_fault(error)
+            if not reason:
+                raise
+            failures.append(InputError(f"{getattr(error, 'filename', None) or 'output'}: {reason}"))
+    for failure in failures[:-1]:
+        console.error(in_flags(str(failure)))
+    if failures:
+        raise failures[-1]
+
+
 def show_dry_run(run: costs.DryRun, json: str | None = None, *, force: bool = False) -> None:
     """Show what a run would do: its recipe as TOML that can be saved and used, the rest as comments above it."""
     from ovstrans import console

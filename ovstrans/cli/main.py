@@ -39,6 +39,7 @@ NAME is the module `cli.NAME` with a function NAME or a Typer `app`.
 HELP_FLAGS = ("-h", "--help")
 
 _AGAIN_SECONDS = 0.5
+_PLACE = "input or output"
 
 
 class _Terminated(BaseException):
@@ -80,6 +81,7 @@ def _run(arguments: list[str]) -> int:
     from ovstrans import console
     from ovstrans.cli import common
     from ovstrans.errors import OvstransError
+    from ovstrans.files import storage_fault
 
     try:
         _refuse_empty(arguments)
@@ -98,7 +100,7 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:  # a name too long, a full disk: whatever the system refuses
         if common.debugging():
             raise
-        console.error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        console.error(f"{error.filename or _PLACE}: {error.strerror or error}")
         return 2
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of click's
@@ -106,6 +108,10 @@ def _run(arguments: list[str]) -> int:
             return int(error.exit_code)
         if common.debugging():
             raise
+        reason = storage_fault(error)
+        if reason:
+            console.error(f"{_PLACE}: {reason}")
+            return 2
         console.error(
             f"{type(error).__name__}: {error} (this is a bug in ovstrans; run again with --debug for the traceback)"
         )

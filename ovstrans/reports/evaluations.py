@@ -29,7 +29,7 @@ from ovstrans.errors import InputError, MismatchError, counted
 from ovstrans.evaluation.evaluate import DatasetResult, evaluate, original_message, published_inference, rank_and_world
 from ovstrans.evaluation.inference import Inference
 from ovstrans.evaluation.metrics import DENOMINATORS, ConfusionMatrix
-from ovstrans.files import hash_file, read_json, read_tensors, write_json, write_tensors
+from ovstrans.files import hash_file, read_json, read_tensors, storage_fault, write_json, write_tensors
 from ovstrans.frameworks.registry import classifier_for
 from ovstrans.parsing import parse_json
 from ovstrans.progress import ProgressCallback
@@ -252,8 +252,13 @@ def evaluate_targets(
         try:
             for path in pages.save(folder):
                 logger.info("wrote %s", path)
-        except (InputError, OSError) as error:  # the figures are worth more
-            logger.warning("pictures left out: %s", error)
+        except Exception as error:  # the figures are worth more
+            reason = str(error) if isinstance(error, InputError) else storage_fault(error)
+            if not reason:
+                raise
+            logger.warning("pictures left out: %s", reason)
+            for report in reports:
+                report.undrawn = reason
 
 
 def _evaluate_on(

@@ -53,6 +53,7 @@ class Report:
         failed: Name of a dataset that could not be evaluated to the reason.
         incomplete: Name of a dataset that was not evaluated since the work ended early, or "latency", to the reason.
         latency: Measured time, memory and energy; None if they were not asked for.
+        undrawn: Why pictures that were asked for are missing; not in the JSON.
     """
 
     target: TargetInfo
@@ -62,6 +63,7 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)
     latency: Latency | None = None
     incomplete: dict[str, str] = field(default_factory=dict)
+    undrawn: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:

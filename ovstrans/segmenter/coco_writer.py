@@ -102,9 +102,8 @@ class CocoWriter:
         if annotation is None and rows is None:
             return
         self._keep(name, annotation, rows)
-        self.folder.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"name": name, "annotation": annotation, "results": rows})
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+        with files.appending(self.folder / JOURNAL) as journal:
             journal.write(f"\n{line}\n")  # the first newline ends a line that a kill may have cut off
             journal.flush()
             os.fsync(journal.fileno())

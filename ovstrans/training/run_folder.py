@@ -167,7 +167,7 @@ class RunFolder:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add an entry to the log."""
-        with self.log.open("a", encoding="utf-8") as log:
+        with files.appending(self.log) as log:
             log.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:

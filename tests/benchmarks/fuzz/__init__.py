@@ -1,0 +1,1 @@
+"""Fuzzing of every reader of files: `python -m tests.benchmarks.fuzz READER --inputs 20000`."""
