@@ -366,3 +366,29 @@ def environment(device: torch.device | str, *, processes: int | None = None) -> 
         "cores": os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def require_open_files(needed: int, where: str) -> None:
+    """Allow this process to open a number of files at once, as far as the system does.
+
+    Args:
+        needed: How many.
+        where: The parameter that they are for.
+
+    Raises:
+        InputError: The system allows fewer.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < needed:
+        raise InputError(
+            f"{where}: takes about {needed} open files, the system allows {hard} (ulimit -Hn); use fewer workers"
+        )

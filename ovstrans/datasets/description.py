@@ -85,6 +85,8 @@ USUAL_SPLITS = ("train", "val", "test")
 LABEL_VALUES = 65536
 """Number of values of a 16-bit label map."""
 
+_MOST_DIGITS = 20
+
 _LOCATIONS = ("images", "labels", "list")
 _KEYS = (*VOCABULARY_KEYS, "root", *_LOCATIONS, "image_suffix", "label_suffix", "ignore", "offset", "values", "splits")
 
@@ -257,7 +259,7 @@ def _parse_values(table: Mapping[str, Any], vocabulary: Vocabulary, where: str) 
     index_of = _index_names(vocabulary)
     values: dict[int, int] = {}
     for key, name in entries.items():
-        if not (key.isascii() and key.isdigit()) or int(key) >= LABEL_VALUES:
+        if not (key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS) or int(key) >= LABEL_VALUES:
             raise InputError(f"{where}: values: {key!r} is no label value (0 to {LABEL_VALUES - 1}); {example}")
         if int(key) in values:
             raise InputError(f"{where}: values: {int(key)} is written twice; give it one class")

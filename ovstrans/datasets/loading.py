@@ -11,8 +11,8 @@ Shapes: `B` batch of one rank, `H W` image, `n` samples, `R` ranks.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from ovstrans.datasets.augment import Transform
 from ovstrans.datasets.sample import Dataset, Sample
 from ovstrans.datasets.segments import Segments, make_segments
+from ovstrans.environment import require_open_files
 from ovstrans.errors import InputError, OvstransError
 
 Item = tuple[int, int]
@@ -158,6 +159,26 @@ class _Reader:
             return error
 
 
+_FIELDS = ("image", "label", "segment_map", "regions")
+"""Tensors of a sample."""
+_FILES, _FILES_A_WORKER = 48, 8
+"""Open files of a process that trains, and further ones for each worker."""
+
+
+def _pack_all(samples: Sequence[Sample | OvstransError]) -> list[Sample | OvstransError]:
+    """Replace the tensors of samples by arrays of numpy, which are sent by value."""
+    return [each if isinstance(each, OvstransError) else _convert(each, Tensor.numpy) for each in samples]
+
+
+def _unpack(sample: Sample) -> Sample:
+    return _convert(sample, torch.from_numpy)
+
+
+def _convert(sample: Sample, change: Callable[[Any], Any]) -> Sample:
+    found = {name: getattr(sample, name) for name in _FIELDS}
+    return replace(sample, **{name: change(value) for name, value in found.items() if value is not None})
+
+
 def _read_batches(
     reader: _Reader, batch_size: int, start_step: int, rank: int, world_size: int, workers: int
 ) -> Iterator[list[Sample]]:
@@ -169,23 +190,30 @@ def _read_batches(
     if workers == 0:
         for items in iterate_steps():
             yield [reader.read(item) for item in items]
-    for samples in _read_ahead(reader, iterate_steps(), workers):
-        for sample in samples:
-            if isinstance(sample, OvstransError):
-                raise sample
+    for packed in _read_ahead(reader, iterate_steps(), workers):
+        samples = []
+        for each in packed:
+            if isinstance(each, OvstransError):
+                raise each
+            samples.append(_unpack(each))
         yield samples
 
 
 def _read_ahead(reader: _Reader, steps: Iterator[list[Item]], workers: int) -> Any:
-    """Read the items of each step in worker processes."""
+    """Read the items of each step in worker processes.
+
+    They answer through their pipes. Tensors would come through /dev/shm, of which a container has 64 MB by default, and
+    each would hold a file descriptor open.
+    """
     from torch.utils.data import DataLoader
 
+    require_open_files(_FILES + _FILES_A_WORKER * workers, f"`data.workers={workers}`")
     with warnings.catch_warnings():  # torch advises as many workers as cores; the recipe's number is the user's to set
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         return DataLoader(
             reader,  # type: ignore[arg-type]  # needs only __getitem__, as the sampler yields the items
             batch_sampler=steps,
             num_workers=workers,
-            collate_fn=list,
+            collate_fn=_pack_all,
             generator=torch.Generator(),  # the default would draw from the global generator
         )
