@@ -19,6 +19,7 @@ from ovstrans.datasets.pictures import (
     Picture,
     explain_turn,
     find_white,
+    is_rotated,
     is_signed,
     open_picture,
     reported,
@@ -37,6 +38,8 @@ _ALPHA_MODES = ("LA", "PA")
 """The same with transparency."""
 _COLOR_MODES = ("RGB", "RGBA", "RGBX")
 _MODE_NAMES = {"F": "floats", **dict.fromkeys(_COLOR_MODES, "colours (RGB)")}
+_STRIP_PIXELS = 1 << 22
+"""Pixels that are converted at a time."""
 _DARK = 1 / 16
 """Share of white that no pixel of a 16-bit image reaches if the image probably uses a part of the range only."""
 _dark_folders: set[str] = set()
@@ -81,13 +84,28 @@ def convert_picture(picture: Image.Image, *, upright: bool = True, where: str = 
         InputError: The image is broken, or holds numbers whose range is unknown.
     """
     with reported(where):
-        rotated = rotate_upright(picture) if upright else picture
+        rotated = rotate_upright(picture) if upright and is_rotated(picture) else picture
         if picture.mode == "F":
             rotated = Image.fromarray(_scale_floats(rotated, where))
         elif picture.mode.startswith("I") or is_signed(picture):
             rotated = Image.fromarray(_scale_wide(rotated, picture, where))
-        pixels = np.asarray(rotated.convert("RGB"))
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return torch.from_numpy(_to_channels(rotated))
+
+
+def _to_channels(picture: Image.Image) -> np.ndarray:
+    """Return an image as RGB, uint8 [3, H, W].
+
+    Rows are converted a strip at a time: pillow's copies of a whole image would take four times the memory of the
+    result.
+    """
+    width, height = picture.size
+    channels = np.empty((3, height, width), np.uint8)
+    rows = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = picture if rows >= height else picture.crop((0, top, width, bottom))
+        channels[:, top:bottom] = np.asarray(strip.convert("RGB")).transpose(2, 0, 1)
+    return channels
 
 
 def _scale_floats(picture: Image.Image, where: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from ovstrans.errors import InputError
 from ovstrans.files import existing_file
 
 MAX_PIXELS = 1 << 29
-"""Most pixels of an image that is read, 537 megapixels. Reading takes about 15 bytes a pixel."""
+"""Most pixels of an image that is read, 537 megapixels. Reading takes about 7 bytes a pixel, of a gray image 4."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf")
@@ -110,6 +110,16 @@ def rotate_upright(image: Image.Image) -> Image.Image:
         raise
     except Exception:  # of the parser of EXIF: a broken orientation is none
         return image
+
+
+def is_rotated(image: Image.Image) -> bool:
+    """Return whether the EXIF data of an image say that it is to be turned; pillow copies one that is not."""
+    try:
+        return bool(image.getexif().get(_ORIENTATION, 1) != 1)
+    except MemoryError:
+        raise
+    except Exception:  # of the parser of EXIF
+        return False
 
 
 def read_stored_size(path: Path | str) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,11 +24,15 @@ from ovstrans.environment import eval_mode
 from ovstrans.errors import InputError
 from ovstrans.frameworks.mask2former_inference import Instances
 from ovstrans.frameworks.scores import FlippedScores, MapScores, MeanScores, Scores, WindowScores
+from ovstrans.progress import ProgressCallback, ProgressReporter
 
 if TYPE_CHECKING:
     from ovstrans.clip.text import TextClassifier
 
 ORDERS = ("published", "masks", "scores")
+
+_FEW = 8
+"""Windows of an image up to which their progress is not told."""
 
 BATCH_PIXELS = 2**20
 """Upper bound on the pixels of a batch of more than one image; about one image of the published 800 x 1333."""
@@ -128,6 +132,8 @@ def predict_image(
     panoptic: Collection[int] | None = None,
     instances: Collection[int] | None = None,
     masks: Tensor | None = None,
+    progress: ProgressCallback | None = None,
+    name: str = "image",
 ) -> Prediction:
     """Predict the class of every pixel of one image.
 
@@ -144,6 +150,8 @@ def predict_image(
             `MaskFramework`).
         instances: Indices of the classes that are things; not None also gives instances (of a `MaskFramework`).
         masks: Masks bool [N, H, W] that the framework is to classify (see `given_masks`); None for its own.
+        progress: Told of the windows done, if there are many.
+        name: What the progress calls the image.
 
     Raises:
         InputError: If the scores are NaN, segments are asked for with windows or flip, or masks cannot be taken.
@@ -154,7 +162,8 @@ def predict_image(
     height, width = (int(side) for side in image.shape[-2:])
     with in_eval_mode(framework):
         resized = resize_image(image, inference.size(height, width))
-        scores = score_images(framework, resized[None], text, device, inference, masks=[masks])[0]
+        told = _tell_windows(progress, name, inference, (int(resized.shape[-2]), int(resized.shape[-1])))
+        scores = score_images(framework, resized[None], text, device, inference, masks=[masks], told=told)[0]
         scores = scores.resize(
             size or (height, width), masks_first=inference.upsamples_masks(framework, panoptic=False)
         )
@@ -194,16 +203,17 @@ def classify_pixels(scores: Scores, *, confidence: bool = False) -> Prediction:
         InputError: If the scores are NaN.
     """
     has_nan = torch.zeros((), dtype=torch.bool, device=scores.device)
-    parts = []
+    classes = torch.empty(scores.size, dtype=torch.int64)
+    shares = torch.empty(scores.size) if confidence else None
     with torch.inference_mode(), full_precision(torch.empty(0, device=scores.device)):
         for first, last in scores.bands():
             best = scores.best(first, last, confidence=confidence)
             has_nan |= best.scores.isnan().any()
-            parts.append(best)
+            classes[first:last] = best.classes
+            if shares is not None:
+                shares[first:last] = cast(Tensor, best.confidence)
     if bool(has_nan):
         raise InputError("the model's scores are not numbers (NaN); its weights are damaged, or its precision too low")
-    classes = torch.cat([part.classes for part in parts]).cpu()
-    shares = torch.cat([part.confidence for part in parts if part.confidence is not None]).cpu() if confidence else None
     return Prediction(classes, shares)
 
 
@@ -226,6 +236,7 @@ def score_images(
     inference: Inference,
     *,
     masks: Sequence[Tensor | None] = (),
+    told: Callable[[int], None] | None = None,
 ) -> list[Scores]:
     """Score a batch of images.
 
@@ -236,6 +247,7 @@ def score_images(
         device: Where to compute.
         inference: Windows, flip and precision; its sizes are not used.
         masks: Masks of each image that the framework is to classify, bool [N, *, *]; None for its own.
+        told: Called with the number of windows each time that some are scored.
 
     Returns:
         The scores of each image, of size (h, w).
@@ -259,7 +271,7 @@ def score_images(
     def score(pixels: Tensor, own: Sequence[Tensor] = ()) -> list[Scores]:
         if inference.window is None:
             return forward(pixels, own)
-        return [_score_windows(image, inference, forward) for image in pixels]
+        return [_score_windows(image, inference, forward, told) for image in pixels]
 
     scores = score(images, given)
     if not inference.flip:
@@ -313,20 +325,46 @@ def _scores(framework: Any, images: Tensor, text: TextClassifier | None) -> Sequ
     return [MapScores(maps, size) for maps in framework.segment(images, text)]
 
 
-def _score_windows(image: Tensor, inference: Inference, forward: Callable[[Tensor], list[Scores]]) -> WindowScores:
+def _score_windows(
+    image: Tensor,
+    inference: Inference,
+    forward: Callable[[Tensor], list[Scores]],
+    told: Callable[[int], None] | None,
+) -> WindowScores:
     """Return the scores of an image uint8 [3, h, w] made of those of its windows."""
-    assert inference.window is not None
     size = (int(image.shape[-2]), int(image.shape[-1]))
-    window = (min(inference.window, size[0]), min(inference.window, size[1]))
-    stride = inference.stride or max(1, inference.window * 2 // 3)
-    lefts = window_starts(size[1], window[1], stride)
+    window, tops, lefts = _place_windows(inference, size)
     together = images_per_batch(window, len(lefts))
 
     def score_row(top: int) -> list[Scores]:
-        parts = torch.stack([image[:, top : top + window[0], left : left + window[1]] for left in lefts])
-        return [scores for part in torch.split(parts, together) for scores in forward(part)]
+        found: list[Scores] = []
+        for first in range(0, len(lefts), together):
+            some = lefts[first : first + together]
+            found += forward(torch.stack([image[:, top : top + window[0], left : left + window[1]] for left in some]))
+            if told is not None:
+                told(len(some))
+        return found
 
-    return WindowScores(size, window, window_starts(size[0], window[0], stride), lefts, score_row)
+    return WindowScores(size, window, tops, lefts, score_row)
+
+
+def _place_windows(inference: Inference, size: tuple[int, int]) -> tuple[tuple[int, int], list[int], list[int]]:
+    """Return height and width of the windows of an image, their first rows and their first columns."""
+    assert inference.window is not None
+    window = (min(inference.window, size[0]), min(inference.window, size[1]))
+    stride = inference.stride or max(1, inference.window * 2 // 3)
+    return window, window_starts(size[0], window[0], stride), window_starts(size[1], window[1], stride)
+
+
+def _tell_windows(
+    progress: ProgressCallback | None, name: str, inference: Inference, size: tuple[int, int]
+) -> Callable[[int], None] | None:
+    """Return what counts the windows of an image of this size; None if they are few."""
+    if progress is None or inference.window is None:
+        return None
+    _, tops, lefts = _place_windows(inference, size)
+    total = len(tops) * len(lefts) * (2 if inference.flip else 1)
+    return ProgressReporter(progress, f"windows of {name}", total, unit="windows").advance if total > _FEW else None
 
 
 def _autocast(device: torch.device | str, amp: torch.dtype | None) -> AbstractContextManager[Any]:

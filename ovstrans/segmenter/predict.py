@@ -277,7 +277,7 @@ def _predict_images(
             except InputError as error:
                 failed.append(FailedImage(image.path, str(error)))
             else:
-                prediction, inference = task.predict(pixels, image.path)
+                prediction, inference = task.predict(pixels, image.path, progress=progress)
                 writer.write(image.name, pixels, prediction)
                 predictions.append(_describe(image, prediction.classes, writer, window=inference.window))
             reporter.advance()

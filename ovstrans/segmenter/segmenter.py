@@ -295,13 +295,16 @@ class SegmentationTask:
         """Indices of the things among instances; None if those are not asked for."""
         return self.things.instances if self._options.instances else None
 
-    def predict(self, image: Tensor, name: object, *, masks: Tensor | None = None) -> tuple[Prediction, Inference]:
+    def predict(
+        self, image: Tensor, name: object, *, masks: Tensor | None = None, progress: ProgressCallback | None = None
+    ) -> tuple[Prediction, Inference]:
         """Segment an image uint8 [3, H, W].
 
         Args:
             image: The image.
             name: Its name, to look up its masks and for messages.
             masks: Masks to classify, see `Segmenter.segment`.
+            progress: Told of the windows of a large image.
 
         Returns:
             The prediction, and how the image was scored.
@@ -328,6 +331,8 @@ class SegmentationTask:
                 panoptic=self.panoptic_things,
                 instances=self.instance_things,
                 masks=masks,
+                progress=progress,
+                name=Path(str(name)).name,
             )
         return prediction, inference
 
