@@ -30,8 +30,8 @@ from ovstrans.reports.lock import load_lock
 from ovstrans.reports.report import load_reports
 from ovstrans.segmenter.coco import read_instances, read_panoptic
 from ovstrans.spectrum.file import load_plan
+from ovstrans.training.loop import load_state, save_state
 from ovstrans.training.run_folder import RunFolder
-from ovstrans.training.state import load_state, save_state
 from ovstrans.vocabulary.files import read_vocabulary
 from tests.segmenter.case import deeplab_checkpoint
 
