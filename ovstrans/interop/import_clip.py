@@ -20,11 +20,11 @@ from ovstrans.datasets.augment import CenterCrop
 from ovstrans.datasets.catalog import open_dataset
 from ovstrans.datasets.loading import stream_batches
 from ovstrans.datasets.sample import Dataset
+from ovstrans.environment import batch_norms
 from ovstrans.errors import InputError
 from ovstrans.masks.file import mask_metadata
 from ovstrans.masks.mask import Mask
 from ovstrans.masks.origin import choose_clip
-from ovstrans.modules import batch_norms
 
 NAME_THE_MODEL = "weights of another architecture; name the right CLIP as `model`"
 PARTIAL = "`partial=True` takes what fits"
