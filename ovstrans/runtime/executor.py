@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ovstrans.clip.backbone import STAGES
 from ovstrans.runtime.layout import Layout, StageCost, choose_layouts
-from ovstrans.runtime.library import CELL, Kernels, StepStruct
+from ovstrans.runtime.library import CELL, POOLED, Kernels, StepStruct
 from ovstrans.runtime.network import Block, Network
 from ovstrans.runtime.packing import PackedConv
 
@@ -181,6 +181,9 @@ class _Planner:
         for block, home in zip(blocks, homes, strict=True):
             middles.append(self._floats(home - (block.change is not None), block.conv2.rows))
             residuals.append(self._floats(home, block.conv3.rows))
+            if block.change is not None and block.shortcut is not None:  # what is pooled
+                middles.append(self._floats(home, block.conv2.rows))
+                residuals.append(self._floats(home, block.shortcut.channels))
         self.middle = [self._buffer(max(middles)) for _ in range(2)]
         # The first residual is the one that holds the latest map.
         self.residual = [self._buffer(max(residuals)) for _ in range(2)]
@@ -218,19 +221,10 @@ class _Planner:
         self._add("spatial", source_layout=0, spatial=conv2, source=middle[0], next_out=middle[1])
         if self._by_lane(1):
             self._add("spatial", source_layout=0, target=1, spatial=conv3, source=middle[1], next_out=residual[0])
-            self._add("point", source_layout=1, residual_in=residual[0], next=first.conv1, next_out=middle[0], relu=1)
-            return
-        self._add("spatial", source_layout=0, spatial=conv3, source=middle[1], next_out=residual[1])
-        self._add(
-            "transition",
-            source_layout=0,
-            target=1,
-            source=residual[1],
-            residual_out=residual[0],
-            channels=conv3.rows,
-            next=first.conv1,
-            next_out=middle[0],
-        )
+        else:
+            self._add("spatial", source_layout=0, spatial=conv3, source=middle[1], next_out=residual[1])
+            self._add_pool(1, residual[1], residual[0], conv3.rows)
+        self._add("point", source_layout=1, residual_in=residual[0], next=first.conv1, next_out=middle[0], relu=1)
 
     def _add_block(self, block: Block, home: int, following: Block | None) -> None:
         middle, residual = self.middle, self.residual
@@ -250,18 +244,23 @@ class _Planner:
             )
             middle.reverse()
         else:
-            pooled = {"target": home} if self._by_lane(home) else {}
+            by_lane = self._by_lane(home)
             self._add(
                 "spatial",
                 source_layout=home - 1,
+                target=home if by_lane else None,
                 spatial=block.conv2,
                 source=middle[0],
                 next_out=middle[1],
-                **pooled,
             )
+            if not by_lane and block.shortcut is not None:
+                self._add_pool(home, middle[1], middle[0], block.conv2.rows)
+                self._add_pool(home, residual[0], residual[1], block.shortcut.channels)
+                middle.reverse()
+                residual.reverse()
             self._add(
                 "transition",
-                source_layout=home - 1,
+                source_layout=home - 1 if by_lane else None,
                 target=home,
                 expand=block.conv3,
                 shortcut=block.shortcut,
@@ -273,6 +272,10 @@ class _Planner:
             )
         if block.shortcut is not None:
             residual.reverse()
+
+    def _add_pool(self, home: int, source: Buffer, target: Buffer, channels: int) -> None:
+        """Pool a map into the layout `home`, whose lanes are others."""
+        self._add("pool", source_layout=home - 1, target=home, source=source, residual_out=target, channels=channels)
 
     def _by_lane(self, home: int) -> bool:
         """Return True if a map is pooled lane by lane into the layout `home`."""
@@ -304,7 +307,7 @@ class _Planner:
         **fields: Any,
     ) -> StepStruct:
         step = StepStruct(elements=self.batch, threads=self.threads, scratch=self.scratch.address)
-        step.scratch_stride, step.scratch_first, step.scratch_second = self.scratch_places
+        step.scratch_stride, step.scratch_first = self.scratch_places
         if source_layout is not None:
             step.source_layout = ctypes.pointer(self.structs[source_layout])
         if target is not None:
@@ -326,15 +329,15 @@ class _Planner:
         return step
 
     def _make_scratch(self) -> None:
-        """Allocate what each thread needs: an input window, and two tiles."""
+        """Allocate what each thread needs: an input window and two tiles, or channels of a map that is pooled."""
         convs = list(self.network.convs)
         window = max(conv.window_floats for conv in convs)
         window = max(window, self.network.stem[0].channels * CELL)
         first = 2 * CELL * max(conv.channels for conv in convs if conv.shape[2] == 1 or conv.shape[2] == 3)
-        second = CELL * max(conv.channels for conv in convs)
-        total = window + first + second + 3 * _GUARD
+        moved = [self.layouts[home - 1] for home in range(1, len(self.layouts)) if not self._by_lane(home)]
+        total = max(window + first + 2 * _GUARD, *(POOLED * layout.positions for layout in moved), 0)
         self.scratch = self._buffer(total * self.threads)
-        self.scratch_places = (total, window + _GUARD, window + first + 2 * _GUARD)
+        self.scratch_places = (total, window + _GUARD)
 
     def _buffer(self, floats: int) -> Buffer:
         buffer = Buffer(floats)

@@ -35,7 +35,8 @@ enum {
 #endif
     PASS_ROWS = WIDTH == 64 ? 2 : 1, /* rows of the tile that are accumulated together */
     GROUP_STRIP = WIDTH == 64 || STRIP == 16 ? 4 : 2, /* the same in the kernel of 4x1 blocks */
-    AHEAD = 8                        /* rows of output that are fetched ahead */
+    AHEAD = 8,                       /* rows of output that are fetched ahead */
+    POOLED = 4                       /* channels that are pooled together from lane to lane */
 };
 
 typedef float Vec __attribute__((vector_size(WIDTH), may_alias));
@@ -85,9 +86,9 @@ typedef struct {
     const float *residual_in;
     float *residual_out;
     float *next_out;
-    const int32_t *index; /* pooling: [4][places of one batch element]; NULL pools lane by lane */
+    const int32_t *index; /* pooling from lane to lane: [4][places of one batch element] */
     float *scratch;
-    int64_t scratch_stride, scratch_first, scratch_second; /* floats: of a thread, of two tiles in it */
+    int64_t scratch_stride, scratch_first; /* floats: of a thread, of the second tile in it */
     int32_t channels;     /* of a map that is pooled or read without a convolution */
     int32_t elements;     /* B */
     int32_t threads;
@@ -467,22 +468,32 @@ static void bottleneck_tile(const Step *s, int number, float *scratch) {
     }
 }
 
-/* Average four values of a map for every lane of a subtile of another layout. */
-static void pool_by_index(const Step *s, int number, const float *map, int channels, float *out) {
-    const int64_t each = subtiles(s->to) / s->elements, element = number / each, place = number % each;
-    const float *from = at_subtile(map, element * (subtiles(s->from) / s->elements), channels);
-    int64_t at[4][CELL];
-    for (int corner = 0; corner < 4; corner++)
-        for (int i = 0; i < CELL; i++) {
-            const int32_t index = s->index[(corner * each + place) * CELL + i];
-            at[corner][i] = (int64_t)(index / CELL) * channels * CELL + index % CELL;
+/* Average four values of a map for every place of another layout, a few channels at a time. Each is first put in one
+   piece: in the map, the 256 values that a subtile needs of a channel lie far apart, in the same sets of the cache. */
+static void pool_tile(const Step *s, int number, float *scratch) {
+    const int blocks = (s->channels + POOLED - 1) / POOLED, first = number % blocks * POOLED;
+    const int count = s->channels - first < POOLED ? s->channels - first : POOLED;
+    const int64_t element = number / blocks;
+    const int64_t sources = subtiles(s->from) / s->elements, places = subtiles(s->to) / s->elements;
+    const int64_t next = places * CELL; /* from one of the four to the next */
+    for (int64_t place = 0; place < sources; place++) {
+        const float *from = at_subtile(s->source, element * sources + place, s->channels) + first * CELL;
+        for (int c = 0; c < count; c++) copy_vectors(scratch + (c * sources + place) * CELL, from + c * CELL, SLOTS);
+    }
+    for (int64_t place = 0; place < places; place++) {
+        float *to = at_subtile(s->residual_out, element * places + place, s->channels) + first * CELL;
+        const int32_t *at = s->index + place * CELL;
+        for (int c = 0; c < count; c++, to += CELL) {
+            const float *from = scratch + c * sources * CELL;
+            for (int i = 0; i < CELL; i++) {
+                const float above = from[at[i]] + from[at[next + i]];
+                to[i] = (above + (from[at[2 * next + i]] + from[at[3 * next + i]])) * 0.25f;
+            }
         }
-    for (int c = 0; c < channels; c++, from += CELL, out += CELL)
-        for (int i = 0; i < CELL; i++)
-            out[i] = ((from[at[0][i]] + from[at[1][i]]) + (from[at[2][i]] + from[at[3][i]])) * 0.25f;
+    }
 }
 
-/* The same where all four lie in the same lane. */
+/* The same, where all four lie in the same lane, for one subtile. */
 static void pool_by_lane(const Step *s, int number, const float *map, int channels, float *out) {
     const Layout *from = s->from;
     const int group = number % s->to->groups, row = number / s->to->groups % s->to->patch_rows;
@@ -494,23 +505,16 @@ static void pool_by_lane(const Step *s, int number, const float *map, int channe
     }
 }
 
-/* The rest of a bottleneck after conv2 where the layout changes: pools, conv3, shortcut, conv1 of the next. The map of
-   conv2 is pooled already where that goes lane by lane. Without conv3 the pooled map is the result: the stem's end. */
+/* The rest of a bottleneck after conv2 where the layout changes: conv3, shortcut, conv1 of the next. The map of conv2
+   is pooled already; the residual is pooled here where that goes lane by lane, else it is pooled already, too. */
 static void transition_tile(const Step *s, int number, float *scratch) {
-    float *y, *middle = scratch + s->scratch_first, *pooled = scratch + s->scratch_second;
-    if (s->expand) {
-        y = at_subtile(s->residual_out, number, s->expand->rows);
-        if (s->index)
-            pool_by_index(s, number, s->source, s->expand->channels, middle);
-        else
-            middle = at_subtile(s->source, number, s->expand->channels);
-        (s->index ? pool_by_index : pool_by_lane)(s, number, s->residual_in, s->shortcut->channels, pooled);
-        convolve_point(s->shortcut, pooled, y, BIAS, 0);
-        convolve_point(s->expand, middle, y, ADD, 1);
-    } else {
-        y = at_subtile(s->residual_out, number, s->channels);
-        pool_by_index(s, number, s->source, s->channels, y);
-    }
+    float *y = at_subtile(s->residual_out, number, s->expand->rows), *pooled = scratch + s->scratch_first;
+    if (s->from)
+        pool_by_lane(s, number, s->residual_in, s->shortcut->channels, pooled);
+    else
+        pooled = at_subtile(s->residual_in, number, s->shortcut->channels);
+    convolve_point(s->shortcut, pooled, y, BIAS, 0);
+    convolve_point(s->expand, at_subtile(s->source, number, s->expand->channels), y, ADD, 1);
     if (s->next) convolve_point(s->next, y, at_subtile(s->next_out, number, s->next->rows), BIAS, 1);
 }
 
@@ -569,6 +573,7 @@ EXPORT void ovs_lift(const Step *s) { run_tiles(s, (int)subtiles(s->to), lift_ti
 EXPORT void ovs_spatial(const Step *s) { run_tiles(s, tiles(s->from), spatial_tile); }
 EXPORT void ovs_bottleneck(const Step *s) { run_tiles(s, tiles(s->from), bottleneck_tile); }
 EXPORT void ovs_transition(const Step *s) { run_tiles(s, (int)subtiles(s->to), transition_tile); }
+EXPORT void ovs_pool(const Step *s) { run_tiles(s, s->elements * ((s->channels + POOLED - 1) / POOLED), pool_tile); }
 EXPORT void ovs_point(const Step *s) { run_tiles(s, (int)subtiles(s->from), point_tile); }
 EXPORT void ovs_rows(const Step *s) { run_tiles(s, (s->elements + CELL - 1) / CELL, rows_tile); }
 EXPORT void ovs_lower(const Step *s) { run_tiles(s, (int)subtiles(s->from), lower_tile); }

@@ -25,6 +25,9 @@ LANES, SLOTS, WINDOW = 16, 4, 24
 CELL = LANES * SLOTS
 """Floats of a channel in a subtile."""
 
+POOLED = 4
+"""Channels that are pooled together from lane to lane, as in kernels.c."""
+
 _Fields = list[tuple[str, Any]]
 
 
@@ -61,14 +64,14 @@ class StepStruct(Structure):
         *((name, POINTER(LayoutStruct)) for name in ("source_layout", "target_layout")),
         *((name, POINTER(ConvStruct)) for name in ("spatial", "shortcut", "expand", "next")),
         *((name, c_void_p) for name in ("source", "residual_in", "residual_out", "next_out", "index", "scratch")),
-        *((name, c_int64) for name in ("scratch_stride", "scratch_first", "scratch_second")),
+        *((name, c_int64) for name in ("scratch_stride", "scratch_first")),
         *((name, c_int32) for name in ("channels", "elements", "threads", "relu")),
         *((name, c_void_p) for name in ("image", "output", "places")),
         *((name, c_int64) for name in ("plane", "pitch")),
     ]
 
 
-STEPS = ("lift", "spatial", "bottleneck", "transition", "point", "rows", "lower")
+STEPS = ("lift", "spatial", "bottleneck", "transition", "pool", "point", "rows", "lower")
 """Names of the calls."""
 
 
