@@ -22,7 +22,6 @@ bundled mini CLIP and generated scenes, by the commands that you would type your
 
 
 def demo(
-    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
     steps: Annotated[int, typer.Option(min=1, help="Fine-tuning steps of each arm.")] = 120,
     rounds: Annotated[int, typer.Option("--round-steps", min=0, help="Distillation steps a pruning round.")] = 8,
@@ -49,16 +48,16 @@ def demo(
     )
     console.say("   Between rounds the sparse image encoder learns from the dense one, on images without labels.")
     pruned = ["--steps", str(rounds), *shared]
-    _call(context, "prune", "--out", masks["imp"], *pruned)
+    _call("prune", "--out", masks["imp"], *pruned)
     console.say("   For comparison: as many zeros in each layer at random places, and as much distillation.")
-    _call(context, "prune", "--method", "random", "--like", masks["imp"], "--out", masks["random"], *pruned)
+    _call("prune", "--method", "random", "--like", masks["imp"], "--out", masks["random"], *pruned)
 
     console.say("")
     console.say(
         ": fit a power law to the eigenvalues of every layer. A small alpha (a heavy tail)", heading="2. Analyze"
     )
     console.say("   means a well-trained layer: the plan freezes those below the median.")
-    _call(context, "analyze", "--out", out / "alpha.json", "--plot", *switches)
+    _call("analyze", "--out", out / "alpha.json", "--plot", *switches)
 
     console.say("")
     console.say(
@@ -68,13 +67,13 @@ def demo(
     for arm in ARMS:
         chosen: list[Any] = ["--mask", masks[arm], "--init", "pruned"] if arm in masks else ["--no-mask"]
         run = ["--plan", out / "alpha.json", "--steps", steps, "--out", out / "runs" / arm]
-        _call(context, "finetune", *chosen, *run, *shared)
+        _call("finetune", *chosen, *run, *shared)
 
     console.say("")
     console.say(": parameters, multiply-accumulates and mIoU, with one counter for all.", heading="4. Bench")
     console.say("   Novel classes have no labels in training; here the model is given their names.")
     _call(
-        context, "bench", *(out / "runs" / arm for arm in ARMS), "--data", "scenes:test", "--limit", images,
+        "bench", *(out / "runs" / arm for arm in ARMS), "--data", "scenes:test", "--limit", images,
         "--json", out / "report.json", "--pictures", out / "pictures", *switches,
     )  # fmt: skip
     minutes = (time.monotonic() - began) / 60
@@ -84,14 +83,14 @@ def demo(
         console.say(f"  {path}  {what}")
 
 
-def _call(context: typer.Context, *arguments: Any) -> None:
+def _call(*arguments: Any) -> None:
     """Show a command line and run it in this process. An error of the command ends the demo."""
     from ovstrans import console
+    from ovstrans.cli.main import invoke
 
     words = [str(argument) for argument in arguments]
     console.say(f"$ ovstrans {shlex.join(words)}")
-    program: Any = context.find_root().command
-    if program.main(words, prog_name="ovstrans", standalone_mode=False) == INTERRUPTED:
+    if invoke(words) == INTERRUPTED:
         raise KeyboardInterrupt  # typer returns it as a status
 
 

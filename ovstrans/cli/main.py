@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
 
     try:
         _refuse_empty(arguments)
-        result = _invoke(arguments)
+        result = invoke(arguments)
     except OvstransError as error:
         if common.debugging():
             raise
@@ -121,7 +121,7 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _invoke(arguments: list[str]) -> Any:
+def invoke(arguments: list[str]) -> Any:
     """Run a subcommand alone; anything else on the command line is for the program as a whole."""
     if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments

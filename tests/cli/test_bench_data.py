@@ -442,8 +442,8 @@ def test_figures_without_pictures_where_no_picture_can_be_written(
 
     monkeypatch.setattr("ovstrans.reports.pages.save_page", full)
     status, report = run("a", "--limit", "1", "--pictures", "pages")  # and if the disk is full only then
-    assert status == 0 and "scenes:val" in report["datasets"]
-    assert "pictures left out: [Errno 28] No space left" in capsys.readouterr().err
+    assert status == 2 and "scenes:val" in report["datasets"]
+    assert "pictures left out: No space left on device" in capsys.readouterr().err
 
 
 def test_old_pictures_of_other_targets_go_and_files_of_others_stay() -> None:

@@ -108,6 +108,7 @@ def test_pruned_weights_are_given_as_tensors_or_found_beside_the_file_of_the_mas
 ) -> None:
     clip, mask = load_clip("RN-mini", str(clip_file)), load_mask(mask_file)
     pruned = {key: value * 0.5 for key, value in clip.visual.state_dict().items()}
+    mask.apply(pruned)
     given = start(tmp_path / "given", clip=clip, mask=mask, init="pruned", weights=pruned)
     assert given.recipe.run.weights == str(given.path / "inputs" / "weights.safetensors")
     save_mask(tmp_path / "mask.safetensors", mask)
