@@ -14,9 +14,9 @@ from ovstrans.checkpoints.precision import convert_values
 from ovstrans.masks.mask import Mask
 from tests.checkpoints.dummies import make_checkpoint
 
-SIDE, LAYERS = 1536, 6
+SIDE, LAYERS = 2304, 3
 DENSE = 4 * SIDE * SIDE
-"""Bytes of a dense tensor: 9.4 MB, six of them masked and one not."""
+"""Bytes of a dense tensor: 21 MB, three of them masked and one not."""
 
 CODE = """
 import sys, ctypes, torch
