@@ -23,7 +23,7 @@ VALUES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Rounding:
-    """What storing weights in another type changed.
+    """The rounding error of weights that were stored in another type.
 
     Attributes:
         layers: Largest and mean error of each tensor's weights that are not zero, over their mean magnitude.

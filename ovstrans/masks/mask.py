@@ -113,7 +113,7 @@ class Mask:
 
     @property
     def granularity(self) -> str:
-        """What was pruned together, one of `recipes.schema.GRANULARITIES`; "" if the mask does not record it."""
+        """Unit that was pruned as a whole, one of `recipes.schema.GRANULARITIES`; "" if the mask does not record it."""
         return str(self._setting("granularity", "element"))
 
     @property

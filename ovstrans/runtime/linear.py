@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ovstrans.clip.layers import backbone_layers
 from ovstrans.runtime.library import CELL, Kernels, StepStruct
-from ovstrans.runtime.packing import PackedConv, pack_conv
+from ovstrans.runtime.packing import PackedConv, PackedLayers, pack_conv
 
 MOST_DENSE = 0.5
 """Density of a linear layer above which it is left to torch, which is as fast there."""
@@ -78,7 +78,7 @@ class PackedLinear:
         return found
 
 
-class SparseLinears:
+class SparseLinears(PackedLayers):
     """The packed linear layers of an image encoder.
 
     Args:
@@ -97,17 +97,6 @@ class SparseLinears:
     def convs(self) -> Iterator[PackedConv]:
         """Every packed layer as a 1x1 convolution, in order."""
         return (layer.packed for layer in self.layers.values())
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the packed weights."""
-        return sum(conv.nbytes for conv in self.convs)
-
-    @property
-    def density(self) -> float:
-        """Share of the packed layers' weights that are not zero."""
-        convs = list(self.convs)
-        return sum(conv.nonzero for conv in convs) / sum(int(np.prod(conv.shape)) for conv in convs)
 
     def attach(self, encoder: nn.Module) -> None:
         """Let the layers of an encoder run by the packed weights, where gradients are off."""

@@ -16,7 +16,7 @@ from torch import nn
 from ovstrans.clip.backbone import STAGES, DilatedAvgPool2d, encoder_kind
 from ovstrans.clip.layers import norm_name
 from ovstrans.runtime.layout import Change
-from ovstrans.runtime.packing import Floats, PackedConv, pack_conv
+from ovstrans.runtime.packing import Floats, PackedConv, PackedLayers, pack_conv
 
 NO_RESNET = "the sparse runtime runs CLIP ResNets, this image encoder is of another kind"
 
@@ -52,7 +52,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(PackedLayers):
     """The backbone of a CLIP ResNet.
 
     Attributes:
@@ -70,17 +70,6 @@ class Network:
         for stage in self.stages:
             for block in stage:
                 yield from block.convs
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the packed weights."""
-        return sum(conv.nbytes for conv in self.convs)
-
-    @property
-    def density(self) -> float:
-        """Share of the weights that are not zero."""
-        convs = list(self.convs)
-        return sum(conv.nonzero for conv in convs) / sum(int(np.prod(conv.shape)) for conv in convs)
 
     @property
     def dilations(self) -> tuple[int, ...]:

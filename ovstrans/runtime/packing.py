@@ -8,6 +8,8 @@ Shapes: `O` output channels, `I` input channels, `k` kernel size.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +74,26 @@ class PackedConv:
     def density(self) -> float:
         """Share of the weights that are not zero."""
         return self.nonzero / int(np.prod(self.shape))
+
+
+class PackedLayers(ABC):
+    """The packed layers of an image encoder."""
+
+    @property
+    @abstractmethod
+    def convs(self) -> Iterable[PackedConv]:
+        """Every packed layer, in order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the packed weights."""
+        return sum(conv.nbytes for conv in self.convs)
+
+    @property
+    def density(self) -> float:
+        """Share of the packed layers' weights that are not zero."""
+        convs = list(self.convs)
+        return sum(conv.nonzero for conv in convs) / sum(int(np.prod(conv.shape)) for conv in convs)
 
 
 def pack_conv(weight: Floats, bias: Floats, *, name: str = "", kernel: str | None = None) -> PackedConv:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ovstrans.clip.layers import weight_name
+from ovstrans.masks.file import pack, unpack
 
 _MOST_DENSE = 0.6
 """Density above which a weight is kept as it is: without its zeros it would hardly be smaller."""
@@ -25,20 +25,20 @@ class _Released:
     def __init__(self, parameter: nn.Parameter) -> None:
         kept = parameter.detach() != 0
         self.shape, self.trained = tuple(parameter.shape), parameter.requires_grad
-        self.bits = np.packbits(kept.numpy().reshape(-1))
+        self.bits = pack(kept)
         self.values = parameter.detach()[kept]
 
     @property
     def nbytes(self) -> int:
         """Bytes that are held."""
-        return int(self.bits.nbytes) + self.values.numel() * self.values.element_size()
+        return self.bits.numel() + self.values.numel() * self.values.element_size()
 
     def restore(self) -> nn.Parameter:
         """Return the parameter as it was."""
         with torch.inference_mode(False):
-            kept = torch.from_numpy(np.unpackbits(self.bits, count=int(np.prod(self.shape))).view(np.bool_))
-            dense = torch.zeros(len(kept), dtype=self.values.dtype).masked_scatter_(kept, self.values)
-            return nn.Parameter(dense.reshape(self.shape), requires_grad=self.trained)
+            kept = unpack(self.bits, self.shape, "released weight")
+            dense = torch.zeros(self.shape, dtype=self.values.dtype).masked_scatter_(kept, self.values)
+            return nn.Parameter(dense, requires_grad=self.trained)
 
 
 class LazyParameters(dict[str, Any]):

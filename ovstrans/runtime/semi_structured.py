@@ -31,7 +31,7 @@ CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class SemiStructured:
-    """What `to_semi_structured` made of a module.
+    """Which layers of a module `to_semi_structured` converted, and which stay dense.
 
     Attributes:
         sparse: Names of the layers that run by sparse kernels.
