@@ -14,9 +14,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
-from tests.benchmarks.study import Report, call, changes, print_heading, print_table, scores, size_cells, trained
+from tests.benchmarks.study import (
+    Report,
+    call,
+    changes,
+    parse,
+    print_heading,
+    print_table,
+    read_report,
+    scores,
+    size_cells,
+    trained,
+)
 
 MODEL = "ViT-mini"
 TARGETS = {
@@ -42,32 +52,21 @@ def mask_options(arm: str, seed: int, options: argparse.Namespace) -> list[objec
 
 def evaluate_oracle(name: str, options: argparse.Namespace) -> Report:
     """Evaluate a run with the true masks; its checkpoint must still be there."""
-    import json
-
     report = options.out / f"{name}.oracle.json"
     if not report.exists():
         data = [word for each in options.test for word in ("--data", each)]
         call("bench", options.out / name, *data, "--set", "model.proposals=truth", "--json", report)
-        text = report.read_text().replace(f"{options.out}/", "")
-        report.write_text(text)
-    found: Report = json.loads(report.read_text())
-    return found
+    return read_report(report, options.out)
 
 
 def main() -> None:
     """Run the study and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sparsity", default="0.8")
     parser.add_argument("--arms", default="dense,imp,random")
     parser.add_argument("--targets", default=",".join(TARGETS))
-    parser.add_argument("--test", action="append", default=[])
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--prune-set", action="append", default=[])
-    options = parser.parse_args()
-    options.test = options.test or ["scenes:test"]
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parse(parser)
     began = time.monotonic()
     results: dict[tuple[str, str, str], list[Report]] = {}
     for seed in range(options.seeds):

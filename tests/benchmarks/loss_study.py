@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.study import Report, call, cell, changes, print_heading, print_table, scores, trained
+from tests.benchmarks.study import Report, call, cell, changes, parse, print_heading, print_table, scores, trained
 
 QUERY = ("distill.region=query", "distill.teacher_region=crop")
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -75,17 +75,13 @@ def fine_tune(arm: str, seed: int, init: str, framework: str, mask: Path, option
 def main() -> None:
     """Run the study and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default=DEFAULT)
     parser.add_argument("--data", default="scenes:train")
     parser.add_argument("--frameworks", default="deeplabv3", help='e.g. deeplabv3,fcclip,gkc; "" for zero-shot alone')
     parser.add_argument("--inits", default=",".join(INITS))
     parser.add_argument("--steps", type=int, default=0, help="of fine-tuning; default the recipe's")
-    parser.add_argument("--prune-set", action="append", default=[])
-    parser.add_argument("--set", action="append", default=[])
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parse(parser, tests=False)
     began = time.monotonic()
     seeds, arms = [int(seed) for seed in options.seeds.split(",")], options.arms.split(",")
     frameworks, inits = list(filter(None, options.frameworks.split(","))), options.inits.split(",")

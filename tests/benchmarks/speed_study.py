@@ -25,7 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovstrans.figures import COLORS, INK, new_figure, save_figure, tidy
-from tests.benchmarks.study import Report, call, cell, changes, print_heading, read_report, scores, table_lines, trained
+from tests.benchmarks.study import (
+    Report,
+    call,
+    cell,
+    changes,
+    parse,
+    print_heading,
+    read_report,
+    scores,
+    table_lines,
+    trained,
+)
 
 GRANULARITIES = ("element", "4x1")
 ALLOCATIONS = ("global", "uniform", "macs", "alpha")
@@ -152,22 +163,16 @@ def draw(results: dict[Arm, tuple[list[Report], list[Report]]], data: str, path:
 def main() -> None:
     """Run the study, print its table and draw its plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only-seed", type=int, help="Run this seed alone, without table and plot.")
     parser.add_argument("--sparsities", default="0.8,0.9,0.95")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--steps", type=int, default=0, help="Steps of fine-tuning; default the recipe's.")
-    parser.add_argument("--test", action="append", default=[])
     parser.add_argument("--image-size", default="480x360", help="Of the latency and the MACs.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--plot", type=Path, help="Default speed.png in FOLDER.")
     parser.add_argument("--markdown", type=Path, help="Also write the table to this file.")
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--prune-set", action="append", default=[])
-    options = parser.parse_args()
-    options.test = options.test or ["scenes:test"]
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parse(parser)
     began = time.monotonic()
     arms = parse_arms(options.arms, options.sparsities)
     seeds = range(options.seeds) if options.only_seed is None else [options.only_seed]

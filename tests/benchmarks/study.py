@@ -5,6 +5,7 @@ What is already there is not run again, so an interrupted study goes on where it
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -21,6 +22,23 @@ def call(*arguments: object) -> None:
     """One `ovstrans` command; its output goes to the terminal, a failure ends the study."""
     print("$ ovstrans", *arguments, flush=True)
     subprocess.run([sys.executable, "-m", "ovstrans.cli.main", *map(str, arguments), "--quiet"], check=True)
+
+
+def parse(parser: argparse.ArgumentParser, *, tests: bool = True) -> argparse.Namespace:
+    """Add the options of every study that prunes and fine-tunes, parse the command line, and make the folder.
+
+    tests: whether the study takes the datasets to evaluate on.
+    """
+    parser.add_argument("--out", type=Path, required=True)
+    if tests:
+        parser.add_argument("--test", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--prune-set", action="append", default=[])
+    options = parser.parse_args()
+    if tests:
+        options.test = options.test or ["scenes:test"]
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def changes(values: Sequence[str]) -> list[str]:

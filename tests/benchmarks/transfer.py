@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
-from tests.benchmarks.study import Report, call, changes, print_heading, print_table, scores, size_cells, trained
+from tests.benchmarks.study import Report, call, changes, parse, print_heading, print_table, scores, size_cells, trained
 
 ARMS = ("dense", "imp", "random", "random-matched")
 
@@ -53,19 +52,13 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> Report:
 def main() -> None:
     """Run the study and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--sparsity", default="0.9")
     parser.add_argument("--data", default="scenes:train")
-    parser.add_argument("--test", action="append", default=[])
     parser.add_argument("--recipe", default="deeplabv3-mini")
     parser.add_argument("--init", default="pruned", choices=("pruned", "pretrained"))
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--prune-set", action="append", default=[])
-    options = parser.parse_args()
-    options.test = options.test or ["scenes:test"]
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parse(parser)
     began = time.monotonic()
     results: dict[str, list[Report]] = {}
     for seed in range(options.seeds):
